@@ -1,0 +1,244 @@
+"""`Eagle3Config`: the shape of a draft model and what it reads of its target.
+
+Knows the plain `config.json` that SGLang, vLLM and the original EAGLE code read, and writes nothing else. Reading the
+other dialects is `checkpoint.py`'s work. Does not know any target model beyond its configuration's numbers.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig, PreTrainedModel
+
+
+ARCHITECTURE = "LlamaForCausalLMEagle3"
+NUM_TAPPED_LAYERS = 3  # low, middle, high: EAGLE-3, section 3.1
+# Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence, so they are written only if set.
+OPTIONAL_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "use_qk_norm", "embed_trained")
+# What transformers keeps in every configuration and no reader of a draft needs.
+HOST_BOOKKEEPING = ("_name_or_path", "id2label", "label2id")
+
+
+def default_target_layer_ids(num_target_layers: int) -> list[int]:
+    """
+    Layers (zero-based, their outputs) that a checkpoint without ids means: `hidden_states` [2, n//2, n-3].
+
+    Source: the original code's `modeling_llama_kv.py` and both serving engines, which all read these literally.
+    """
+    return [1, num_target_layers // 2 - 1, num_target_layers - 4]
+
+
+def spread_target_layer_ids(num_target_layers: int, num_tapped_layers: int = NUM_TAPPED_LAYERS) -> list[int]:
+    """
+    Distinct layers to tap for a target of any depth: the usual ones where they are distinct, evenly spread ones otherwise.
+
+    The last layer is never chosen: `hidden_states[n]` is taken after the final norm. Targets of fewer than four layers
+    get fewer taps.
+    """
+    if num_target_layers < 2:
+        raise ValueError(
+            f"`target_config` has num_hidden_layers={num_target_layers}; a draft model needs a target of at least 2 "
+            "layers, since the last layer is never tapped."
+        )
+    usual = default_target_layer_ids(num_target_layers)
+    if num_tapped_layers == NUM_TAPPED_LAYERS and 0 <= usual[0] < usual[1] < usual[2]:
+        return usual
+    taps, last = min(num_tapped_layers, num_target_layers - 1), num_target_layers - 2
+    return [last] if taps == 1 else [int(i * last / (taps - 1) + 0.5) for i in range(taps)]
+
+
+@strict
+class Eagle3Config(PreTrainedConfig):
+    """
+    Configuration of an [`Eagle3DraftModel`].
+
+    Args:
+        vocab_size: Vocabulary of the target (V).
+        draft_vocab_size: Vocabulary the draft predicts over (D). Equal to `vocab_size` means no mapping.
+        hidden_size: Width of the draft (H).
+        target_hidden_size: Width of the target. `None` means `hidden_size`.
+        num_hidden_layers: Decoder layers of the draft; the first reads 2H, further ones are plain.
+        target_layer_ids: Zero-based target layers whose *output* is read (`hidden_states[i + 1]`). `None` means the
+            convention [2, n//2, n-3] of `hidden_states`, resolved against the target on first use.
+        num_tapped_layers: How many layers are read; taken from `target_layer_ids` when given.
+        norm_before_residual: The residual is the normed feature (speculators' default) instead of the raw one.
+        norm_before_fc: One RMSNorm over the concatenated features before `fc`.
+        fc_norm: One RMSNorm per tapped layer before `fc` (EAGLE-3.1).
+        norm_output: The state that is fed back is the normed one (EAGLE-3.1).
+        use_qk_norm: RMSNorm on queries and keys (Qwen3-shaped drafts).
+        embed_trained: The checkpoint's own `embed_tokens` was trained and is used instead of the target's.
+        has_embed_tokens: The checkpoint carries `embed_tokens.weight`.
+        has_lm_head: The checkpoint carries `lm_head.weight`; otherwise the target's rows serve.
+        rope_parameters: As in transformers. Published drafts trained by the original code used theta 10000 whatever
+            their target has; pass an override to `from_pretrained` if a file says otherwise.
+        max_position_embeddings: A cache hint, not a limit.
+
+    Raises:
+        ValueError: sizes that cannot be.
+
+    Source: EAGLE-3 (arXiv 2503.01840), section 3; field names as in the original repository and vLLM.
+    """
+
+    model_type = "eagle3"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    default_theta = 10000.0
+
+    vocab_size: int = 32000
+    draft_vocab_size: int | None = None
+    hidden_size: int = 4096
+    target_hidden_size: int | None = None
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 1
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    rope_parameters: dict | None = None
+    attention_bias: bool = False
+    attention_dropout: int | float | None = 0.0
+    mlp_bias: bool = False
+
+    target_layer_ids: list[int] | None = None
+    num_tapped_layers: int = NUM_TAPPED_LAYERS
+    norm_before_residual: bool = False
+    norm_before_fc: bool = False
+    fc_norm: bool = False
+    norm_output: bool = False
+    use_qk_norm: bool = False
+    embed_trained: bool = False
+    has_embed_tokens: bool = False
+    has_lm_head: bool = True
+
+    def __post_init__(self, **kwargs):
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.draft_vocab_size is None:
+            self.draft_vocab_size = self.vocab_size
+        if self.target_hidden_size is None:
+            self.target_hidden_size = self.hidden_size
+        if self.target_layer_ids is not None:
+            self.num_tapped_layers = len(self.target_layer_ids)
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation: what one field alone cannot show."""
+        if not 0 < self.draft_vocab_size <= self.vocab_size:
+            raise ValueError(
+                f"`draft_vocab_size` is {self.draft_vocab_size}; it must lie between 1 and `vocab_size` ({self.vocab_size})."
+            )
+        if self.num_attention_heads % self.num_key_value_heads != 0:
+            raise ValueError(
+                f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "
+                f"({self.num_key_value_heads})."
+            )
+        ids = self.target_layer_ids
+        if ids is not None and (len(set(ids)) != len(ids) or min(ids, default=-1) < 0):
+            raise ValueError(
+                f"`target_layer_ids` is {ids}; give at least one layer, each once, counted from 0 (layer i's output is "
+                "`hidden_states[i + 1]`)."
+            )
+        if self.norm_before_fc and self.fc_norm:
+            raise ValueError("`norm_before_fc` and `fc_norm` are both set; a checkpoint carries one of them.")
+
+    @property
+    def fused_features_size(self) -> int:
+        """Width of `target_features`: the tapped layers' outputs side by side."""
+        return self.num_tapped_layers * self.target_hidden_size
+
+    @property
+    def has_vocabulary_mapping(self) -> bool:
+        return self.draft_vocab_size != self.vocab_size
+
+    @classmethod
+    def from_target(cls, target: PreTrainedConfig | PreTrainedModel, **overrides) -> "Eagle3Config":
+        """
+        A draft configuration that fits `target`: its sizes, RoPE, special ids, and distinct tapped layers.
+
+        Args:
+            target: The target model or its configuration.
+            overrides: Any field of this class, e.g. `draft_vocab_size=32000` or `intermediate_size=...`.
+
+        Returns:
+            A configuration with `target_layer_ids` always written out.
+        """
+        config = target.config if isinstance(target, PreTrainedModel) else target
+        text = config.get_text_config(decoder=True)
+        values = text.to_dict()
+        width, heads = text.hidden_size, text.num_attention_heads
+        rope = values.get("rope_parameters") or {}
+        if not isinstance(rope.get("rope_theta", 0), (int, float)):  # nested by layer type: take the full attention's
+            rope = {}
+        rope = rope.get("full_attention", rope)
+        fields = {
+            "vocab_size": text.vocab_size,
+            "hidden_size": width,
+            "intermediate_size": _first_int(values, "intermediate_size", "ffn_dim", "n_inner") or 4 * width,
+            "num_attention_heads": heads,
+            "num_key_value_heads": _first_int(values, "num_key_value_heads") or heads,
+            "head_dim": _first_int(values, "head_dim") or width // heads,
+            "rms_norm_eps": values.get("rms_norm_eps") or 1e-6,
+            "max_position_embeddings": _first_int(values, "max_position_embeddings", "n_positions") or 2048,
+            "rope_parameters": {k: v for k, v in rope.items() if v is not None}
+            or {"rope_type": "default", "rope_theta": 10000.0},
+            "target_layer_ids": spread_target_layer_ids(
+                text.num_hidden_layers, overrides.get("num_tapped_layers", NUM_TAPPED_LAYERS)
+            ),
+        }
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            fields[name] = values.get(name)
+        if "partial_rotary_factor" in fields["rope_parameters"]:  # the draft rotates the whole head
+            fields["rope_parameters"].pop("partial_rotary_factor")
+        fields.update(overrides)
+        if "target_layer_ids" in overrides:
+            fields.pop("num_tapped_layers", None)
+        if "hidden_size" in overrides and overrides["hidden_size"] != width:
+            fields.setdefault("target_hidden_size", width)
+            if "head_dim" not in overrides:
+                fields["head_dim"] = fields["hidden_size"] // fields["num_attention_heads"]
+        return cls(**fields)
+
+    def to_dict(self) -> dict:
+        """The plain dialect (formats of SafeAILab, SpecForge, SGLang, vLLM): what `save_pretrained` writes."""
+        out = super().to_dict()
+        for name in ("num_tapped_layers", "target_layer_ids", "has_embed_tokens", "has_lm_head", *OPTIONAL_FLAGS):
+            out.pop(name, None)
+        out["architectures"] = [ARCHITECTURE]
+        out["model_type"] = "llama"
+        rope = dict(self.rope_parameters)
+        out["rope_parameters"] = rope
+        out["rope_theta"] = rope["rope_theta"]  # engines read it at top level
+        if rope.get("rope_type", "default") != "default":
+            out["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
+        if self.target_hidden_size == self.hidden_size:
+            out.pop("target_hidden_size")
+        if self.num_tapped_layers != NUM_TAPPED_LAYERS:
+            out["num_aux_hidden_states"] = self.num_tapped_layers
+        if self.target_layer_ids is not None:
+            # vLLM reads indices into `hidden_states`, SGLang one less.
+            out["eagle_aux_hidden_state_layer_ids"] = [i + 1 for i in self.target_layer_ids]
+            out["eagle_config"] = {
+                "eagle_aux_hidden_state_layer_ids": list(self.target_layer_ids),
+                "use_aux_hidden_state": True,
+            }
+        out.update({name: True for name in OPTIONAL_FLAGS if getattr(self, name)})
+        return out
+
+    def to_diff_dict(self) -> dict:
+        """Everything a reader may need, not only what differs from our defaults: other readers' defaults are not ours."""
+        base = PreTrainedConfig().to_dict()
+        return {
+            key: value
+            for key, value in self.to_dict().items()
+            if value is not None and not (key in base and value == base[key]) and key not in HOST_BOOKKEEPING
+        }
+
+
+def _first_int(values: dict, *names: str) -> int | None:
+    return next((values[name] for name in names if isinstance(values.get(name), int)), None)

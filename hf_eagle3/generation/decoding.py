@@ -1,0 +1,493 @@
+"""The loop: draft -> verify -> walk -> commit, for any number of rows.
+
+One loop serves greedy decoding and sampling, one row and many, trees and chains. What each phase does is told in the
+module of its name; here is the order, and what is passed on.
+
+Shape letters: B rows of the batch, A active rows, N drafted nodes, T tree levels, V vocabulary, F features.
+"""
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.cache_utils import DynamicLayer
+from transformers.generation.streamers import BaseStreamer
+from transformers.utils import logging
+
+from .. import target as targets
+from ..modeling_eagle3 import Eagle3DraftModel
+from . import tree as trees
+from .draft_state import attach_state, saved_entries
+from .drafting import Drafter, Warp
+from .noise import StepNoise
+from .outputs import GenerateEagle3Output, StepOutputs
+from .processors import Kind, StopChecker, TokenChooser
+from .rows import Rows
+from .stats import CycleRecord, CycleStreamer, SpeculationStats, new_stats, publish
+from .target_pass import ChainPass, TreePass, cache_name
+from .verification import Walk, greedy_walk, stepwise_walk
+
+
+logger = logging.get_logger(__name__)
+
+# A chain's chance of full acceptance falls with its length; used where a target takes no tree.
+CHAIN_DEPTH = 5
+
+
+@dataclass
+class Entries:
+    """True features not yet fed to the draft: arguments of `Drafter.absorb`, per active row."""
+
+    tokens: torch.Tensor | None
+    features: torch.Tensor
+    columns: torch.Tensor
+    positions: torch.Tensor
+    counts: list[int]
+    last_column: int
+    valid: torch.Tensor | None = None
+    embeds: torch.Tensor | None = None
+
+    def select_rows(self, kept: list[int]) -> "Entries":
+        def pick(value):
+            return value if value is None else value[torch.tensor(kept, device=value.device)]
+
+        return replace(
+            self,
+            counts=[self.counts[place] for place in kept],
+            **{
+                name: pick(getattr(self, name))
+                for name in ("tokens", "features", "columns", "positions", "valid", "embeds")
+            },
+        )
+
+
+def speculative_decode(
+    model: PreTrainedModel,
+    draft: Eagle3DraftModel,
+    input_ids: torch.Tensor,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    streamer: BaseStreamer | None,
+    model_kwargs: dict,
+) -> GenerateEagle3Output | torch.Tensor:
+    """
+    What the host's `_sample` does, sooner: the same tokens, from a draft's proposals.
+
+    Args:
+        model, draft: Target and draft.
+        input_ids: Prompt, (B, P), left padded.
+        logits_processor, stopping_criteria, generation_config, streamer, model_kwargs: As the host prepared them.
+
+    Returns:
+        Sequences (B, P + generated), or a [`GenerateEagle3Output`] with `return_dict_in_generate`.
+
+    Raises:
+        ValueError: draft and target do not fit, the target allows no speculation, or logits are NaN.
+    """
+    run = Generation(
+        model, draft, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+    )
+    with run.target.attached(), torch.no_grad():
+        run.prefill()
+        try:
+            with run.target.decoding_optimised():
+                while run.rows.active:
+                    tree = run.propose()
+                    with run.stats.phase("verify_forward"):
+                        logits, features, outputs = run.passes.verify(tree)
+                    with run.stats.phase("walk"):
+                        walk = run.walk(tree, logits)
+                        plan = run.judge(tree, walk)
+                    with run.stats.phase("commit"):
+                        run.commit(tree, walk, plan, logits, features, outputs)
+        finally:
+            run.close()
+    return run.result()
+
+
+@dataclass
+class Plan:
+    """Of each active row, known on the host: tokens chosen and committed, draft tokens among them, whether it ends."""
+
+    tokens: list[list[int]]
+    counts: list[int]
+    accepted: list[int]
+    is_cut: list[bool]
+    ends: list[bool]
+
+
+class Generation:
+    """The state of one call and its phases; `speculative_decode` holds the order."""
+
+    def __init__(
+        self, model, draft, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+    ):
+        self.model, self.draft, self.config, self.streamer = model, draft, generation_config, streamer
+        self.input_ids, self.model_kwargs = input_ids, model_kwargs
+        self.processors, self.criteria = logits_processor, stopping_criteria
+        self.target = targets.Target(model, draft.config)
+        self.cache: Cache | None = model_kwargs.get(cache_name(model_kwargs))
+        mode = targets.decoding_mode(model, self.cache)
+        if mode.kind == "refused":
+            raise ValueError(f"`assistant_model` cannot speed up {type(model).__name__}: {mode.reason}.")
+        self.tree_config = draft.tree_config
+        self.tree_config.check_fits(draft.config.draft_vocab_size)
+        if mode.kind == "chain" and not self.tree_config.is_chain:
+            depth = min(CHAIN_DEPTH, self.tree_config.tree_depth)
+            self.tree_config = self.tree_config.with_changes("chain", tree_depth=depth)
+        self.mode = mode
+        self.stats: SpeculationStats = new_stats()
+        self.stats.mode = "chain" if self.tree_config.is_chain else "tree"
+        self.stats.reason = mode.reason
+        self.returns_cache = bool(generation_config.return_dict_in_generate) or targets.is_users(self.cache)
+        self.started = time.perf_counter()
+        self.pending: list[Entries] = []
+        self.streamed = 0  # steps handed to the streamer
+        if not self.target.uses_hooks:
+            self.model_kwargs["output_hidden_states"] = True
+
+    # -- prefill ------------------------------------------------------------------------------------------------------
+
+    def prefill(self) -> None:
+        """The prompt through the host, the first token, and everything that needs to know the prompt's width."""
+        ids, kwargs = self.input_ids, self.model_kwargs
+        before = _cached_columns(self.cache, 0)
+        with self.stats.phase("prefill"), self.target.capturing():
+            outputs = self.model._prefill(ids, self.config, kwargs)
+        features = self.target.features(outputs)  # (B, new columns, F)
+        self.cache = outputs.get(cache_name(kwargs), self.cache)
+        kwargs[cache_name(kwargs)] = self.cache
+        columns = _cached_columns(self.cache, before + features.shape[1])
+        self.max_length = self.config.max_length
+        stopper_limit = StopChecker(self.criteria, ids).max_length
+        self.max_length = self.max_length if stopper_limit is None else min(self.max_length, stopper_limit)
+        width = self.max_length + self.tree_config.tree_depth + 2
+        mask = kwargs.get("attention_mask")
+        self.rows = Rows(ids, width, self.config._pad_token_tensor, columns, mask)
+        self.stopper = StopChecker(self.criteria, self.rows.ids)
+        self.outputs = StepOutputs(self.config, self.rows.num_rows)
+        logits = outputs.logits[:, -1:]
+        self._set_up_choice(logits.shape[-1])
+        self._set_up_passes(mask)
+        self.stats.start_rows(self.rows.num_rows)
+        with self.stats.phase("prefill"):
+            tree = trees.root_only(self.rows.ids[:, 0])
+            walk = self.walk(tree, logits)
+            plan = self.judge(tree, walk)
+            self.outputs.add_prefill(walk, logits, outputs)
+            del outputs
+            self.rows.commit(plan.counts)
+            self._queue_prompt(features, before, walk.tokens)
+            self._report(tree, walk, plan, cycle=False)
+            self._finish_rows(plan)
+
+    def _set_up_choice(self, vocab_size: int) -> None:
+        rows = self.rows
+        noise = None
+        draft_ids = self.draft.target_token_ids
+        if self.config.do_sample:
+            device = rows.ids.device
+            noise = StepNoise((rows.num_rows, vocab_size), device, None if draft_ids is None else draft_ids.to(device))
+        self.noise = noise
+        self.chooser = TokenChooser(self.processors, noise, rows.ids)
+        self.is_stepwise = Kind.STEPWISE in (self.chooser.kind, self.stopper.kind)
+        # Without an EOS criterion plain generate lets ended rows run on with real tokens until all have ended.
+        self.runs_on = rows.num_rows > 1 and not self.stopper.pads_finished_rows and not self.stopper.only_length
+        # Unknown processors may draw random numbers themselves: then noise is drawn at its step, not ahead of it.
+        shares_noise = noise is not None and self.tree_config.shared_noise and not self.is_stepwise
+        self.drafter = Drafter(
+            self.draft,
+            self.target,
+            rows.num_rows,
+            self.stats,
+            noise if shares_noise else None,
+            Warp.of(self.processors),
+        )
+
+    def _set_up_passes(self, mask: torch.Tensor | None) -> None:
+        chain_only = self.mode.kind == "chain"
+        kind = ChainPass if chain_only else TreePass
+        # A path has T + 1 places, whatever N is.
+        room = max(self.tree_config.num_draft_tokens, self.tree_config.tree_depth) + 1
+        self.passes = kind(self.target, self.rows, self.model_kwargs, room, self.max_length)
+        # The host's cache cannot lose rows that it must hand back.
+        self.runs_on |= chain_only and self.returns_cache and self.rows.num_rows > 1
+        self.lockstep = chain_only or self.is_stepwise or self.runs_on
+        threshold = self.target.length_dependent_rope()
+        reach = max(self.rows.num_visible) + self.max_length - self.rows.prompt_length
+        self.plain_steps = threshold is not None and reach > threshold
+        if self.plain_steps:
+            self.lockstep = True
+            logger.warning_once(
+                f"RoPE of this target changes past position {threshold}, which this call may cross; it runs without "
+                "speculation. Lower `max_new_tokens` to stay below."
+            )
+        if self.outputs.attentions is not None and any(window for window in self._windows()):
+            raise ValueError(
+                "`output_attentions` is not supported with a draft on sliding-window layers; leave one out."
+            )
+
+    def _windows(self) -> list[int | None]:
+        return [] if isinstance(self.passes, ChainPass) else list(self.passes.cache.spans)
+
+    def _queue_prompt(self, features: torch.Tensor, before: int, first_tokens: torch.Tensor) -> None:
+        """The prompt's features, paired with the token after each, wait for the draft."""
+        rows, device = self.rows, features.device
+        columns = rows.prompt_length + rows.cache_shift
+        prompt = rows.ids[:, : rows.prompt_length].to(device)
+        tokens = torch.cat((prompt, first_tokens.to(device)), dim=1)
+        pending = saved_entries(self.cache, self.drafter, rows, before)
+        start = before
+        if pending is not None:
+            features = torch.cat((pending.to(features), features), dim=1)
+            start = before - pending.shape[1]
+        embeds = None
+        prompt_embeds = self.model_kwargs.get("inputs_embeds")
+        if start + 1 < rows.cache_shift:  # columns whose token ids nobody knows
+            if prompt_embeds is not None and start == 0 and self.drafter.reads_plain_embeddings:
+                embeds = torch.cat(
+                    (prompt_embeds[:, 1:].to(device), self.target.embedding_rows(first_tokens).to(device)), 1
+                )
+            else:
+                skipped = rows.cache_shift - 1 - start
+                features, start = features[:, skipped:], rows.cache_shift - 1
+        places = torch.arange(start, columns, device=device)
+        valid = positions = None
+        if rows.visible is not None:
+            seen = rows.visible[:, :columns].to(device)
+            positions = (seen.cumsum(1) - 1).clamp(min=0)[:, start:]
+            valid = seen[:, start:]
+        self.pending = [
+            Entries(
+                tokens=None if embeds is not None else tokens[:, places + 1 - rows.cache_shift],
+                features=features,
+                columns=places.expand(rows.num_rows, -1),
+                positions=places.expand(rows.num_rows, -1) if positions is None else positions,
+                counts=[features.shape[1]] * rows.num_rows,
+                last_column=columns - 1,
+                valid=valid,
+                embeds=embeds,
+            )
+        ]
+
+    # -- one cycle ----------------------------------------------------------------------------------------------------
+
+    def propose(self) -> trees.DraftTree:
+        """A tree for every active row, as deep as the longest rest allows; only roots where nothing is left to gain."""
+        rows = self.rows
+        roots = rows.roots().to(self.target.model.device)
+        rest = self.max_length - min(rows.active_lengths)
+        depth = 0 if self.plain_steps else min(self.tree_config.tree_depth, rest - 1)
+        if depth < 1:
+            return trees.root_only(roots)
+        with self.stats.phase("draft_forward"):
+            for entries in self.pending:
+                self.drafter.absorb(**vars(entries))
+            self.pending = []
+            positions = torch.tensor(rows.draft_positions, device=self.drafter.device)
+        steps = rows.steps
+        tree = self.drafter.grow(roots, positions, self.tree_config.shallower(depth), steps, rows.active)
+        return tree.to(roots.device)
+
+    def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk:
+        """Tokens chosen along the tree, on the device where plain generate chooses them."""
+        device = self.rows.ids.device
+        logits, tree = logits.to(device), tree.to(device)
+        if self.chooser.is_plain_argmax and not self.is_stepwise and self.outputs.scores is None:
+            return greedy_walk(tree, logits)
+        rows = self.rows
+        self.flags: list[int | None] = [None] * len(rows.active)
+
+        def check_stop(tokens, scores) -> bool:
+            newest = torch.stack(tokens, dim=1)
+            rows.write(newest)
+            done = len(tokens) - 1
+            lengths = [length + done for length in rows.active_lengths]
+            kept = None if self.outputs.scores is None else (*self.outputs.scores, scores)
+            found = self.stopper.stopping_index(rows.active, lengths, newest[:, -1:].tolist(), kept)
+            self.flags = [done if index == 0 else None for index in found]
+            return any(index == 0 for index in found)
+
+        return stepwise_walk(
+            tree,
+            logits,
+            self.chooser,
+            rows.active,
+            rows.active_lengths,
+            rows.steps,
+            keep_scores=self.outputs.scores is not None,
+            check_stop=check_stop if self.is_stepwise else None,
+        )
+
+    def judge(self, tree: trees.DraftTree, walk: Walk) -> Plan:
+        """The cycle's one synchronisation: chosen tokens to the host; where rows end."""
+        rows = self.rows
+        if self.noise is not None and not self.lockstep and max(rows.steps) - min(rows.steps) > self.noise.max_skew:
+            walk.hold_back()
+        draft_nan = tree.scores.isnan().any(dim=1).to(walk.counts.device)
+        packed = torch.cat((walk.tokens, torch.stack((walk.counts, walk.is_nan, draft_nan), dim=1)), dim=1).tolist()
+        self._refuse_nan(packed)
+        chosen = [row[-3] for row in packed]
+        counts = list(chosen)
+        running = [a for a, row in enumerate(rows.active) if not rows.is_done[row]]
+        if self.lockstep:
+            counts = [min(counts[a] for a in running)] * len(counts)
+        tokens = [row[:count] for row, count in zip(packed, counts, strict=True)]
+        rows.write(walk.tokens)
+        stops = (
+            self.flags if self.is_stepwise else self.stopper.stopping_index(rows.active, rows.active_lengths, tokens)
+        )
+        ends = self._ends(stops, counts)
+        tokens = [row[:count] for row, count in zip(tokens, counts, strict=True)]
+        return Plan(
+            tokens=tokens,
+            counts=counts,
+            accepted=[min(count, full - 1) for count, full in zip(counts, chosen, strict=True)],
+            is_cut=[end or count < full for end, count, full in zip(ends, counts, chosen, strict=True)],
+            ends=ends,
+        )
+
+    def _ends(self, stops: list[int | None], counts: list[int]) -> list[bool]:
+        """Which active rows end now; shortens `counts` to their ends."""
+        rows = self.rows
+        if not self.runs_on:
+            for a, stop in enumerate(stops):
+                counts[a] = counts[a] if stop is None else stop + 1
+            return [stop is not None for stop in stops]
+        for a, (row, stop) in enumerate(zip(rows.active, stops, strict=True)):
+            if stop is not None and not rows.is_done[row]:
+                rows.is_done[row] = True
+                rows.ends[row] = rows.lengths[row] + stop + 1
+        if not all(rows.is_done):
+            return [False] * len(stops)
+        last = max(rows.ends.values())
+        counts[:] = [last - rows.lengths[row] for row in rows.active]
+        return [True] * len(stops)
+
+    def _refuse_nan(self, packed: list[list[int]]) -> None:
+        bad = [
+            row
+            for row, values in zip(self.rows.active, packed, strict=True)
+            if values[-2] and not self.rows.is_done[row]
+        ]
+        if bad:
+            raise ValueError(f"The target's logits are NaN (row {bad[0]}); its weights or its dtype are broken.")
+        if any(values[-1] for values in packed):
+            raise ValueError("The draft's logits are NaN; its weights or its dtype are broken.")
+
+    def commit(self, tree, walk: Walk, plan: Plan, logits, features: torch.Tensor, outputs) -> None:
+        """Move accepted slots down, queue their features for the draft, and let ended rows go."""
+        rows, steps, longest = self.rows, self.rows.steps, max(plan.counts)
+        nodes = walk.nodes.to(features.device)
+        self.outputs.add(rows.active, steps, plan.counts, walk, logits, outputs, self._attended)
+        self.passes.keep(nodes, plan.counts)
+        origin = torch.tensor([rows.cached_columns, rows.draft_positions], device=features.device)[:, :, None]
+        offsets = torch.arange(longest, device=features.device)
+        self.pending.append(
+            Entries(
+                tokens=walk.tokens[:, :longest],
+                features=features.gather(1, nodes[:, :longest, None].expand(-1, -1, features.shape[2])),
+                columns=origin[0] + offsets,
+                positions=origin[1] + 1 + offsets,
+                counts=plan.counts,
+                last_column=max(rows.cached_columns) + longest - 1,
+            )
+        )
+        self.stats.num_iterations += 1
+        self.stats.num_draft_tokens += tree.num_draft_tokens * len(rows.active)
+        for a, row in enumerate(rows.active):
+            if not rows.is_done[row] or plan.ends[a]:
+                self.stats.count_cycle(row, plan.accepted[a], plan.counts[a], tree.max_depth, plan.is_cut[a])
+        rows.commit(plan.counts)
+        self._report(tree, walk, plan, cycle=True)
+        self._finish_rows(plan)
+
+    def _attended(self, a: int, path: torch.Tensor) -> torch.Tensor:
+        """Slots that the last node of `path` attends to, in the order plain generate has them."""
+        if isinstance(self.passes, ChainPass):
+            return torch.arange(self.rows.cached_columns[a] + len(path), device=path.device)
+        prefix = torch.arange(self.rows.cached_columns[a], device=path.device)
+        return torch.cat((prefix, self.passes.write + path))
+
+    def _finish_rows(self, plan: Plan) -> None:
+        rows = self.rows
+        if self.noise is not None:
+            self.noise.forget_before(min(rows.steps, default=0))
+        if self.runs_on and self.stopper.pads_finished_rows:
+            rows.pad_done()
+        if not any(plan.ends):
+            return
+        kept = rows.finish([place for place, end in enumerate(plan.ends) if end])
+        if kept:
+            self.passes.select_rows(kept, drop=not self.returns_cache)
+            self.drafter.select_rows(kept)
+            self.pending = [entries.select_rows(kept) for entries in self.pending]
+
+    # -- what the caller sees -----------------------------------------------------------------------------------------
+
+    def _report(self, tree, walk: Walk, plan: Plan, cycle: bool) -> None:
+        """Cycle records, and each step's tokens once every row has taken it."""
+        if self.streamer is None:
+            return
+        rows = self.rows
+        if isinstance(self.streamer, CycleStreamer):
+            for a, row in enumerate(rows.active):
+                self.streamer.on_cycle(
+                    CycleRecord(
+                        row=row,
+                        cycle=len(self.stats.accepted_tokens[row]) - 1 if cycle else -1,
+                        tokens=plan.tokens[a],
+                        num_accepted_tokens=plan.accepted[a],
+                        tree_tokens=tree.tokens[a].tolist() if cycle else [],
+                        tree_parents=tree.parents[a].tolist() if cycle else [],
+                        tree_scores=tree.scores[a].tolist() if cycle else [],
+                        accepted_nodes=walk.nodes[a, 1 : plan.accepted[a] + 1].tolist(),
+                        seconds=time.perf_counter() - self.started,
+                    )
+                )
+        going = [rows.lengths[row] for row, end in zip(rows.active, plan.ends, strict=True) if not end]
+        self._stream_up_to(min(going) if going else max(rows.lengths))
+
+    def _stream_up_to(self, length: int) -> None:
+        rows = self.rows
+        first = rows.prompt_length + self.streamed
+        if length <= first:
+            return
+        for row, end in enumerate(rows.lengths):  # what ended rows hold behind their end is padding
+            if row not in rows.active or end < length:
+                rows.ids[row, end:] = rows.pad_token_id
+        for column in rows.ids[:, first:length].cpu().unbind(dim=1):
+            self.streamer.put(column)
+        self.streamed = length - rows.prompt_length
+
+    def close(self) -> None:
+        """Nothing of ours stays: the host's cache is ordinary again, the generator where plain generate leaves it."""
+        rows = self.rows
+        self.passes.close(max(rows.lengths), self.returns_cache)
+        if self.noise is not None:
+            self.noise.rewind_to(max(rows.lengths) - rows.prompt_length)
+        if self.returns_cache:
+            attach_state(self.cache, self.drafter, rows, self.pending)
+
+    def result(self) -> GenerateEagle3Output | torch.Tensor:
+        rows = self.rows
+        if self.streamer is not None:
+            self.streamer.end()
+        length = max(rows.lengths)
+        self.stats.prompt_lengths = [rows.prompt_length] * rows.num_rows
+        self.stats.generated_lengths = [rows.ends.get(r, n) - rows.prompt_length for r, n in enumerate(rows.lengths)]
+        publish(self.stats)
+        sequences = rows.ids[:, :length].clone()
+        if not self.config.return_dict_in_generate:
+            return sequences
+        return self.outputs.pack(sequences, length - rows.prompt_length, self.cache, self.stats)
+
+
+def _cached_columns(cache: Cache | None, otherwise: int) -> int:
+    """Columns of the first layer that counts them; recurrent layers do not."""
+    for layer in cache.layers if cache is not None else ():
+        if isinstance(layer, DynamicLayer) and layer.is_initialized:
+            return layer.get_seq_length()
+    return otherwise

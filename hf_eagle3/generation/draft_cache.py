@@ -1,0 +1,87 @@
+"""The draft's own key/value cache, column for column beside the target's.
+
+Column c pairs the feature of the target's column c with the token of column c + 1. Entries made from true features stay;
+the keys of tree nodes are written behind them and forgotten. A column without an entry (padding, a prefix that another
+model run filled) is invalid and never attended to. Does not know trees.
+
+Shape letters: B rows, A active rows (the first A of the storage), S columns, K kv heads, d head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..configuration_eagle3 import Eagle3Config
+
+
+GROWTH = 256  # columns
+
+
+@dataclass
+class DraftState:
+    """
+    What a draft remembers between calls, riding along on the user's cache.
+
+    Args:
+        keys, values: Per draft layer, (B, K, S, d).
+        valid: (B, S), columns with an entry.
+        ids: Tokens of the target's cached columns and the root, (B, columns + 1); a later call must agree with them.
+        pending: Features (B, m, F) of the last m columns of the target's cache, not yet fed.
+        owner: Identity of the draft that made it.
+    """
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    valid: torch.Tensor
+    ids: torch.Tensor
+    pending: torch.Tensor
+    owner: int
+
+
+class DraftCache:
+    """Keys and values of the draft's layers for a batch of `num_rows`."""
+
+    def __init__(self, config: Eagle3Config, num_rows: int, dtype: torch.dtype, device: torch.device):
+        shape = (num_rows, config.num_key_value_heads, 0, config.head_dim)
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
+        self.valid = torch.zeros(num_rows, 0, dtype=torch.bool, device=device)
+
+    def reserve(self, columns: int) -> None:
+        """Room for at least `columns` columns."""
+        missing = columns - self.valid.shape[1]
+        if missing <= 0:
+            return
+        missing = max(missing, GROWTH, self.valid.shape[1] // 8)
+        pad = (0, 0, 0, missing)
+        self.keys = [torch.nn.functional.pad(k, pad) for k in self.keys]
+        self.values = [torch.nn.functional.pad(v, pad) for v in self.values]
+        self.valid = torch.nn.functional.pad(self.valid, (0, missing))
+
+    def write_entries(
+        self, layer: int, rows: torch.Tensor, columns: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ):
+        """Entries of a pass, key and value (A, K, m, d), at `columns` (A, m) of `rows` (A, 1)."""
+        self.keys[layer][rows, :, columns] = key.transpose(1, 2)
+        self.values[layer][rows, :, columns] = value.transpose(1, 2)
+
+    def write_nodes(
+        self, layer: int, start: int, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Temporary keys of tree nodes (A, K, n, d) from column `start`; returns all columns up to their end."""
+        rows, end = key.shape[0], start + key.shape[2]
+        self.keys[layer][:rows, :, start:end] = key
+        self.values[layer][:rows, :, start:end] = value
+        return self.keys[layer][:rows, :, :end], self.values[layer][:rows, :, :end]
+
+    def select_rows(self, order: torch.Tensor) -> None:
+        """Keep the storage rows `order`, in that order."""
+        self.keys = [k[order] for k in self.keys]
+        self.values = [v[order] for v in self.values]
+        self.valid = self.valid[order]
+
+    def restore(self, state: DraftState) -> None:
+        """Take over the entries of an earlier call."""
+        self.keys = [k.clone() for k in state.keys]
+        self.values = [v.clone() for v in state.values]
+        self.valid = state.valid.clone()

@@ -1,0 +1,381 @@
+"""Growing a draft tree: EAGLE-2's dynamic tree over the draft's cumulative scores, or a chain.
+
+Per cycle one pass over the tokens committed last (with true features) that also yields level 1, then one pass per
+further level. Everything stays on the draft's device: no host synchronisation. Does not know the target's cache, the
+walk, or which rows are finished.
+
+    features of "the cat" + tokens "cat sat"  -->  level 1: on, down, .   -->  level 2: on the, on a, down on, ...
+
+Shape letters: A active rows, m new entries, k children and nodes per level, D draft vocabulary, H hidden, F features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process as host
+
+from ..modeling_eagle3 import Eagle3DraftModel, grouped_attention
+from ..target import Target
+from ..tree_config import TreeConfig
+from . import tree as trees
+from .draft_cache import DraftCache, DraftState
+from .noise import StepNoise
+from .stats import SpeculationStats
+
+
+# Draft tokens considered for top-p: what lies beyond has no mass worth proposing, and a full sort per level is dear.
+TOP_P_CANDIDATES = 1024
+# Elements of one attention mask while reading a long prompt.
+MASK_ELEMENTS = 2**23
+
+
+@dataclass(frozen=True)
+class Warp:
+    """The request's own warping of a distribution, applied to the draft's before its children are ranked by noise."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    @classmethod
+    def of(cls, processors: LogitsProcessorList) -> "Warp":
+        values = {}
+        for p in processors:
+            if isinstance(p, host.TemperatureLogitsWarper):
+                values["temperature"] = p.temperature
+            elif isinstance(p, host.TopKLogitsWarper):
+                values["top_k"] = p.top_k
+            elif isinstance(p, host.TopPLogitsWarper):
+                values["top_p"] = float(p.top_p)
+        return cls(**values)
+
+
+def rank_children(
+    logits: torch.Tensor, num_children: int, gumbel: torch.Tensor | None = None, warp: Warp | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The `num_children` best continuations: (log-scores, draft ids), both (A, n, k), best first.
+
+    Without noise the score is log q. Under shared noise the draft predicts the sample: candidates are ranked by
+    z = log q - log E of the step whose token they would be, q warped as the request warps p, and the log-softmax of z
+    stands for the probability of acceptance.
+
+    Args:
+        logits: (A, n, D).
+        gumbel: -log E of the step, (A, D).
+        warp: The request's temperature, top-k and top-p.
+    """
+    logits = logits.float()
+    if gumbel is None:
+        scores, ids = logits.topk(num_children, dim=-1)
+        return scores - logits.logsumexp(dim=-1, keepdim=True), ids
+    if warp.temperature != 1.0:
+        logits = logits / warp.temperature
+    if warp.top_k is None and warp.top_p is None:
+        z = logits + gumbel[:, None]
+        scores, ids = z.topk(num_children, dim=-1)
+        return scores - z.logsumexp(dim=-1, keepdim=True), ids
+    wanted = warp.top_k if warp.top_k is not None else TOP_P_CANDIDATES
+    values, candidates = logits.topk(min(max(wanted, num_children), logits.shape[-1]), dim=-1)
+    if warp.top_k is not None:
+        values[..., warp.top_k :] = -torch.inf
+    if warp.top_p is not None:
+        total = (values if warp.top_k is not None else logits).logsumexp(dim=-1, keepdim=True)
+        before = (values - total).exp().cumsum(dim=-1).roll(1, dims=-1)
+        before[..., 0] = 0.0
+        values = values.masked_fill(before >= warp.top_p, -torch.inf)
+    z = values + gumbel[:, None].expand(-1, logits.shape[1], -1).gather(2, candidates)
+    scores, places = z.topk(num_children, dim=-1)
+    return scores - z.logsumexp(dim=-1, keepdim=True), candidates.gather(2, places)
+
+
+def _truncated(logits: torch.Tensor, warp: Warp) -> torch.Tensor:
+    """The request's top-k and top-p on the draft's own scores (1, D), by the host's warpers."""
+    if warp.top_k is not None:
+        logits = host.TopKLogitsWarper(warp.top_k)(None, logits)
+    return logits if warp.top_p is None else host.TopPLogitsWarper(warp.top_p)(None, logits)
+
+
+class Drafter:
+    """
+    The draft model within one generation call.
+
+    Args:
+        draft: The draft.
+        target: Where embedding rows come from.
+        num_rows: Rows of the batch.
+        stats: Phases are timed there.
+        noise: Steps' noise, for ranking under shared noise; `None` ranks by log q.
+        warp: See [`Warp`].
+    """
+
+    def __init__(
+        self,
+        draft: Eagle3DraftModel,
+        target: Target,
+        num_rows: int,
+        stats: SpeculationStats,
+        noise: StepNoise | None = None,
+        warp: Warp | None = None,
+    ):
+        self.draft, self.target, self.stats, self.noise, self.warp = draft, target, stats, noise, warp
+        self.config = draft.config
+        weight = draft.fc.weight
+        self.device = weight.device
+        self.dtype = weight.dtype if weight.is_floating_point() else draft.norm.weight.dtype
+        self.cache = DraftCache(self.config, num_rows, self.dtype, self.device)
+        self.target_ids = draft.target_token_ids
+        self._embedding = draft.embed_tokens.weight if self._uses_own_embedding() else None
+        self._head = (
+            None if draft.lm_head is not None else target.head_rows(self.target_ids).to(self.device, self.dtype)
+        )
+        self._hidden = self._normed = None  # (A, 1, H) of each row's newest entry
+        self._width = 0  # columns that hold entries
+
+    def _uses_own_embedding(self) -> bool:
+        if self.draft.embed_tokens is None:
+            return False
+        return self.config.embed_trained or self.config.hidden_size != self.config.target_hidden_size
+
+    def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
+        if self._embedding is not None:
+            return F.embedding(tokens.to(self.device), self._embedding)
+        return self.target.embedding_rows(tokens).to(self.device, self.dtype)
+
+    def _logits(self, normed: torch.Tensor) -> torch.Tensor:
+        return self.draft.lm_head(normed) if self._head is None else F.linear(normed, self._head)
+
+    @torch.no_grad()
+    def absorb(
+        self,
+        tokens: torch.Tensor | None,
+        features: torch.Tensor,
+        columns: torch.Tensor,
+        positions: torch.Tensor,
+        counts: list[int],
+        last_column: int,
+        valid: torch.Tensor | None = None,
+        embeds: torch.Tensor | None = None,
+    ) -> None:
+        """
+        Feed entries made from true features; the newest of each row is where the next tree hangs.
+
+        Args:
+            tokens: Token of the *next* column of each entry, (A, m); or `embeds`, its embedding rows (A, m, H).
+            features: (A, m, F).
+            columns, positions: Column in the cache and RoPE position of each entry, (A, m).
+            counts: How many of each row's entries count; those after are padding.
+            last_column: The largest of `columns` (known without asking the device).
+            valid: (A, m), False at entries that must never be attended to, for padding on the left.
+        """
+        length = features.shape[1]
+        self.cache.reserve(last_column + 1)
+        if valid is None and min(counts) < length:
+            limits = torch.tensor(counts, device=self.device)
+            valid = torch.arange(length, device=self.device) < limits[:, None]
+        chunk = max(64, MASK_ELEMENTS // (last_column + 1) // features.shape[0])
+        parts = []
+        for start in range(0, length, chunk):
+            part = slice(start, start + chunk)
+            parts.append(
+                self._absorb_chunk(
+                    self._embed(tokens[:, part]) if embeds is None else embeds[:, part].to(self.device, self.dtype),
+                    features[:, part].to(self.device, self.dtype),
+                    columns[:, part].to(self.device),
+                    positions[:, part].to(self.device),
+                    None if valid is None else valid[:, part].to(self.device),
+                    last_column,
+                )
+            )
+        hidden, normed = parts[0] if len(parts) == 1 else (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
+        self._width = max(self._width, last_column + 1)
+        if min(counts) == length:
+            self._hidden, self._normed = hidden[:, -1:], normed[:, -1:]
+        else:
+            last = torch.tensor(counts, device=self.device).sub(1)[:, None, None].expand(-1, 1, hidden.shape[2])
+            self._hidden, self._normed = hidden.gather(1, last), normed.gather(1, last)
+
+    def _absorb_chunk(self, embeds, features, columns, positions, valid, last_column):
+        rows = torch.arange(columns.shape[0], device=self.device)[:, None]
+        self.cache.valid[rows, columns] = True if valid is None else valid
+        width = last_column + 1
+        seen = self.cache.valid[: len(rows), None, :width]
+        seen = seen & (torch.arange(width, device=self.device) <= columns[:, :, None])  # (A, m, width)
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        mask = mask.masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None]
+
+        def attend(query, key, value, layer):
+            self.cache.write_entries(layer, rows, columns, key, value)
+            keys, values = (
+                self.cache.keys[layer][: len(rows), :, :width],
+                self.cache.values[layer][: len(rows), :, :width],
+            )
+            return grouped_attention(query, keys, values, mask)
+
+        return self.draft.decode(embeds, self.draft.fuse(features), self.draft.rotary(positions, self.dtype), attend)
+
+    @torch.no_grad()
+    def grow(
+        self, root_tokens: torch.Tensor, positions: torch.Tensor, tree: TreeConfig, steps: list[int], rows: list[int]
+    ) -> trees.DraftTree:
+        """
+        A tree below each row's newest entry.
+
+        Args:
+            root_tokens: The last committed tokens, (A,).
+            positions: RoPE position of the newest entry, (A,). Level d lies d further.
+            tree: Sizes.
+            steps: The step that level 1's tokens belong to, per row; for shared noise.
+            rows: Original row numbers; for shared noise.
+        """
+        top_k, depth, active = tree.tree_top_k, tree.tree_depth, root_tokens.shape[0]
+        root_tokens = root_tokens.to(self.device)
+        base = self._width
+        self.cache.reserve(base + depth * top_k)
+        with self.stats.phase("draft_forward"):
+            offsets = torch.arange(1, depth, device=self.device)
+            cos, sin = self.draft.rotary(positions.to(self.device)[:, None] + offsets, self.dtype)
+            prefix = torch.zeros(active, 1, 1, base, dtype=self.dtype, device=self.device)
+            prefix.masked_fill_(~self.cache.valid[:active, None, None, :base], torch.finfo(self.dtype).min)
+            logits = self._logits(self._normed)
+        with self.stats.phase("tree"):
+            pool = _Pool(active, top_k, self.dtype, self.device)
+            pool.start(*self._ranked(logits, top_k, steps, rows, 0))
+            hidden = self._hidden.expand(-1, top_k, -1)
+        for level in range(1, depth):
+            with self.stats.phase("draft_forward"):
+                mask = torch.cat((prefix.expand(-1, -1, top_k, -1), pool.mask), dim=-1)
+                start = base + (level - 1) * top_k
+
+                def attend(query, key, value, layer, start=start, mask=mask):
+                    return grouped_attention(query, *self.cache.write_nodes(layer, start, key, value), mask)
+
+                rotary = cos[:, :, level - 1 : level], sin[:, :, level - 1 : level]
+                hidden, normed = self.draft.decode(self._embed(pool.frontier_tokens), hidden, rotary, attend)
+                logits = self._logits(normed)
+            with self.stats.phase("tree"):
+                parents = pool.extend(*self._ranked(logits, top_k, steps, rows, level))
+                if top_k > 1:
+                    hidden = hidden.gather(1, parents[:, :, None].expand(-1, -1, hidden.shape[2]))
+        with self.stats.phase("tree"):
+            return pool.finish(root_tokens, tree)
+
+    @torch.no_grad()
+    def draw_chain(self, position: int, length: int, do_sample: bool, warp: Warp) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        One row's chain below the newest entry at RoPE `position`, drawn from the draft's warped distribution or greedy.
+
+        Returns:
+            Tokens (1, length) and scores over the target's vocabulary (1, length, V), -inf outside the draft's.
+        """
+        hidden, normed, base = self._hidden, self._normed, self._width
+        self.cache.reserve(base + length)
+        tokens, scores = [], []
+        for level in range(length):
+            logits = self._logits(normed)[:, 0].float() / warp.temperature
+            logits = self._spread(_truncated(logits, warp) if do_sample else logits)
+            probabilities = logits.softmax(dim=-1)
+            token = torch.multinomial(probabilities, 1) if do_sample else logits.argmax(dim=-1, keepdim=True)
+            tokens.append(token)
+            scores.append(logits)
+            if level + 1 == length:
+                break
+
+            def attend(query, key, value, layer, start=base + level):
+                keys, values = self.cache.write_nodes(layer, start, key, value)
+                return grouped_attention(query, keys, values, None)
+
+            here = torch.tensor([[position + level + 1]], device=self.device)
+            hidden, normed = self.draft.decode(self._embed(token), hidden, self.draft.rotary(here, self.dtype), attend)
+        return torch.cat(tokens, dim=1), torch.stack(scores, dim=1)
+
+    def _spread(self, logits: torch.Tensor) -> torch.Tensor:
+        """Scores over the draft vocabulary (1, D) placed in the target's (1, V)."""
+        if self.target_ids is None:
+            return logits
+        out = logits.new_full((1, self.config.vocab_size), -torch.inf)
+        out[:, self.target_ids] = logits
+        return out
+
+    def _ranked(self, logits, top_k, steps, rows, level):
+        gumbel = None
+        if self.noise is not None:
+            gumbel = self.noise.gumbel_at([step + level for step in steps], rows).to(self.device)
+        scores, ids = rank_children(logits, top_k, gumbel, self.warp)
+        return scores, ids if self.target_ids is None else self.target_ids[ids]
+
+    @property
+    def filled(self) -> int:
+        """Columns up to the last that holds an entry."""
+        return self._width
+
+    @property
+    def reads_plain_embeddings(self) -> bool:
+        """Whether a prompt given as embeddings can stand for the rows the draft reads."""
+        is_plain = type(self.target.model.get_input_embeddings()) is torch.nn.Embedding
+        return is_plain and self._embedding is None
+
+    def restore(self, state: DraftState) -> None:
+        """Take over an earlier call's entries."""
+        self.cache.restore(state)
+        self._width = state.valid.shape[1]
+
+    def select_rows(self, order: list[int]) -> None:
+        """Keep the active rows at `order`."""
+        index = torch.tensor(order, device=self.device)
+        self.cache.select_rows(index)
+        if self._hidden is not None:
+            self._hidden, self._normed = self._hidden[index], self._normed[index]
+
+
+class _Pool:
+    """All nodes seen while drafting, level by level, and the frontier: the k nodes expanded next."""
+
+    def __init__(self, rows: int, top_k: int, dtype: torch.dtype, device: torch.device):
+        self.rows, self.top_k = rows, top_k
+        self.fill = torch.finfo(dtype).min
+        self.eye = torch.eye(top_k, dtype=torch.bool, device=device).expand(rows, 1, -1, -1)
+        self.own = torch.zeros(rows, 1, top_k, top_k, dtype=dtype, device=device).masked_fill_(~self.eye, self.fill)
+
+    def start(self, scores: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Level 1: the root's children, scores and tokens (A, 1, k)."""
+        self.frontier_scores, self.frontier_tokens = scores[:, 0], tokens[:, 0]
+        self.frontier_pool = torch.arange(self.top_k, device=tokens.device).expand(self.rows, -1)
+        self.tokens, self.scores = [self.frontier_tokens], [self.frontier_scores]
+        self.parents = [torch.full_like(self.frontier_tokens, -1)]
+        self.size = self.top_k
+        self.mask = self.own  # (A, 1, k, columns of the tree so far): which nodes each frontier node sees
+
+    def extend(self, scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Children of the frontier, (A, k, k); the best k become the next one. Returns their parents' places (A, k)."""
+        scores = (self.frontier_scores[:, :, None] + scores).flatten(1)
+        tokens = tokens.flatten(1)
+        self.tokens.append(tokens)
+        self.scores.append(scores)
+        self.parents.append(self.frontier_pool.repeat_interleave(self.top_k, dim=1))
+        if self.top_k == 1:
+            best = parents = torch.zeros_like(tokens)
+            self.frontier_scores, self.frontier_tokens = scores, tokens
+            inherited = self.mask
+        else:
+            self.frontier_scores, best = scores.topk(self.top_k, dim=1)
+            self.frontier_tokens, parents = tokens.gather(1, best), best // self.top_k
+            inherited = self.mask.gather(2, parents[:, None, :, None].expand(-1, -1, -1, self.mask.shape[3]))
+        self.frontier_pool = self.size + best
+        self.size += scores.shape[1]
+        self.mask = torch.cat((inherited, self.own), dim=3)
+        return parents
+
+    def finish(self, root_tokens: torch.Tensor, tree: TreeConfig) -> trees.DraftTree:
+        tokens, scores = torch.cat(self.tokens, dim=1), torch.cat(self.scores, dim=1)
+        if self.top_k == 1:
+            return trees.chain(root_tokens, tokens, scores)
+        sizes = torch.tensor([part.shape[1] for part in self.tokens], device=tokens.device)
+        depths = torch.arange(1, len(self.tokens) + 1, device=tokens.device).repeat_interleave(
+            sizes, output_size=self.size
+        )
+        return trees.best_nodes(
+            root_tokens, tokens, torch.cat(self.parents, dim=1), depths, scores, tree.num_draft_tokens, tree.tree_depth
+        )

@@ -1,0 +1,86 @@
+"""The noise of coming sampling steps, drawn as plain generate would draw it.
+
+`torch.multinomial(p, 1)` is `argmax(p / E)` with `E = empty_like(p).exponential_()`. One E (B, V) is drawn per step, in
+order, from the device's default generator; rows use theirs when they get there. On closing, the generator is put into
+the state after the last step that plain generate would have drawn, so that text, and the next random number, are the
+same with and without a draft.
+
+Does not know trees or models. Shape letters: B rows of the batch, A active rows, V target, D draft vocabulary.
+"""
+
+import torch
+
+
+# Rows that run ahead make their noise wait for the others; past this many bytes the fastest rows are held back.
+SKEW_BYTES = 2**28
+
+
+class StepNoise:
+    """
+    Args:
+        shape: (B, V) of the scores of one plain step.
+        device: Where plain generate draws.
+        draft_ids: Target id of every draft id (D,), to keep the draft's part of each step's Gumbel noise; `None`: all.
+    """
+
+    def __init__(self, shape: tuple[int, int], device: torch.device, draft_ids: torch.Tensor | None = None):
+        self.shape, self.device, self.draft_ids = shape, device, draft_ids
+        self._first = 0  # step of the oldest kept entry
+        self._noise: list[torch.Tensor] = []  # E (B, V) per step
+        self._gumbel: list[torch.Tensor | None] = []  # -log E on the draft vocabulary (B, D), made when asked for
+        self._states: list[torch.Tensor] = []  # generator state before each kept step
+
+    @property
+    def max_skew(self) -> int:
+        """How many steps rows may lie apart before the noise kept for the slowest costs too much memory."""
+        return max(16, SKEW_BYTES // (4 * self.shape[0] * self.shape[1]))
+
+    def _reach(self, step: int) -> None:
+        while self._first + len(self._noise) <= step:
+            self._states.append(_get_state(self.device))
+            self._noise.append(torch.empty(self.shape, device=self.device).exponential_())
+            self._gumbel.append(None)
+
+    def at(self, steps: list[int], rows: list[int]) -> torch.Tensor:
+        """E of each row's own step, (A, V)."""
+        self._reach(max(steps))
+        if len(rows) == 1:
+            return self._noise[steps[0] - self._first][rows[0] : rows[0] + 1]
+        return torch.stack([self._noise[step - self._first][row] for step, row in zip(steps, rows, strict=True)])
+
+    def gumbel_at(self, steps: list[int], rows: list[int]) -> torch.Tensor:
+        """-log E of each row's own step on the draft vocabulary, (A, D)."""
+        self._reach(max(steps))
+        for step in set(steps):
+            if self._gumbel[step - self._first] is None:
+                noise = self._noise[step - self._first]
+                self._gumbel[step - self._first] = -(
+                    noise if self.draft_ids is None else noise[:, self.draft_ids]
+                ).log()
+        parts = [self._gumbel[step - self._first][row] for step, row in zip(steps, rows, strict=True)]
+        return torch.stack(parts)
+
+    def forget_before(self, step: int) -> None:
+        """Every row has used the steps before `step`."""
+        gone = max(0, min(step - self._first, len(self._noise)))
+        del self._noise[:gone], self._gumbel[:gone], self._states[:gone]
+        self._first += gone
+
+    def rewind_to(self, step: int) -> None:
+        """Leave the generator as plain generate does after `step` steps; later steps are undrawn."""
+        self._reach(step - 1)
+        index = step - self._first
+        if index < len(self._states):
+            _set_state(self.device, self._states[index])
+            del self._noise[index:], self._gumbel[index:], self._states[index:]
+
+
+def _get_state(device: torch.device) -> torch.Tensor:
+    return torch.get_rng_state() if device.type == "cpu" else torch.get_device_module(device).get_rng_state(device)
+
+
+def _set_state(device: torch.device, state: torch.Tensor) -> None:
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    else:
+        torch.get_device_module(device).set_rng_state(state, device)

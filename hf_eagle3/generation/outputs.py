@@ -1,0 +1,117 @@
+"""What `generate` returns beside tokens: per-step scores, logits, hidden states and attentions, as plain generate shapes
+them, collected from the nodes that were accepted.
+
+Rows reach a step in different cycles, so each step's tensors are filled row by row. What a row holds after its end is
+zero. Shape letters: B rows, A active rows, N drafted nodes, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from .stats import SpeculationStats
+from .verification import Walk
+
+
+@dataclass
+class GenerateEagle3Output(GenerateDecoderOnlyOutput):
+    """
+    The host's `GenerateDecoderOnlyOutput`, and what speculation did.
+
+    Args:
+        speculation ([`SpeculationStats`]): Cycles, accepted tokens, phases.
+    """
+
+    speculation: SpeculationStats | None = None
+
+
+class StepOutputs:
+    """
+    Args:
+        config: The call's generation configuration: what to keep.
+        num_rows: B.
+        prompt_length: Steps are counted from here.
+    """
+
+    def __init__(self, config: GenerationConfig, num_rows: int):
+        wanted = bool(config.return_dict_in_generate)
+        self.num_rows = num_rows
+        self.scores = [] if wanted and config.output_scores else None
+        self.logits = [] if wanted and config.output_logits else None
+        self.hidden_states = [] if wanted and config.output_hidden_states else None
+        self.attentions = [] if wanted and config.output_attentions else None
+
+    @property
+    def is_wanted(self) -> bool:
+        return any(x is not None for x in (self.scores, self.logits, self.hidden_states, self.attentions))
+
+    def add_prefill(self, walk: Walk, logits: torch.Tensor, outputs) -> None:
+        """Step 0: the prompt's own hidden states and attentions, whole."""
+        if self.scores is not None:
+            self.scores.append(walk.scores[0])
+        if self.logits is not None:
+            self.logits.append(logits[:, -1].to(torch.float32, copy=True))
+        if self.hidden_states is not None:
+            self.hidden_states.append(outputs.hidden_states)
+        if self.attentions is not None:
+            self.attentions.append(outputs.attentions)
+
+    def add(self, rows: list[int], steps: list[int], counts: list[int], walk: Walk, logits, outputs, columns) -> None:
+        """
+        A cycle's accepted nodes.
+
+        Args:
+            rows, steps, counts: Original rows, the step of each one's first token, and how many tokens it committed.
+            logits: (A, N + 1, V).
+            outputs: The target's.
+            columns: Function (active place, nodes of the path) -> slots a node attends to, for attentions.
+        """
+        if not self.is_wanted:
+            return
+        for a, (row, step, count) in enumerate(zip(rows, steps, counts, strict=True)):
+            nodes = walk.nodes[a, :count]
+            for i in range(count):
+                if self.scores is not None:
+                    self._put(self.scores, step + i, row, walk.scores[i][a])
+                if self.logits is not None:
+                    self._put(self.logits, step + i, row, logits[a, nodes[i]].float())
+                if self.hidden_states is not None:
+                    parts = [layer[a, nodes[i]][None] for layer in outputs.hidden_states]
+                    self._put_layers(self.hidden_states, step + i, row, parts)
+                if self.attentions is not None:
+                    self._put_attentions(step + i, row, outputs.attentions, a, nodes[: i + 1], columns)
+
+    def _put_attentions(self, step, row, attentions, a, path, columns) -> None:
+        if attentions is None or attentions[0] is None:  # sdpa computes none; plain generate gives the same
+            if len(self.attentions) <= step:
+                self.attentions.append(attentions)
+            return
+        seen = columns(a, path)
+        self._put_layers(self.attentions, step, row, [layer[a, :, path[-1]][:, None, seen] for layer in attentions])
+
+    def _put(self, steps: list, step: int, row: int, value: torch.Tensor) -> None:
+        if len(steps) <= step:
+            steps.append(value.new_zeros(self.num_rows, *value.shape))
+        steps[step][row] = value
+
+    def _put_layers(self, steps: list, step: int, row: int, values: list[torch.Tensor]) -> None:
+        if len(steps) <= step:
+            steps.append(tuple(value.new_zeros(self.num_rows, *value.shape) for value in values))
+        for whole, value in zip(steps[step], values, strict=True):
+            whole[row] = value
+
+    def pack(self, sequences: torch.Tensor, num_steps: int, cache, stats: SpeculationStats) -> GenerateEagle3Output:
+        def kept(steps):
+            return None if steps is None else tuple(steps[:num_steps])
+
+        return GenerateEagle3Output(
+            sequences=sequences,
+            scores=kept(self.scores),
+            logits=kept(self.logits),
+            attentions=kept(self.attentions),
+            hidden_states=kept(self.hidden_states),
+            past_key_values=cache,
+            speculation=stats,
+        )

@@ -1,0 +1,207 @@
+"""Choosing a step's token exactly as plain `generate` would: logits processors on the right prefix, then argmax or draw.
+
+Processors are sorted into kinds by what they may look at, so that rows of different lengths can share a call where that
+changes nothing. User-made ones that were not declared row-wise run in lockstep: all rows at one length, once per step.
+Does not know trees. Shape letters: B rows of the batch, A active rows, V vocabulary.
+"""
+
+import enum
+from collections.abc import Sequence
+
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process as host
+from transformers.generation import stopping_criteria as host_stopping
+
+from .noise import StepNoise
+
+
+class Kind(enum.IntEnum):
+    """What a processor or criterion needs of its call; a list needs the most of its members."""
+
+    NONE = 0  # the list is empty
+    PREFIX_FREE = 1  # looks at scores only, each row alone
+    ROW_WISE = 2  # looks at its row's prefix
+    ROW_IN_PLACE = 3  # looks at its row's prefix and its row's number in the batch
+    STEPWISE = 4  # may hold state or look at other rows: called once per step, all rows at one length
+
+
+_KINDS: dict[type, Kind] = {
+    **dict.fromkeys(
+        (
+            host.TemperatureLogitsWarper,
+            host.TopKLogitsWarper,
+            host.TopPLogitsWarper,
+            host.TopHLogitsWarper,
+            host.MinPLogitsWarper,
+            host.TypicalLogitsWarper,
+            host.EpsilonLogitsWarper,
+            host.EtaLogitsWarper,
+            host.InfNanRemoveLogitsProcessor,
+            host.LogitNormalization,
+            host.SuppressTokensLogitsProcessor,
+        ),
+        Kind.PREFIX_FREE,
+    ),
+    **dict.fromkeys(
+        (
+            host.MinLengthLogitsProcessor,
+            host.MinNewTokensLengthLogitsProcessor,
+            host.RepetitionPenaltyLogitsProcessor,
+            host.NoRepeatNGramLogitsProcessor,
+            host.SequenceBiasLogitsProcessor,
+            host.NoBadWordsLogitsProcessor,
+            host.ForcedBOSTokenLogitsProcessor,
+            host.ForcedEOSTokenLogitsProcessor,
+            host.ExponentialDecayLengthPenalty,
+            host.SuppressTokensAtBeginLogitsProcessor,
+            host.WatermarkLogitsProcessor,
+            host_stopping.StopStringCriteria,
+            host_stopping.MaxLengthCriteria,
+            host_stopping.MaxTimeCriteria,
+            host_stopping.EosTokenCriteria,
+        ),
+        Kind.ROW_WISE,
+    ),
+    **dict.fromkeys(
+        (
+            host.PrefixConstrainedLogitsProcessor,
+            host.EncoderNoRepeatNGramLogitsProcessor,
+            host.EncoderRepetitionPenaltyLogitsProcessor,
+        ),
+        Kind.ROW_IN_PLACE,
+    ),
+}
+
+
+def declare_row_wise(cls: type) -> type:
+    """
+    Say of your own logits processor or stopping criterion that its answer for a row depends on that row's prefix (and
+    scores) alone and that it keeps no state. Rows then need not wait for each other. Usable as a class decorator.
+    """
+    _KINDS[cls] = Kind.ROW_WISE
+    return cls
+
+
+def kind_of(members: Sequence) -> Kind:
+    """The most demanding kind in a list of processors or criteria; exact types only, since a subclass may do anything."""
+    return max((_KINDS.get(type(member), Kind.STEPWISE) for member in members), default=Kind.NONE)
+
+
+class TokenChooser:
+    """
+    Args:
+        processors: The host's prepared list.
+        noise: Steps' noise when sampling; `None` for greedy.
+        ids: The batch's token buffer (B, columns), original row order; prefixes are read from it.
+    """
+
+    def __init__(self, processors: LogitsProcessorList, noise: StepNoise | None, ids: torch.Tensor):
+        self.processors, self.noise, self.ids = processors, noise, ids
+        self.kind = kind_of(processors)
+
+    @property
+    def is_plain_argmax(self) -> bool:
+        return self.noise is None and self.kind == Kind.NONE
+
+    def scores(self, logits: torch.Tensor, rows: list[int], lengths: list[int]) -> torch.Tensor:
+        """Processed scores (A, V) of `logits` (A, V) float32, row `rows[a]` having `lengths[a]` tokens so far."""
+        if self.kind == Kind.NONE:
+            return logits
+        if self.kind == Kind.PREFIX_FREE:
+            return self.processors(self.ids[: len(rows), :1], logits)
+        groups: dict[int, list[int]] = {}
+        for index, length in enumerate(lengths):
+            groups.setdefault(length, []).append(index)
+        if len(groups) == 1:
+            return self._one_length(logits, rows, lengths[0])
+        out = torch.empty_like(logits)
+        for length, members in groups.items():
+            out[members] = self._one_length(logits[members], [rows[i] for i in members], length)
+        return out
+
+    def _one_length(self, logits: torch.Tensor, rows: list[int], length: int) -> torch.Tensor:
+        if len(rows) == self.ids.shape[0] and rows == sorted(rows):
+            return self.processors(self.ids[:, :length], logits)
+        if self.kind == Kind.ROW_WISE:
+            return self.processors(self.ids[rows, :length], logits)
+        everyone = logits.new_zeros(self.ids.shape[0], logits.shape[1])
+        everyone[rows] = logits
+        return self.processors(self.ids[:, :length], everyone)[rows]
+
+    def choose(
+        self, logits: torch.Tensor, rows: list[int], lengths: list[int], steps: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tokens (A,), processed scores (A, V)) of one step; `logits` (A, V) in the target's dtype."""
+        scores = self.scores(logits.to(torch.float32, copy=True), rows, lengths)
+        if self.noise is None:
+            return scores.argmax(dim=-1), scores
+        probabilities = scores.softmax(dim=-1)
+        return (probabilities / self.noise.at(steps, rows)).argmax(dim=-1), scores
+
+
+class StopChecker:
+    """
+    Whether rows end, token by token, so that none gets one too many.
+
+    Args:
+        criteria: The host's prepared list.
+        ids: The batch's token buffer (B, columns).
+    """
+
+    def __init__(self, criteria: host_stopping.StoppingCriteriaList, ids: torch.Tensor):
+        self.criteria, self.ids = criteria, ids
+        self.kind = kind_of(criteria)
+        simple = (host_stopping.MaxLengthCriteria, host_stopping.EosTokenCriteria, host_stopping.MaxTimeCriteria)
+        self._others = host_stopping.StoppingCriteriaList(c for c in criteria if type(c) not in simple)
+        self._timers = [c for c in criteria if type(c) is host_stopping.MaxTimeCriteria]
+        lengths = [c.max_length for c in criteria if type(c) is host_stopping.MaxLengthCriteria]
+        self.max_length = min(lengths, default=None)
+        self._ends = {
+            token for c in criteria if type(c) is host_stopping.EosTokenCriteria for token in c.eos_token_id.tolist()
+        }
+        self.only_length = all(type(c) is host_stopping.MaxLengthCriteria for c in criteria)
+        # Plain generate pads rows after their end only if a criterion has an `eos_token_id`.
+        self.pads_finished_rows = any(hasattr(c, "eos_token_id") for c in criteria)
+
+    def stopping_index(
+        self, rows: list[int], lengths: list[int], new_tokens: list[list[int]], scores: tuple | None = None
+    ) -> list[int | None]:
+        """
+        Per row, the index of the first of its `new_tokens` after which it ends, or `None`.
+
+        Args:
+            rows: Original row numbers.
+            lengths: Tokens each row had before; the new ones are in `ids` already.
+            new_tokens: On the host, per row.
+            scores: As plain generate passes them, for criteria that look at them.
+        """
+        found: list[int | None] = [None] * len(rows)
+        out_of_time = self._timers and any(bool(c(self.ids[:1, :1], None).any()) for c in self._timers)
+        for a, (length, tokens) in enumerate(zip(lengths, new_tokens, strict=True)):
+            for index, token in enumerate(tokens):
+                if token in self._ends or out_of_time or length + index + 1 == self.max_length:
+                    found[a] = index
+                    break
+        if self._others:
+            self._ask_others(found, rows, lengths, new_tokens, scores)
+        return found
+
+    def _ask_others(self, found, rows, lengths, new_tokens, scores) -> None:
+        ends = [length + len(tokens) for length, tokens in zip(lengths, new_tokens, strict=True)]
+        for length in range(min(lengths) + 1, max(ends) + 1):
+            here = [
+                a
+                for a in range(len(rows))
+                if lengths[a] < length <= ends[a] and (found[a] is None or length <= lengths[a] + found[a])
+            ]
+            if not here:
+                continue
+            if self.kind == Kind.ROW_WISE:
+                done = self._others(self.ids[[rows[a] for a in here], :length], scores).tolist()
+            else:
+                everyone = self._others(self.ids[:, :length], scores).tolist()
+                done = [everyone[rows[a]] for a in here]
+            for a, is_done in zip(here, done, strict=True):
+                if is_done:
+                    found[a] = length - lengths[a] - 1

@@ -1,0 +1,107 @@
+"""`Rows`: which rows are still running, how far each is, and their tokens. Host-side counts, one device buffer.
+
+Does not know models. Columns of `ids` are those of the output sequences; columns of the caches are shifted by
+`cache_shift` (prompts given as embeddings or by a cache alone have no ids).
+Shape letters: B rows of the batch, A active rows.
+"""
+
+import torch
+
+
+class Rows:
+    """
+    Args:
+        input_ids: The prompt (B, P), left padded.
+        width: Columns to make room for.
+        pad_token_id: What stands after a row's end; `None`: 0.
+        cache_length: Columns of the caches after prefill.
+        attention_mask: (B, cache_length) with 0 at padding, or `None`.
+    """
+
+    def __init__(
+        self,
+        input_ids: torch.Tensor,
+        width: int,
+        pad_token_id: torch.Tensor | None,
+        cache_length: int,
+        attention_mask: torch.Tensor | None,
+    ):
+        self.num_rows, self.prompt_length = input_ids.shape
+        self.pad_token_id = 0 if pad_token_id is None else int(pad_token_id)
+        self.ids = input_ids.new_full((self.num_rows, width), self.pad_token_id)
+        self.ids[:, : self.prompt_length] = input_ids
+        self.cache_shift = cache_length - self.prompt_length
+        self.active = list(range(self.num_rows))  # original row numbers, in the caches' storage order
+        self.lengths = [self.prompt_length] * self.num_rows  # columns of `ids` committed, the root included
+        self.is_done = [False] * self.num_rows  # ended, though perhaps still running beside others
+        self.ends: dict[int, int] = {}  # where those ended
+        self.visible = None
+        self.num_visible = [cache_length] * self.num_rows  # tokens of the prompt, padding not counted
+        if attention_mask is not None:
+            mask = attention_mask[:, :cache_length].bool()
+            self.num_visible = mask.sum(dim=1).tolist()
+            self.visible = torch.nn.functional.pad(mask, (0, width), value=True)
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps behind each active row: tokens generated."""
+        return [self.lengths[row] - self.prompt_length for row in self.active]
+
+    @property
+    def active_lengths(self) -> list[int]:
+        return [self.lengths[row] for row in self.active]
+
+    @property
+    def cached_columns(self) -> list[int]:
+        """Columns of the target's cache each active row has: all but its root."""
+        return [self.lengths[row] - 1 + self.cache_shift for row in self.active]
+
+    @property
+    def draft_positions(self) -> list[int]:
+        """RoPE position of each active row's newest draft entry: the token position before the root's."""
+        return [self.num_visible[row] + self.lengths[row] - self.prompt_length - 2 for row in self.active]
+
+    def active_visible(self, device: torch.device) -> torch.Tensor | None:
+        """Columns of the caches that are no padding, (A, columns), or `None`: all."""
+        if self.visible is None:
+            return None
+        rows = self.visible if len(self.active) == self.num_rows else self.visible[self.active]
+        return rows.to(device)
+
+    def roots(self) -> torch.Tensor:
+        """The last committed token of each active row, (A,)."""
+        if len(self.active) == 1:
+            row = self.active[0]
+            return self.ids[row, self.lengths[row] - 1 : self.lengths[row]]
+        places = torch.tensor([self.active, self.active_lengths], device=self.ids.device)
+        return self.ids[places[0], places[1] - 1]
+
+    def write(self, tokens: torch.Tensor) -> None:
+        """Put `tokens` (A, n) behind each active row's tokens, without committing them yet."""
+        width = tokens.shape[1]
+        if len(self.active) == 1:
+            row = self.active[0]
+            self.ids[row, self.lengths[row] : self.lengths[row] + width] = tokens[0]
+        else:
+            places = torch.tensor([self.active, self.active_lengths], device=self.ids.device)[:, :, None]
+            self.ids[places[0], places[1] + torch.arange(width, device=self.ids.device)] = tokens
+
+    def commit(self, counts: list[int]) -> None:
+        """The first `counts[a]` tokens written behind each active row now belong to it."""
+        for row, count in zip(self.active, counts, strict=True):
+            self.lengths[row] += count
+
+    def pad_done(self) -> None:
+        """Rows that ended but run along beside others hold padding from their end on, as in plain generate."""
+        for row in self.active:
+            if self.is_done[row]:
+                self.ids[row, self.ends[row] :] = self.pad_token_id
+
+    def finish(self, places: list[int]) -> list[int]:
+        """Take the rows at `places` of the active ones out; returns the places that stay."""
+        for place in places:
+            row = self.active[place]
+            self.ids[row, self.lengths[row] :] = self.pad_token_id
+        kept = [place for place in range(len(self.active)) if place not in places]
+        self.active = [self.active[place] for place in kept]
+        return kept

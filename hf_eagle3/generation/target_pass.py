@@ -1,0 +1,231 @@
+"""Running the target on a draft: inputs, masks and cache of one verification, in the two ways a target allows.
+
+`TreePass` verifies any tree in slots, rows at lengths of their own. `ChainPass` verifies a chain through the target's own
+causal path and the host's cache; states that cannot be cropped are copied before and restored after, and the accepted
+tokens are run again. Rows then go in lockstep. Does not know how trees are made or tokens chosen.
+
+Shape letters: B rows, A active rows, N drafted nodes, V vocabulary, F features.
+"""
+
+import torch
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+from ..target import SLIDING, Target, mask_kinds, takes_mask_dictionary
+from .cache import SlotCache, verification_masks
+from .rows import Rows
+from .tree import DraftTree
+
+
+# Kept by this module, or meant for the prompt only.
+_BOOKKEEPING = {
+    "input_ids",
+    "inputs_embeds",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "cache_params",
+    "cache_position",
+    "logits_to_keep",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "moe_mm_token_type_ids",
+}
+
+
+def cache_name(model_kwargs: dict) -> str:
+    """The name under which the host prepared a cache."""
+    return "cache_params" if "cache_params" in model_kwargs else "past_key_values"
+
+
+class TreePass:
+    """
+    Args:
+        target: The target.
+        rows: Lengths and padding; read, never changed.
+        model_kwargs: The host's, after prefill.
+        room: Most nodes of a pass, root included.
+        max_length: Columns of `ids` that can be reached.
+    """
+
+    lockstep = False
+
+    def __init__(self, target: Target, rows: Rows, model_kwargs: dict, room: int, max_length: int):
+        self.target, self.rows = target, rows
+        self.host_cache: Cache = model_kwargs["past_key_values"]
+        length = rows.prompt_length + rows.cache_shift
+        limit = max_length + rows.cache_shift
+        self.cache = SlotCache(self.host_cache, rows.num_rows, length, room, limit)
+        self.order = list(range(rows.num_rows))  # original row of each storage row
+        self.keeps_rows = True
+        self.extra = {name: value for name, value in model_kwargs.items() if name not in _BOOKKEEPING}
+        self.token_types = {
+            name: model_kwargs[name][:, -1:]
+            if name == "token_type_ids"
+            else torch.zeros_like(model_kwargs[name][:, -1:])
+            for name in ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+            if model_kwargs.get(name) is not None
+        }
+        positions = model_kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.tensor(rows.num_visible, device=rows.ids.device)[:, None] - 1
+        if positions.shape[-2] == 1 and rows.num_rows > 1:
+            positions = positions.expand(*positions.shape[:-2], rows.num_rows, -1)
+        self.last_position = positions[..., -1:]  # (..., B, 1): of the prompt
+        # Nodes past a row's limit are never committed, but learned positions must exist.
+        self.most_steps = max_length - rows.prompt_length - 1
+
+    def verify(self, tree: DraftTree):
+        """The target's outputs for every node: logits (A, N + 1, V), features (A, N + 1, F), and the raw outputs."""
+        rows, model = self.rows, self.target.model
+        columns = rows.cached_columns
+        num_nodes = tree.tokens.shape[1]
+        self.write = max(columns)
+        self.cache.begin_pass(self.write, min(columns), max(num_nodes, tree.max_depth + 1))
+        device = tree.tokens.device
+        self.lengths = torch.tensor(columns, device=device)
+        masks = verification_masks(
+            self.cache.spans, self.lengths, rows.active_visible(device), tree.depths, tree.ancestors, model.dtype
+        )
+        steps = torch.tensor(rows.steps, device=device)[:, None]
+        last = self.last_position if len(rows.active) == rows.num_rows else self.last_position[..., rows.active, :]
+        positions = last.to(device) + (steps + tree.depths).clamp(max=self.most_steps)
+        inputs = model.prepare_inputs_for_generation(
+            tree.tokens,
+            next_sequence_length=num_nodes,
+            past_key_values=self.cache,
+            position_ids=positions,
+            is_first_iteration=False,
+            **{name: value.expand(-1, num_nodes) for name, value in self._active(self.token_types).items()},
+            **self._active(self.extra),
+        )
+        inputs |= {"attention_mask": self._as_taken(masks), "position_ids": positions}
+        if self.target.keeps_logits:
+            inputs["logits_to_keep"] = num_nodes
+        with self.target.capturing():
+            outputs = model(**inputs, return_dict=True)
+        return outputs.logits, self.target.features(outputs), outputs
+
+    def _active(self, values: dict) -> dict:
+        if len(self.rows.active) == self.rows.num_rows:
+            return values
+        return {
+            name: value[self.rows.active]
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == self.rows.num_rows
+            else value
+            for name, value in values.items()
+        }
+
+    def _as_taken(self, masks: dict[str, torch.Tensor]):
+        """Masks in the form the model's forward takes."""
+        if not takes_mask_dictionary(self.target.config):
+            return next(iter(masks.values()))
+        kinds = mask_kinds(self.target.config)
+        if SLIDING in kinds and SLIDING not in masks:  # a cache without sliding layers under a sliding configuration
+            masks[SLIDING] = masks[next(iter(masks))]
+        return {kind: masks[kind] for kind in kinds if kind in masks}
+
+    def keep(self, nodes: torch.Tensor, counts: list[int]) -> None:
+        """Commit each row's path `nodes` (A, T + 1), the root first."""
+        self.cache.keep(self.write, self.lengths, nodes)
+
+    def select_rows(self, kept: list[int], drop: bool) -> None:
+        """Only the active rows at `kept` go on; `drop`: nobody will ask for the others' keys and values."""
+        self.cache.select_rows(kept, drop)
+        self.keeps_rows &= not drop
+        others = [] if drop else [place for place in range(len(self.order)) if place not in kept]
+        self.order = [self.order[place] for place in kept + others]
+
+    def close(self, length: int, is_wanted: bool) -> None:
+        """Leave the host's cache an ordinary one for `length` columns of `ids` (the last token is not cached)."""
+        order = self.order if is_wanted and self.keeps_rows else None
+        self.cache.give_back(length - 1 + self.rows.cache_shift, order)
+
+
+class ChainPass:
+    """Chains through the target's own causal path. Arguments as for [`TreePass`]."""
+
+    lockstep = True
+
+    def __init__(self, target: Target, rows: Rows, model_kwargs: dict, room: int, max_length: int):
+        self.target, self.rows, self.model_kwargs = target, rows, model_kwargs
+        self.name = cache_name(model_kwargs)
+        self.host_cache: Cache = model_kwargs[self.name]
+        self.num_running = rows.num_rows
+        self.saved: list[dict] | None = None
+
+    def verify(self, tree: DraftTree):
+        """As `TreePass.verify`; the tree must be a chain and all rows equally long."""
+        self.saved = snapshot(self.host_cache)
+        self.tokens = tree.tokens
+        outputs = self._run(tree.tokens)
+        return outputs.logits[:, -tree.tokens.shape[1] :], self.target.features(outputs), outputs
+
+    def _run(self, tokens: torch.Tensor):
+        rows, model, count = self.rows, self.target.model, tokens.shape[1]
+        length = rows.lengths[rows.active[0]]
+        ids = torch.cat((rows.ids[rows.active, : length - 1], tokens), dim=1)
+        # The host's own bookkeeping for steps already taken, then for the tokens of this pass.
+        kwargs = {name: value for name, value in self.model_kwargs.items() if name != "inputs_embeds"}
+        kwargs = model._update_model_kwargs_for_generation(
+            {}, kwargs, num_new_tokens=length - 1 - rows.prompt_length + count
+        )
+        inputs = model.prepare_inputs_for_generation(
+            ids, next_sequence_length=count, is_first_iteration=False, **kwargs
+        )
+        if self.target.keeps_logits:
+            inputs["logits_to_keep"] = count
+        with self.target.capturing():
+            return model(**inputs, return_dict=True)
+
+    def keep(self, nodes: torch.Tensor, counts: list[int]) -> None:
+        """Commit: with anything rejected, restore the states and run the accepted tokens again."""
+        if counts[0] < self.tokens.shape[1]:
+            restore(self.host_cache, self.saved)
+            if counts[0] > 0:
+                self._run(self.tokens[:, : counts[0]])
+        self.saved = None
+
+    def select_rows(self, kept: list[int], drop: bool) -> None:
+        """Only the active rows at `kept` go on; `drop` is always true here (see `Generation`)."""
+        index = torch.tensor(kept, device=self.rows.ids.device)
+        self.host_cache.reorder_cache(index)
+        for name, value in self.model_kwargs.items():
+            axis = -2 if name == "position_ids" else 0
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape[axis] == self.num_running:
+                self.model_kwargs[name] = value.index_select(axis, index.to(value.device))
+        self.num_running = len(kept)
+
+    def close(self, length: int, is_wanted: bool) -> None:
+        """The host's cache is an ordinary one already, unless a pass was interrupted."""
+        if self.saved is not None:
+            restore(self.host_cache, self.saved)
+
+
+def snapshot(cache: Cache) -> list[dict]:
+    """
+    The state of every layer, so that `restore` undoes passes made since. Keys and values, which passes replace rather
+    than write into, are kept by reference; recurrent and convolution states are copied.
+    """
+    return [
+        {
+            name: value if isinstance(layer, DynamicLayer) and name in ("keys", "values") else _copy(value)
+            for name, value in vars(layer).items()
+        }
+        for layer in cache.layers
+    ]
+
+
+def _copy(value):
+    if isinstance(value, torch.Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copy(entry) for key, entry in value.items()}
+    return list(map(_copy, value)) if isinstance(value, list) else value
+
+
+def restore(cache: Cache, saved: list[dict]) -> None:
+    """Put back what `snapshot` took. Usable once."""
+    for layer, state in zip(cache.layers, saved, strict=True):
+        vars(layer).clear()
+        vars(layer).update(state)

@@ -1,0 +1,123 @@
+"""`DraftTree`: tokens, parents, depths and the ancestor relation. Pure tensors, no model.
+
+    root  "the"                  node      0 1 2 3 4
+     |- "cat"                    parents  -1 0 0 1 1
+     |   |- "sat"                depths    0 1 1 2 2
+     |   `- "ran"                ancestors of 4 ("ran"): 0, 1, 4
+     `- "dog"
+
+Node 0 is the root: the last committed token, not a proposal. Parents stand before their children.
+Shape letters: A rows, N drafted nodes (the root not counted), T levels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class DraftTree:
+    """
+    One tree per row, all with the same number of nodes.
+
+    Args:
+        tokens (`torch.LongTensor` of shape `(A, N + 1)`): Target token ids; column 0 the root.
+        parents (`torch.LongTensor` of shape `(A, N + 1)`): Node index of each node's parent, -1 for the root.
+        depths (`torch.LongTensor` of shape `(A, N + 1)`): 0 for the root.
+        ancestors (`torch.BoolTensor` of shape `(A, N + 1, N + 1)`): [a, i, j]: j is i itself or above it.
+        scores (`torch.FloatTensor` of shape `(A, N + 1)`): Estimated log-probability that a node is reached; 0 for the root.
+        max_depth (`int`): Levels below the root.
+    """
+
+    tokens: torch.Tensor
+    parents: torch.Tensor
+    depths: torch.Tensor
+    ancestors: torch.Tensor
+    scores: torch.Tensor
+    max_depth: int
+
+    @property
+    def num_draft_tokens(self) -> int:
+        return self.tokens.shape[1] - 1
+
+    def to(self, device: torch.device) -> "DraftTree":
+        if self.tokens.device == device:
+            return self
+        moved = [t.to(device) for t in (self.tokens, self.parents, self.depths, self.ancestors, self.scores)]
+        return DraftTree(*moved, self.max_depth)
+
+
+def root_only(root_tokens: torch.Tensor) -> DraftTree:
+    """Trees without proposals: verifying one is a plain decoding step. `root_tokens` (A,)."""
+    tokens = root_tokens[:, None]
+    zeros = torch.zeros_like(tokens)
+    return DraftTree(tokens, zeros - 1, zeros, torch.ones_like(zeros, dtype=torch.bool)[:, :, None], zeros.float(), 0)
+
+
+def chain(root_tokens: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor) -> DraftTree:
+    """Unbranched trees: `tokens` and cumulative `scores` (A, T) below `root_tokens` (A,)."""
+    rows, levels = tokens.shape
+    depths = torch.arange(levels + 1, device=tokens.device).expand(rows, -1)
+    return DraftTree(
+        torch.cat((root_tokens[:, None], tokens), dim=1),
+        depths - 1,
+        depths,
+        torch.ones(levels + 1, levels + 1, dtype=torch.bool, device=tokens.device).tril().expand(rows, -1, -1),
+        torch.cat((torch.zeros_like(scores[:, :1]), scores), dim=1),
+        levels,
+    )
+
+
+def best_nodes(
+    root_tokens: torch.Tensor,
+    pool_tokens: torch.Tensor,
+    pool_parents: torch.Tensor,
+    pool_depths: torch.Tensor,
+    pool_scores: torch.Tensor,
+    num_draft_tokens: int,
+    max_depth: int,
+) -> DraftTree:
+    """
+    The `num_draft_tokens` best of all nodes seen while drafting, ordered by (score, depth, age).
+
+    Args:
+        root_tokens: (A,).
+        pool_tokens, pool_scores: (A, M), level by level, in the order of their making.
+        pool_parents: (A, M), pool index of each node's parent, -1 below the root.
+        pool_depths: (M,), 1 for the root's children.
+
+    A child never scores above its parent and comes later, so a stable sort keeps every parent of what it keeps, ties
+    included (in bf16 log-probabilities of exactly 0.0 occur).
+
+    Source: EAGLE-2 (arXiv 2406.16858), section 4.2.
+    """
+    rows = pool_tokens.shape[0]
+    best = pool_scores.sort(dim=1, descending=True, stable=True).indices[:, :num_draft_tokens]
+    kept = best.sort(dim=1).values  # pool order: parents before children
+    # Pool index -> node index, with the root's -1 in the last place.
+    node_of = kept.new_zeros(rows, pool_tokens.shape[1] + 1)
+    node_of.scatter_(1, kept, torch.arange(1, num_draft_tokens + 1, device=kept.device).expand(rows, -1))
+    parents = node_of.gather(1, pool_parents.gather(1, kept) % node_of.shape[1])
+    pad = torch.zeros_like(parents[:, :1])
+    parents = torch.cat((pad - 1, parents), dim=1)
+    depths = torch.cat((pad, pool_depths[kept]), dim=1)
+    return DraftTree(
+        torch.cat((root_tokens[:, None], pool_tokens.gather(1, kept)), dim=1),
+        parents,
+        depths,
+        ancestor_mask(parents, max_depth),
+        torch.cat((pad.to(pool_scores.dtype), pool_scores.gather(1, kept)), dim=1),
+        max_depth,
+    )
+
+
+def ancestor_mask(parents: torch.Tensor, max_depth: int) -> torch.Tensor:
+    """[a, i, j]: j is i itself or above it, (A, N + 1, N + 1) bool, from `parents` (A, N + 1)."""
+    rows, nodes = parents.shape
+    mask = torch.eye(nodes, dtype=torch.bool, device=parents.device).repeat(rows, 1, 1)
+    up = parents.clamp(min=0)
+    above = up
+    for _ in range(max_depth):
+        mask.scatter_(2, above[:, :, None], True)
+        above = up.gather(1, above)
+    return mask

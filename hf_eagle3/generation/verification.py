@@ -1,0 +1,112 @@
+"""The walk: at each node take the token plain generate would take there, and step into the child that carries it.
+
+No acceptance ratios and no residuals: the committed token is a function of the target's scores and the step's noise
+alone, so no tree can bias it. Does not know caches or models.
+
+    chosen at root: "cat"   child "cat" exists  -> step      nodes   0  1  3
+    chosen at cat:  "sat"   child "sat" exists  -> step      tokens  cat  sat  on
+    chosen at sat:  "on"    no child            -> stop      counts  3 (two accepted draft tokens and the target's own)
+
+Shape letters: A rows, N drafted nodes, T tree levels, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from .processors import Kind, TokenChooser
+from .tree import DraftTree
+
+
+@dataclass
+class Walk:
+    """
+    Args:
+        nodes (`torch.LongTensor` of shape `(A, T + 1)`): Node at which each token was chosen; 0 past the end.
+        tokens (`torch.LongTensor` of shape `(A, T + 1)`): The chosen tokens; meaningless past the end.
+        counts (`torch.LongTensor` of shape `(A,)`): Tokens to commit: accepted draft tokens + 1.
+        is_nan (`torch.BoolTensor` of shape `(A,)`): A chosen token came from NaN scores.
+        scores: Processed scores (A, V) float32 per token, kept only if asked for.
+    """
+
+    nodes: torch.Tensor
+    tokens: torch.Tensor
+    counts: torch.Tensor
+    is_nan: torch.Tensor
+    scores: list[torch.Tensor] = field(default_factory=list)
+
+    def hold_back(self) -> None:
+        """Lockstep: every row commits as many tokens as the slowest. The others choose the same tokens again later."""
+        self.counts = self.counts.min().expand_as(self.counts)
+
+
+def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
+    """The walk of greedy decoding without processors, all nodes at once. `logits` (A, N + 1, V)."""
+    values, choices = logits.max(dim=-1)  # (A, N + 1); the first index among equals, as argmax
+    matched = tree.tokens == choices.gather(1, tree.parents.clamp(min=0))
+    matched[:, 0] = True
+    accepted = ~(tree.ancestors & ~matched[:, None]).any(dim=-1)  # (A, N + 1): a node counts if all above it do
+    nodes = _by_depth(tree, accepted)
+    return Walk(nodes, choices.gather(1, nodes), accepted.sum(dim=1), values.gather(1, nodes).isnan().any(dim=1))
+
+
+def _by_depth(tree: DraftTree, accepted: torch.Tensor) -> torch.Tensor:
+    """Accepted node of each depth, (A, T + 1), 0 where there is none. Siblings carry different tokens: one per depth."""
+    rows, nodes = tree.tokens.shape
+    out = tree.depths.new_zeros(rows, tree.max_depth + 2)
+    place = torch.where(accepted, tree.depths, tree.max_depth + 1)
+    out.scatter_(1, place, torch.arange(nodes, device=out.device).expand(rows, -1))
+    return out[:, :-1]
+
+
+def stepwise_walk(
+    tree: DraftTree,
+    logits: torch.Tensor,
+    chooser: TokenChooser,
+    rows: list[int],
+    lengths: list[int],
+    steps: list[int],
+    keep_scores: bool = False,
+    check_stop=None,
+) -> Walk:
+    """
+    The walk level by level, for sampling and processors.
+
+    Args:
+        logits: (A, N + 1, V).
+        rows: Original row numbers.
+        lengths: Tokens each row has, the root included; a step's token is written behind them into the chooser's ids.
+        steps: Steps each row has behind it: the number of the one chosen first.
+        keep_scores: Keep processed scores.
+        check_stop: Lockstep: called with (tokens so far per row, their scores) after each step; True ends the walk.
+            Given, the walk also ends when any row has no child to step into.
+    """
+    active = len(rows)
+    node = torch.zeros(active, dtype=torch.long, device=logits.device)
+    alive = torch.ones(active, dtype=torch.bool, device=logits.device)
+    counts = torch.zeros_like(node)
+    is_nan = torch.zeros_like(alive)
+    nodes, tokens, kept = [], [], []
+    waits = logits.device.type == "cpu" or check_stop is not None
+    index = torch.arange(active, device=logits.device)
+    needs_prefix = chooser.kind > Kind.PREFIX_FREE or check_stop is not None
+    places = torch.tensor([rows, lengths], device=logits.device) if needs_prefix else None
+    for depth in range(tree.max_depth + 1):
+        at_node = logits[index, node]
+        token, scores = chooser.choose(at_node, rows, [n + depth for n in lengths], [s + depth for s in steps])
+        is_nan |= alive & scores.gather(1, token[:, None])[:, 0].isnan()
+        if needs_prefix:
+            chooser.ids[places[0], places[1] + depth] = token
+        nodes.append(node)
+        tokens.append(token)
+        counts += alive
+        if keep_scores:
+            kept.append(scores)
+        if check_stop is not None and check_stop(tokens, scores):
+            break
+        child = (tree.tokens == token[:, None]) & (tree.parents == node[:, None])
+        alive = alive & child.any(dim=1)
+        if waits and not (alive.all() if check_stop is not None else alive.any()):
+            break
+        node = torch.where(alive, child.int().argmax(dim=1), 0)
+    return Walk(torch.stack(nodes, dim=1), torch.stack(tokens, dim=1), counts, is_nan, kept)

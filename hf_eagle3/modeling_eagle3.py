@@ -1,0 +1,364 @@
+"""`Eagle3DraftModel`: feature fusion, one decoder layer, draft head.
+
+Knows nothing of trees, caches or training: attention is a function handed in (`attend`), so that drafting, training and
+a plain causal pass share one layer. Knows no target: embedding rows and features are arguments.
+
+Shape letters: B batch, L sequence, H hidden, V target vocabulary, D draft vocabulary, F width of the tapped features.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding, rotate_half
+from transformers.utils import ModelOutput, logging
+
+from . import checkpoint, vocabulary
+from .configuration_eagle3 import Eagle3Config
+from .tree_config import TreeConfig
+
+
+logger = logging.get_logger(__name__)
+
+# attend(query (B, heads, L, d), key (B, kv heads, L, d), value, layer_index) -> (B, heads, L, d); RoPE is applied.
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
+Rotary = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (B or 1, 1, L, d)
+
+
+@dataclass
+class Eagle3DraftOutput(ModelOutput):
+    """
+    Output of [`Eagle3DraftModel`].
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(B, L, D)`): Scores over the draft vocabulary. Index i predicts x_{i+2}.
+        draft_hidden_states (`torch.FloatTensor` of shape `(B, L, H)`): The draft's own state a, to be fed back in place
+            of features that the target has not computed yet.
+    """
+
+    logits: torch.FloatTensor | None = None
+    draft_hidden_states: torch.FloatTensor | None = None
+
+
+def grouped_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    Attention of grouped heads (B, heads, L, d) over (B, kv heads, S, d) under an additive `mask` (B or 1, 1, L, S).
+
+    Few queries: the heads that share keys are packed into the query axis, so that no key is ever repeated. Many
+    queries: repeating the keys costs less than repeating the mask.
+    """
+    batch, heads, length, width = query.shape
+    groups = heads // key.shape[1]
+    if groups == 1 or length > 64:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=groups > 1)
+    query = query.reshape(batch, key.shape[1], groups * length, width)
+    if mask is not None:
+        mask = mask.repeat(1, 1, groups, 1)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).view(batch, heads, length, width)
+
+
+def causal_attend(attention_mask: torch.Tensor | None = None) -> Attend:
+    """Plain causal attention over the pass itself; `attention_mask` (B, L) is 0 at padding."""
+
+    def attend(query, key, value, layer_index):
+        grouped = query.shape[1] != key.shape[1]
+        if attention_mask is None:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        length = query.shape[2]
+        allowed = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        allowed = allowed & attention_mask.bool()[:, None, None, :]
+        # A padded query sees itself, so that no row is empty.
+        allowed = allowed | torch.eye(length, dtype=torch.bool, device=query.device)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, enable_gqa=grouped)
+
+    return attend
+
+
+class Eagle3Attention(nn.Module):
+    """Self-attention whose projections read `input_size` columns: 2H in the first layer."""
+
+    def __init__(self, config: Eagle3Config, input_size: int, layer_index: int):
+        super().__init__()
+        self.layer_index, self.head_dim = layer_index, config.head_dim
+        query_size, key_size = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        )
+        self.q_proj = nn.Linear(input_size, query_size, bias=config.attention_bias)
+        self.k_proj = nn.Linear(input_size, key_size, bias=config.attention_bias)
+        self.v_proj = nn.Linear(input_size, key_size, bias=config.attention_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
+        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.use_qk_norm else None
+        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.use_qk_norm else None
+
+    def forward(self, states: torch.Tensor, rotary: Rotary, attend: Attend) -> torch.Tensor:
+        batch, length, _ = states.shape
+        query = self.q_proj(states).view(batch, length, -1, self.head_dim)
+        key = self.k_proj(states).view(batch, length, -1, self.head_dim)
+        value = self.v_proj(states).view(batch, length, -1, self.head_dim).transpose(1, 2)
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        cos, sin = rotary
+        query, key = query.transpose(1, 2), key.transpose(1, 2)
+        query = query * cos + rotate_half(query) * sin
+        key = key * cos + rotate_half(key) * sin
+        mixed = attend(query, key, value, self.layer_index)
+        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+
+
+class Eagle3DecoderLayer(nn.Module):
+    """The first layer reads [embedding ; feature] (2H); further layers are plain pre-norm layers."""
+
+    def __init__(self, config: Eagle3Config, layer_index: int):
+        super().__init__()
+        is_first, size, eps = layer_index == 0, config.hidden_size, config.rms_norm_eps
+        self.norm_before_residual = config.norm_before_residual
+        self.input_layernorm = nn.RMSNorm(size, eps=eps)
+        self.hidden_norm = nn.RMSNorm(size, eps=eps) if is_first else None
+        self.self_attn = Eagle3Attention(config, 2 * size if is_first else size, layer_index)
+        self.post_attention_layernorm = nn.RMSNorm(size, eps=eps)
+        self.mlp = LlamaMLP(config)
+
+    def forward(
+        self, embeds: torch.Tensor | None, hidden: torch.Tensor, rotary: Rotary, attend: Attend
+    ) -> torch.Tensor:
+        residual = hidden
+        if self.hidden_norm is None:
+            states = self.input_layernorm(hidden)
+        else:
+            normed = self.hidden_norm(hidden)
+            residual = normed if self.norm_before_residual else hidden
+            states = torch.cat((self.input_layernorm(embeds), normed), dim=-1)
+        hidden = residual + self.self_attn(states, rotary, attend)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+
+
+class Eagle3DraftModel(PreTrainedModel):
+    """
+    The EAGLE-3 draft model: proposes tokens for a target model, read through three of its hidden states.
+
+    Use it as `target.generate(**inputs, assistant_model=draft)`. It has no `generate` of its own.
+
+    Args:
+        config: An [`Eagle3Config`]; `Eagle3Config.from_target(target)` makes one that fits.
+
+    Source: EAGLE-3 (arXiv 2503.01840), section 3; the residual and the feedback as in the original repository's
+    `cnets.py` (the figure's extra 2H -> H projection does not exist there).
+    """
+
+    config_class = Eagle3Config
+    base_model_prefix = ""
+    main_input_name = "inputs_embeds"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Eagle3DecoderLayer"]
+
+    def __init__(self, config: Eagle3Config):
+        super().__init__(config)
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.fc = nn.Linear(config.fused_features_size, size, bias=False)
+        self.input_norm = nn.RMSNorm(config.fused_features_size, eps=eps) if config.norm_before_fc else None
+        self.fc_norm = (
+            nn.ModuleList(nn.RMSNorm(config.target_hidden_size, eps=eps) for _ in range(config.num_tapped_layers))
+            if config.fc_norm
+            else None
+        )
+        self.midlayer = Eagle3DecoderLayer(config, 0)
+        self.layers = nn.ModuleDict(
+            {str(i): Eagle3DecoderLayer(config, i) for i in range(1, config.num_hidden_layers)}
+        )
+        self.norm = nn.RMSNorm(size, eps=eps)
+        self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False) if config.has_lm_head else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, size) if config.has_embed_tokens else None
+        self.rotary_emb = LlamaRotaryEmbedding(config)
+        if config.has_vocabulary_mapping:
+            # Until a vocabulary is chosen: the first D ids.
+            self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
+            self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
+        self.post_init()
+        self.generation_config = GenerationConfig()
+        TreeConfig().write_to(self.generation_config)
+
+    def get_input_embeddings(self) -> nn.Module | None:
+        return self.embed_tokens
+
+    @property
+    def target_token_ids(self) -> torch.Tensor | None:
+        """Target id of every draft id, (D,) int64; `None` where the draft predicts the whole vocabulary."""
+        return vocabulary.target_ids(self.d2t) if self.config.has_vocabulary_mapping else None
+
+    @property
+    def tree_config(self) -> TreeConfig:
+        """What is drafted per cycle: the validated view of `generation_config`."""
+        return TreeConfig.read_from(self.generation_config)
+
+    def with_tree(self, tree_mode: str, **sizes) -> "Eagle3DraftModel":
+        """
+        A view of this draft that shares the weights and drafts differently; nothing shared is mutated.
+
+        Args:
+            tree_mode: "static", "chain" or "host_chain".
+            sizes: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`; see [`TreeConfig`].
+
+        Example:
+            `fast = draft.with_tree("static", num_draft_tokens=24, tree_depth=6, tree_top_k=6)`
+        """
+        view = copy.copy(self)
+        view.generation_config = copy.deepcopy(self.generation_config)
+        self.tree_config.with_changes(tree_mode, **sizes).write_to(view.generation_config)
+        return view
+
+    def fuse(self, target_features: torch.Tensor) -> torch.Tensor:
+        """g (B, L, H) from the tapped layers side by side (B, L, F)."""
+        if self.input_norm is not None:
+            target_features = self.input_norm(target_features)
+        if self.fc_norm is not None:
+            parts = target_features.split(self.config.target_hidden_size, dim=-1)
+            target_features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
+        return self.fc(target_features)
+
+    def rotary(self, position_ids: torch.Tensor, dtype: torch.dtype) -> Rotary:
+        """cos and sin for positions (B, L), with a heads axis: (B, 1, L, head_dim)."""
+        like = torch.empty(0, dtype=dtype, device=position_ids.device)
+        cos, sin = self.rotary_emb(like, position_ids)
+        return cos[:, None], sin[:, None]
+
+    def decode(
+        self, embeds: torch.Tensor, hidden: torch.Tensor, rotary: Rotary, attend: Attend
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(fed-back state, normed state for the head), both (B, L, H), from embedding rows and h, both (B, L, H)."""
+        hidden = self.midlayer(embeds, hidden, rotary, attend)
+        for layer in self.layers.values():
+            hidden = layer(None, hidden, rotary, attend)
+        normed = self.norm(hidden)
+        return (normed if self.config.norm_output else hidden), normed
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor | None = None,
+        target_features: torch.Tensor | None = None,
+        draft_hidden_states: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        attend: Attend | None = None,
+        rotary: Rotary | None = None,
+        return_dict: bool = True,
+    ) -> Eagle3DraftOutput | tuple[torch.Tensor, torch.Tensor]:
+        """
+        One pass of the draft. Index i pairs the token x_{i+1} with the feature of position i and predicts x_{i+2}.
+
+        Args:
+            inputs_embeds: The target's embedding rows of x_1..x_L, raw, (B, L, H).
+            target_features: Outputs of the tapped layers at positions 0..L-1, side by side, (B, L, F).
+            draft_hidden_states: Instead of features: the draft's own states, (B, L, H). They skip `fc`.
+            input_ids: Instead of `inputs_embeds`, for drafts that carry `embed_tokens`: x_1..x_L, (B, L).
+            attention_mask: 0 at padding, (B, L). Only for the default attention.
+            position_ids: RoPE positions, (B, L) or (1, L). Default 0..L-1.
+            attend: Attention of the pass; the default is causal. Training-time test passes its own.
+            rotary: cos and sin from `rotary`, to share them over several passes.
+            return_dict: Whether to return an [`Eagle3DraftOutput`].
+
+        Raises:
+            ValueError: not exactly one of features and hidden states, or of embeddings and ids, or a wrong width.
+        """
+        if (target_features is None) == (draft_hidden_states is None):
+            raise ValueError("Give exactly one of `target_features` and `draft_hidden_states`.")
+        if (inputs_embeds is None) == (input_ids is None):
+            raise ValueError("Give exactly one of `inputs_embeds` (the target's embedding rows) and `input_ids`.")
+        if inputs_embeds is None:
+            if self.embed_tokens is None:
+                raise ValueError(
+                    "This draft has no `embed_tokens` of its own; pass `inputs_embeds`, the target's embedding rows."
+                )
+            inputs_embeds = self.embed_tokens(input_ids)
+        if target_features is not None:
+            if target_features.shape[-1] != self.config.fused_features_size:
+                raise ValueError(
+                    f"`target_features` is {target_features.shape[-1]} wide; {self.config.num_tapped_layers} layers of "
+                    f"{self.config.target_hidden_size} make {self.config.fused_features_size}."
+                )
+            draft_hidden_states = self.fuse(target_features)
+        if rotary is None:
+            if position_ids is None:
+                position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+            rotary = self.rotary(position_ids, inputs_embeds.dtype)
+        fed_back, normed = self.decode(
+            inputs_embeds, draft_hidden_states, rotary, attend if attend is not None else causal_attend(attention_mask)
+        )
+        if self.lm_head is None:
+            raise ValueError(
+                "This draft has no `lm_head` of its own (it uses the target's rows); only `target.generate` can run it."
+            )
+        logits = self.lm_head(normed)
+        return Eagle3DraftOutput(logits, fed_back) if return_dict else (logits, fed_back)
+
+    def generate(self, *args, **kwargs):
+        """Raises: a draft cannot generate by itself."""
+        raise TypeError(
+            "An Eagle3DraftModel only proposes tokens. Call `target.generate(..., assistant_model=draft)` with the model "
+            "it was trained for."
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs) -> "Eagle3DraftModel":
+        """
+        Load a draft of any dialect: SafeAILab, SpecForge/SGLang, ModelOpt, speculators, EAGLE-3.1.
+
+        Args:
+            pretrained_model_name_or_path: Directory or Hub id.
+            config: Instead of the stored configuration.
+            kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...), any
+                [`Eagle3Config`] field as an override (e.g. `rope_theta=10000.0`, `target_layer_ids=[1, 15, 28]`), and
+                what transformers' `from_pretrained` takes (`dtype`, `device_map`, `quantization_config`, ...).
+
+        Raises:
+            ValueError: every missing, surplus, mis-shaped or non-finite tensor is named; nothing is filled in.
+            OSError: no configuration or no weights.
+        """
+        source = str(pretrained_model_name_or_path)
+        hub = {name: kwargs.pop(name) for name in checkpoint.HUB_ARGUMENTS if name in kwargs}
+        overrides = _pop_config_overrides(kwargs)
+        tensors = checkpoint.load_tensors(source, **hub) if config is None else None
+        if config is None:
+            raw, file = checkpoint.load_config(source, **hub)
+            stored = checkpoint.read_config(raw, file) | checkpoint.fields_from_names(tensors)
+            if "rope_theta" in overrides or "rope_parameters" in overrides:
+                stored = {k: v for k, v in stored.items() if not k.startswith("rope_")}
+            config = Eagle3Config(**stored | overrides)
+        else:
+            tensors = checkpoint.load_tensors(source, **hub)
+        mapping = vocabulary.complete_mapping(
+            tensors.pop("d2t", None), tensors.pop("t2d", None), config.draft_vocab_size, config.vocab_size
+        )
+        if mapping is not None:
+            tensors["d2t"], tensors["t2d"] = mapping
+        with torch.device("meta"):
+            expected = cls(config).state_dict()
+        checkpoint.check_tensors(tensors, expected, source)
+        model = super().from_pretrained(None, *model_args, config=config, state_dict=tensors, **kwargs)
+        model.config.name_or_path = source
+        model._read_generation_config(source, hub)
+        return model
+
+    def _read_generation_config(self, source: str, hub: dict) -> None:
+        if checkpoint.has_file(source, "generation_config.json", **hub):
+            stored = GenerationConfig.from_pretrained(source, **hub)
+            TreeConfig.read_from(stored).write_to(self.generation_config)
+
+    def save_pretrained(self, save_directory, **kwargs) -> None:
+        """Write the plain directory that SGLang, vLLM and the original code read, and `generation_config.json`."""
+        super().save_pretrained(save_directory, **kwargs)
+        self.generation_config.save_pretrained(save_directory)
+
+
+def _pop_config_overrides(kwargs: dict) -> dict:
+    names = {f.name for f in fields(Eagle3Config)} - {"dtype", "torch_dtype"} | {"rope_theta"}
+    own = names - {f.name for f in fields(Eagle3Config.__base__)}
+    return {name: kwargs.pop(name) for name in list(kwargs) if name in own}

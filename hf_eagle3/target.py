@@ -1,0 +1,277 @@
+"""All that is asked of a target model, and the only place that looks at architectures.
+
+Which decoder layers to tap and how their outputs are captured, embedding rows and head, which masks it needs, and the
+fallback policy: tree, chain or refused. Does not know trees, rows or the draft's weights.
+
+Shape letters: B batch, L sequence, H hidden, V vocabulary, F width of the tapped features (taps x H).
+"""
+
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from packaging.version import Version
+from torch import nn
+from transformers import Cache, PreTrainedModel
+from transformers import __version__ as host_version
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
+from transformers.utils import logging
+
+from .configuration_eagle3 import Eagle3Config, default_target_layer_ids
+
+
+logger = logging.get_logger(__name__)
+
+HOST_MARKS_CACHES = Version(host_version) >= Version("5.17")  # `_is_user_defined` on a cache that the user passed
+FULL, SLIDING = "full_attention", "sliding_attention"
+# Architectures whose attention reads slot order, a 2-D mask or a second cache, so that a 4-D tree mask is not obeyed.
+# A chain verified through their own causal path is right. (transformers 5.23)
+CHAIN_ONLY = {
+    "bloom": "ALiBi from the 2-D mask",
+    "mpt": "ALiBi by slot order",
+    "gpt_neo": "applies a window of its own in slot order",
+    "llama4": "chunked attention",
+    "llama4_text": "chunked attention",
+    "cpmant": "masks and positions of its own",
+}
+TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask
+# RoPE whose frequencies depend on the largest position in the pass: a node may not cross the threshold ahead of plain.
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True)
+class DecodingMode:
+    """`kind` is "tree", "chain" or "refused"; `reason` says why."""
+
+    kind: str
+    reason: str
+
+
+def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
+    """The fallback policy, decided before generation from the model, the way it is loaded and its cache."""
+    config = target.config.get_text_config(decoder=True)
+    if target.config.is_encoder_decoder:
+        return DecodingMode("refused", "encoder-decoder models are not supported; use a decoder-only target")
+    if not isinstance(cache, Cache):
+        return DecodingMode("refused", "the model has no transformers `Cache`; drafts need one to build on")
+    known = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+    strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in known]
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+        return DecodingMode("chain", "recurrent or convolution states cannot branch; they are copied instead")
+    if cache.offloading or any("Static" in name or "Quant" in name for name in strange):
+        return DecodingMode(
+            "refused",
+            f"cache layers of type {', '.join(sorted(set(strange))) or 'offloaded'} are not supported; use the default",
+        )
+    windows = {layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)}
+    if len(windows) > 1:
+        return DecodingMode("chain", f"windows of several sizes ({sorted(windows)})")
+    if strange:
+        return DecodingMode(
+            "chain", f"cache layers of type {', '.join(sorted(set(strange)))} hold more than keys and values"
+        )
+    if config.model_type in CHAIN_ONLY:
+        return DecodingMode("chain", CHAIN_ONLY[config.model_type])
+    if getattr(config, "alibi", False):
+        return DecodingMode("chain", "ALiBi from the 2-D mask")
+    if config._attn_implementation not in TREE_ATTENTION:
+        return DecodingMode(
+            "chain", f"{config._attn_implementation} attention takes no tree mask; load with sdpa for trees"
+        )
+    if "position_ids" not in inspect.signature(target.forward).parameters:
+        return DecodingMode("chain", "the model takes no `position_ids`")
+    if not set(mask_kinds(config)) <= {FULL, SLIDING}:
+        return DecodingMode("chain", f"attention kinds {sorted(mask_kinds(config))} beyond full and sliding")
+    return DecodingMode("tree", "attention only, keys and values per slot")
+
+
+def unwrap_peft(model):
+    """The model inside a PEFT wrapper (adapters stay active: they live in its layers), or `model` itself."""
+    if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    return model
+
+
+def is_users(cache: Cache | None) -> bool:
+    """Whether the cache outlives the call. transformers before 5.17 does not mark it, so that any cache might."""
+    return bool(getattr(cache, "_is_user_defined", not HOST_MARKS_CACHES))
+
+
+def mask_kinds(config) -> list[str]:
+    """Kinds of attention in the model, as the keys of the mask dictionary it takes; one key where it takes one tensor."""
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None:
+        return sorted(set(layer_types))
+    if getattr(config, "sliding_window", None) is not None:
+        return [SLIDING]
+    return ["chunked_attention"] if getattr(config, "attention_chunk_size", None) is not None else [FULL]
+
+
+def takes_mask_dictionary(config) -> bool:
+    """Whether masks go in as a dictionary per layer type, as in the host's `create_masks_for_generate`."""
+    return getattr(config, "layer_types", None) is not None
+
+
+def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
+    """The decoder layers in order, or `None` where they cannot be told apart from other lists of the same length."""
+    config = target.config.get_text_config(decoder=True)
+    lists = [
+        module
+        for module in target.get_decoder().modules()
+        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
+    ]
+    return lists[0] if len(lists) >= 1 else None
+
+
+class Target:
+    """
+    A target model as one generation call sees it.
+
+    Args:
+        model: The target.
+        draft_config: The draft's configuration; its tapped layers are resolved here.
+
+    Raises:
+        ValueError: draft and target do not fit (both numbers are given).
+    """
+
+    def __init__(self, model: PreTrainedModel, draft_config: Eagle3Config):
+        self.model = model
+        self.config = model.config.get_text_config(decoder=True)
+        self.layer_ids = check_fit(self.config, draft_config)
+        self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self._captured: dict[int, list[torch.Tensor]] = {}
+        self._thread: int | None = None  # the thread whose passes are captured, None: none
+        layers = decoder_layers(model)
+        compiled = model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
+        self.uses_hooks = layers is not None and not compiled
+        self._tapped = [layers[i] for i in self.layer_ids] if self.uses_hooks else []
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Hooks on the tapped layers for the time of one call; they are gone whatever happens inside."""
+        handles = []
+        try:
+            for layer_id, layer in zip(self.layer_ids, self._tapped, strict=False):
+                handles.append(layer.register_forward_hook(self._hook(layer_id)))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, layer_id: int):
+        def keep(module, args, output):
+            # Another thread may run the same target; a logits processor may too, outside `capturing`.
+            if self._thread == threading.get_ident():
+                self._captured.setdefault(layer_id, []).append(
+                    output if isinstance(output, torch.Tensor) else output[0]
+                )
+
+        return keep
+
+    @contextmanager
+    def capturing(self) -> Iterator[None]:
+        """Passes inside are captured; everything else that runs the target is not."""
+        self._captured.clear()
+        self._thread = threading.get_ident()
+        try:
+            yield
+        finally:
+            self._thread = None
+
+    def features(self, outputs) -> torch.Tensor:
+        """Tapped layers' outputs of the captured passes side by side, (B, L, F)."""
+        if self.uses_hooks:
+            if len(self._captured) != len(self.layer_ids):
+                raise RuntimeError(
+                    f"Of the tapped layers {self.layer_ids} only {sorted(self._captured)} were seen to run; a compiled "
+                    "model ignores hooks added later. Pass the uncompiled model."
+                )
+            parts = [
+                torch.cat(self._captured[i], dim=1) if len(self._captured[i]) > 1 else self._captured[i][0]
+                for i in self.layer_ids
+            ]
+            self._captured.clear()
+        else:
+            parts = [outputs.hidden_states[i + 1] for i in self.layer_ids]
+        first = parts[0].device
+        return torch.cat([part.to(first) for part in parts], dim=-1)
+
+    @property
+    def embedding_weight(self) -> torch.Tensor:
+        """Raw embedding rows (V, H): not scaled, not normalised."""
+        weight = self.model.get_input_embeddings().weight
+        if weight.is_meta:
+            raise ValueError("The target's embedding is offloaded; keep it on a device (`device_map`) to use a draft.")
+        return weight
+
+    def embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """Rows of `ids` (any shape), (..., H), on the embedding's device."""
+        weight = self.embedding_weight
+        return F.embedding(ids.to(weight.device), weight)
+
+    def head_rows(self, ids: torch.Tensor | None) -> torch.Tensor:
+        """Rows of the output head for `ids` (D,), for drafts that store no head of their own, (D, H)."""
+        weight = self.model.get_output_embeddings().weight
+        return weight if ids is None else weight[ids.to(weight.device)]
+
+    def decoding_optimised(self):
+        """The host's switch of experts implementations while decoding (transformers 5.10 on)."""
+        optimise = getattr(self.model, "_optimize_model_for_decode", nullcontext)
+        return optimise()
+
+    def length_dependent_rope(self) -> int | None:
+        """The position from which RoPE frequencies depend on the longest sequence of the pass, `None` for most models."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+            if part.get("rope_type") in LENGTH_DEPENDENT_ROPE:
+                return part.get("original_max_position_embeddings") or self.config.max_position_embeddings
+        return None
+
+
+def check_fit(config, draft: Eagle3Config) -> list[int]:
+    """
+    Tapped layers of `draft` resolved for a target's text configuration.
+
+    Raises:
+        ValueError: hidden size, vocabulary or tapped layers do not fit; both numbers are named.
+    """
+    if config.hidden_size != draft.target_hidden_size:
+        raise ValueError(
+            f"The draft reads hidden states of width {draft.target_hidden_size} (`target_hidden_size`), the target's are "
+            f"{config.hidden_size} wide; this draft belongs to another target."
+        )
+    if config.vocab_size != draft.vocab_size:
+        raise ValueError(
+            f"The draft knows {draft.vocab_size} target tokens (`vocab_size`), the target has {config.vocab_size}; this "
+            "draft belongs to another target."
+        )
+    if draft.hidden_size != draft.target_hidden_size and not draft.has_embed_tokens:
+        raise ValueError(
+            f"The draft is {draft.hidden_size} wide, the target {draft.target_hidden_size}, and the draft has no "
+            "`embed_tokens` of its own; embedding rows of the target do not fit it."
+        )
+    num_layers = config.num_hidden_layers
+    ids = draft.target_layer_ids
+    if ids is None:
+        ids = default_target_layer_ids(num_layers)
+        if len(set(ids)) != len(ids) or min(ids) < 0:
+            raise ValueError(
+                f"The checkpoint names no tapped layers, and the usual ones of a target with {num_layers} layers are not "
+                f"distinct ({ids}); pass `target_layer_ids=[...]` to `Eagle3DraftModel.from_pretrained`."
+            )
+    if max(ids) > num_layers - 2:
+        raise ValueError(
+            f"The draft taps layers {list(ids)} (zero-based), the target has {num_layers} and its last layer cannot be "
+            "tapped (its hidden state is taken after the final norm); this draft belongs to another target."
+        )
+    return list(ids)

@@ -1,0 +1,100 @@
+"""`TreeConfig`: what a draft proposes per cycle. Validated once; nothing else knows the defaults."""
+
+from dataclasses import asdict, dataclass, fields, replace
+
+from transformers import GenerationConfig
+
+
+MODES = ("static", "chain", "host_chain")
+# Verification needs a mask of num_draft_tokens x num_draft_tokens and a target pass of as many tokens.
+MAX_DRAFT_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class TreeConfig:
+    """
+    Sizes of the draft tree.
+
+    Args:
+        tree_mode: "static" (EAGLE-2's tree: the best `num_draft_tokens` nodes), "chain" (one child per level), or
+            "host_chain" (a chain inside transformers' own assisted decoding, with that loop's limits).
+        num_draft_tokens: Nodes verified per cycle, the root not counted. The original code's `total_token` 60 counts
+            the root. For chains it is `tree_depth`.
+        tree_depth: Levels below the root: the most draft tokens one cycle can accept. The original code's `depth` 7
+            drafts 8 levels.
+        tree_top_k: Children drawn per node, and nodes expanded per level.
+        shared_noise: When sampling, rank children by the noise that the coming steps will use, so that the draft
+            predicts the sample and not the mode. Never changes the output.
+
+    Raises:
+        ValueError: sizes that no tree can have.
+
+    Source: EAGLE-2 (arXiv 2406.16858); defaults of the original repository.
+    """
+
+    tree_mode: str = "static"
+    num_draft_tokens: int = 59
+    tree_depth: int = 8
+    tree_top_k: int = 10
+    shared_noise: bool = True
+
+    def __post_init__(self):
+        if self.tree_mode not in MODES:
+            raise ValueError(f"`tree_mode` is {self.tree_mode!r}; known are {', '.join(map(repr, MODES))}.")
+        if self.is_chain:
+            object.__setattr__(self, "tree_top_k", 1)
+            object.__setattr__(self, "num_draft_tokens", self.tree_depth)
+        for name in ("num_draft_tokens", "tree_depth", "tree_top_k"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` is {value!r}; give a whole number of at least 1.")
+        if self.num_draft_tokens > MAX_DRAFT_TOKENS or self.tree_depth > MAX_DRAFT_TOKENS:
+            raise ValueError(
+                f"`num_draft_tokens` {self.num_draft_tokens} or `tree_depth` {self.tree_depth} exceeds "
+                f"{MAX_DRAFT_TOKENS}; trees that pay have 5 to 100 nodes."
+            )
+        if self.num_draft_tokens > self.pool_size:
+            raise ValueError(
+                f"`num_draft_tokens` is {self.num_draft_tokens}, but `tree_depth` {self.tree_depth} with `tree_top_k` "
+                f"{self.tree_top_k} drafts only {self.pool_size} nodes; lower it or raise one of those."
+            )
+
+    @property
+    def is_chain(self) -> bool:
+        return self.tree_mode != "static"
+
+    @property
+    def pool_size(self) -> int:
+        """Nodes seen while drafting: k children of the root, then k children of k nodes per further level."""
+        return self.tree_top_k + (self.tree_depth - 1) * self.tree_top_k**2
+
+    def with_changes(self, tree_mode: str, **sizes) -> "TreeConfig":
+        """A copy in another mode; unknown names raise TypeError. Sizes not given are kept within a mode, else defaults."""
+        kept = self if tree_mode == self.tree_mode else TreeConfig(shared_noise=self.shared_noise)
+        if tree_mode != "static" and "num_draft_tokens" in sizes:
+            sizes.setdefault("tree_depth", sizes.pop("num_draft_tokens"))
+        if tree_mode != "static" and tree_mode != self.tree_mode:
+            sizes.setdefault("tree_depth", 5)
+        return replace(kept, tree_mode=tree_mode, **sizes)
+
+    def shallower(self, tree_depth: int) -> "TreeConfig":
+        """The same tree cut to fewer levels, with no more nodes than those can hold."""
+        if tree_depth >= self.tree_depth:
+            return self
+        pool = self.tree_top_k + (tree_depth - 1) * self.tree_top_k**2
+        return replace(self, tree_depth=tree_depth, num_draft_tokens=min(self.num_draft_tokens, pool))
+
+    def check_fits(self, draft_vocab_size: int) -> None:
+        if self.tree_top_k > draft_vocab_size:
+            raise ValueError(
+                f"`tree_top_k` is {self.tree_top_k}, but the draft vocabulary has only {draft_vocab_size} tokens."
+            )
+
+    def write_to(self, generation_config: GenerationConfig) -> None:
+        for name, value in asdict(self).items():
+            setattr(generation_config, name, value)
+
+    @classmethod
+    def read_from(cls, generation_config: GenerationConfig) -> "TreeConfig":
+        stored = generation_config.to_dict()
+        return cls(**{f.name: stored[f.name] for f in fields(cls) if stored.get(f.name) is not None})

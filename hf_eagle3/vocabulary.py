@@ -1,0 +1,56 @@
+"""The draft vocabulary: which target tokens the draft can propose, and the arithmetic of `d2t` and `t2d`.
+
+`d2t` (D,) int64 stores offsets: target id = draft id + d2t[draft id]. `t2d` (V,) bool marks the target tokens that are in
+the draft vocabulary. Nothing outside this module does this arithmetic. Shape letters: V target, D draft vocabulary.
+"""
+
+import torch
+
+
+def mapping_from_target_ids(target_ids: torch.Tensor, vocab_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The pair (`d2t` (D,) int64, `t2d` (V,) bool) for a draft vocabulary of `target_ids` (D,), any order, no repeats.
+
+    Raises:
+        ValueError: repeated ids, or ids outside 0..vocab_size-1.
+    """
+    ids = torch.as_tensor(target_ids, dtype=torch.long).sort().values
+    if ids.numel() == 0 or ids[0] < 0 or ids[-1] >= vocab_size or (ids[1:] == ids[:-1]).any():
+        raise ValueError(
+            f"`target_ids` must be distinct ids of 0..{vocab_size - 1}, at least one; got {ids.numel()} ids from "
+            f"{ids[:1].tolist()} to {ids[-1:].tolist()}."
+        )
+    t2d = torch.zeros(vocab_size, dtype=torch.bool)
+    t2d[ids] = True
+    return ids - torch.arange(ids.numel()), t2d
+
+
+def target_ids(d2t: torch.Tensor) -> torch.Tensor:
+    """Target id of every draft id, (D,) int64."""
+    return d2t + torch.arange(d2t.numel(), device=d2t.device)
+
+
+def complete_mapping(
+    d2t: torch.Tensor | None, t2d: torch.Tensor | None, draft_vocab_size: int, vocab_size: int
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """
+    A stored mapping, checked and completed: `t2d` follows from `d2t` and may be absent. `None` where D == V.
+
+    Raises:
+        ValueError: `d2t` missing, out of range or repeating, contradicted by `t2d`, or no identity although D == V.
+    """
+    if draft_vocab_size == vocab_size:
+        if d2t is not None and d2t.any():
+            raise ValueError("`d2t` is not the identity although `draft_vocab_size` equals `vocab_size`.")
+        return None
+    if d2t is None:
+        raise ValueError(
+            f"`d2t` is missing: the draft predicts {draft_vocab_size} of {vocab_size} tokens, and nothing says which."
+        )
+    if d2t.shape != (draft_vocab_size,):
+        raise ValueError(f"`d2t` has shape {tuple(d2t.shape)}, `draft_vocab_size` is {draft_vocab_size}.")
+    offsets = d2t.long().cpu()
+    _, derived = mapping_from_target_ids(target_ids(offsets), vocab_size)
+    if t2d is not None and not torch.equal(derived, t2d.bool().cpu()):
+        raise ValueError("`t2d` does not mark the tokens that `d2t` maps to; one of the two is from another draft.")
+    return offsets, derived
