@@ -331,7 +331,10 @@ class Generation:
         self._refuse_nan(packed)
         chosen = [row[-3] for row in packed]
         counts = list(chosen)
-        running = [a for a, row in enumerate(rows.active) if not rows.is_done[row]]
+        # Ended rows that will be padded run along idly; without padding their tokens are still wanted.
+        running = [
+            a for a, row in enumerate(rows.active) if not (rows.is_done[row] and self.stopper.pads_finished_rows)
+        ]
         if self.lockstep:
             counts = [min(counts[a] for a in running)] * len(counts)
         tokens = [row[:count] for row, count in zip(packed, counts, strict=True)]

@@ -47,7 +47,6 @@ _KINDS: dict[type, Kind] = {
         (
             host.MinLengthLogitsProcessor,
             host.MinNewTokensLengthLogitsProcessor,
-            host.RepetitionPenaltyLogitsProcessor,
             host.NoRepeatNGramLogitsProcessor,
             host.SequenceBiasLogitsProcessor,
             host.NoBadWordsLogitsProcessor,
@@ -66,6 +65,7 @@ _KINDS: dict[type, Kind] = {
     **dict.fromkeys(
         (
             host.PrefixConstrainedLogitsProcessor,
+            host.RepetitionPenaltyLogitsProcessor,  # may ignore each row's own padding
             host.EncoderNoRepeatNGramLogitsProcessor,
             host.EncoderRepetitionPenaltyLogitsProcessor,
         ),
