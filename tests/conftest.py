@@ -1,0 +1,26 @@
+"""Shared fixtures. A real small pair (stories260K and its draft) is used where `HF_EAGLE3_STORIES_PAIR` names its folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import hf_eagle3
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+DATA = Path(__file__).parent / "data"
+NEEDS_PAIR = "set HF_EAGLE3_STORIES_PAIR to a folder with target/ and draft/ of the stories260K pair"
+
+
+@pytest.fixture(scope="session")
+def stories():
+    """(target, draft, tokenizer) of the stories260K pair in float32."""
+    folder = os.environ.get("HF_EAGLE3_STORIES_PAIR")
+    if not folder:
+        pytest.skip(NEEDS_PAIR)
+    target = AutoModelForCausalLM.from_pretrained(f"{folder}/target", dtype=torch.float32).eval()
+    draft = hf_eagle3.Eagle3DraftModel.from_pretrained(f"{folder}/draft", dtype=torch.float32).eval()
+    return target, draft, AutoTokenizer.from_pretrained(f"{folder}/target")
