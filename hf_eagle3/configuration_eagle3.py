@@ -126,9 +126,10 @@ class Eagle3Config(PreTrainedConfig):
         if self.target_layer_ids is not None:
             self.num_tapped_layers = len(self.target_layer_ids)
         super().__post_init__(**kwargs)
+        self._check_fields_together()
 
-    def validate_architecture(self):
-        """Part of `@strict`-powered validation: what one field alone cannot show."""
+    def _check_fields_together(self) -> None:
+        """What one field alone cannot show. Not a `@strict` validator: those wrap the error in one that is no ValueError."""
         if not 0 < self.draft_vocab_size <= self.vocab_size:
             raise ValueError(
                 f"`draft_vocab_size` is {self.draft_vocab_size}; it must lie between 1 and `vocab_size` ({self.vocab_size})."

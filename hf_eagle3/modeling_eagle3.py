@@ -325,15 +325,13 @@ class Eagle3DraftModel(PreTrainedModel):
         source = str(pretrained_model_name_or_path)
         hub = {name: kwargs.pop(name) for name in checkpoint.HUB_ARGUMENTS if name in kwargs}
         overrides = _pop_config_overrides(kwargs)
-        tensors = checkpoint.load_tensors(source, **hub) if config is None else None
+        stored = checkpoint.read_config(*checkpoint.load_config(source, **hub)) if config is None else None
+        tensors = checkpoint.load_tensors(source, **hub)
         if config is None:
-            raw, file = checkpoint.load_config(source, **hub)
-            stored = checkpoint.read_config(raw, file) | checkpoint.fields_from_names(tensors)
+            stored |= checkpoint.fields_from_names(tensors)
             if "rope_theta" in overrides or "rope_parameters" in overrides:
-                stored = {k: v for k, v in stored.items() if not k.startswith("rope_")}
+                stored = {name: value for name, value in stored.items() if not name.startswith("rope_")}
             config = Eagle3Config(**stored | overrides)
-        else:
-            tensors = checkpoint.load_tensors(source, **hub)
         mapping = vocabulary.complete_mapping(
             tensors.pop("d2t", None), tensors.pop("t2d", None), config.draft_vocab_size, config.vocab_size
         )
