@@ -3,6 +3,7 @@
 Importing this package installs the `generate` hook, once. It needs torch and transformers only.
 """
 
+from ._version import __version__
 from .configuration_eagle3 import Eagle3Config
 from .generation.candidate_generator import Eagle3CandidateGenerator
 from .generation.hook import install
@@ -12,8 +13,6 @@ from .generation.stats import CycleRecord, CycleStreamer, SpeculationStats, reco
 from .modeling_eagle3 import Eagle3DraftModel, Eagle3DraftOutput
 from .tree_config import TreeConfig
 
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CycleRecord",
@@ -25,6 +24,7 @@ __all__ = [
     "GenerateEagle3Output",
     "SpeculationStats",
     "TreeConfig",
+    "__version__",
     "declare_row_wise",
     "record",
 ]

@@ -74,7 +74,8 @@ def read_config(raw: dict, source: str) -> dict:
         source: Where it came from, for error messages.
 
     Raises:
-        ValueError: not an EAGLE-3 draft, or `draft_vocab_size` missing, or the two conventions of tapped layers disagree.
+        ValueError: not an EAGLE-3 draft, or `draft_vocab_size` missing, or the two conventions of tapped layers
+            disagree.
     """
     is_speculators = "speculators_model_type" in raw or "transformer_layer_config" in raw
     layer = raw.get("transformer_layer_config") if is_speculators else raw
@@ -111,8 +112,9 @@ def _target_layer_ids(raw: dict, source: str) -> list[int] | None:
     from_top = None if top is None else [i - 1 for i in top]
     if from_top is not None and nested is not None and from_top != list(nested):
         raise ValueError(
-            f"{source}: `{IDS_KEY}` {top} (indices into hidden_states) and `eagle_config.{IDS_KEY}` {nested} (layers) do "
-            "not name the same layers; pass `target_layer_ids=[...]` (zero-based layers) to say which are right."
+            f"{source}: `{IDS_KEY}` {top} (indices into hidden_states) and `eagle_config.{IDS_KEY}` {nested} "
+            "(layers) do not name the same layers; pass `target_layer_ids=[...]` (zero-based layers) to say "
+            "which are right."
         )
     return from_top if from_top is not None else nested
 
@@ -162,7 +164,10 @@ def native_name(name: str) -> str:
 
 
 def fields_from_names(tensors: dict[str, torch.Tensor]) -> dict:
-    """Configuration fields that a file's tensors tell more reliably than its `config.json` (one published says 40 layers)."""
+    """
+    Configuration fields that a file's tensors tell more reliably than its `config.json` (one published says 40
+    layers).
+    """
     extra_layers = {int(m.group(1)) for name in tensors if (m := re.match(r"layers\.(\d+)\.", name))}
     return {
         "num_hidden_layers": 1 + max(extra_layers, default=0),

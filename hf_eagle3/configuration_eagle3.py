@@ -10,7 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
 NUM_TAPPED_LAYERS = 3  # low, middle, high: EAGLE-3, section 3.1
-# Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence, so they are written only if set.
+# Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence, so they are written only if
+# set.
 OPTIONAL_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "use_qk_norm", "embed_trained")
 # What transformers keeps in every configuration and no reader of a draft needs.
 HOST_BOOKKEEPING = ("_name_or_path", "id2label", "label2id")
@@ -27,7 +28,8 @@ def default_target_layer_ids(num_target_layers: int) -> list[int]:
 
 def spread_target_layer_ids(num_target_layers: int, num_tapped_layers: int = NUM_TAPPED_LAYERS) -> list[int]:
     """
-    Distinct layers to tap for a target of any depth: the usual ones where they are distinct, evenly spread ones otherwise.
+    Distinct layers to tap for a target of any depth: the usual ones where they are distinct, evenly spread ones
+        otherwise.
 
     The last layer is never chosen: `hidden_states[n]` is taken after the final norm. Targets of fewer than four layers
     get fewer taps.
@@ -129,10 +131,13 @@ class Eagle3Config(PreTrainedConfig):
         self._check_fields_together()
 
     def _check_fields_together(self) -> None:
-        """What one field alone cannot show. Not a `@strict` validator: those wrap the error in one that is no ValueError."""
+        """
+        What one field alone cannot show. Not a `@strict` validator: those wrap the error in one that is no ValueError.
+        """
         if not 0 < self.draft_vocab_size <= self.vocab_size:
             raise ValueError(
-                f"`draft_vocab_size` is {self.draft_vocab_size}; it must lie between 1 and `vocab_size` ({self.vocab_size})."
+                f"`draft_vocab_size` is {self.draft_vocab_size}; it must lie between 1 and `vocab_size` "
+                f"({self.vocab_size})."
             )
         if self.num_attention_heads % self.num_key_value_heads != 0:
             raise ValueError(
@@ -142,8 +147,8 @@ class Eagle3Config(PreTrainedConfig):
         ids = self.target_layer_ids
         if ids is not None and (len(set(ids)) != len(ids) or min(ids, default=-1) < 0):
             raise ValueError(
-                f"`target_layer_ids` is {ids}; give at least one layer, each once, counted from 0 (layer i's output is "
-                "`hidden_states[i + 1]`)."
+                f"`target_layer_ids` is {ids}; give at least one layer, each once, counted from 0 (layer i's "
+                "output is `hidden_states[i + 1]`)."
             )
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("`norm_before_fc` and `fc_norm` are both set; a checkpoint carries one of them.")
@@ -232,7 +237,9 @@ class Eagle3Config(PreTrainedConfig):
         return out
 
     def to_diff_dict(self) -> dict:
-        """Everything a reader may need, not only what differs from our defaults: other readers' defaults are not ours."""
+        """
+        Everything a reader may need, not only what differs from our defaults: other readers' defaults are not ours.
+        """
         base = PreTrainedConfig().to_dict()
         return {
             key: value

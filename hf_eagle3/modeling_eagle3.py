@@ -1,7 +1,7 @@
 """`Eagle3DraftModel`: feature fusion, one decoder layer, draft head.
 
-Knows nothing of trees, caches or training: attention is a function handed in (`attend`), so that drafting, training and
-a plain causal pass share one layer. Knows no target: embedding rows and features are arguments.
+Knows nothing of trees, caches or training: attention is a function handed in (`attend`), so that drafting, training
+and a plain causal pass share one layer. Knows no target: embedding rows and features are arguments.
 
 Shape letters: B batch, L sequence, H hidden, V target vocabulary, D draft vocabulary, F width of the tapped features.
 """
@@ -36,8 +36,8 @@ class Eagle3DraftOutput(ModelOutput):
 
     Args:
         logits (`torch.FloatTensor` of shape `(B, L, D)`): Scores over the draft vocabulary. Index i predicts x_{i+2}.
-        draft_hidden_states (`torch.FloatTensor` of shape `(B, L, H)`): The draft's own state a, to be fed back in place
-            of features that the target has not computed yet.
+        draft_hidden_states (`torch.FloatTensor` of shape `(B, L, H)`): The draft's own state a, to be fed back in
+            place of features that the target has not computed yet.
     """
 
     logits: torch.FloatTensor | None = None
@@ -281,8 +281,8 @@ class Eagle3DraftModel(PreTrainedModel):
         if target_features is not None:
             if target_features.shape[-1] != self.config.fused_features_size:
                 raise ValueError(
-                    f"`target_features` is {target_features.shape[-1]} wide; {self.config.num_tapped_layers} layers of "
-                    f"{self.config.target_hidden_size} make {self.config.fused_features_size}."
+                    f"`target_features` is {target_features.shape[-1]} wide; {self.config.num_tapped_layers} "
+                    f"layers of {self.config.target_hidden_size} make {self.config.fused_features_size}."
                 )
             draft_hidden_states = self.fuse(target_features)
         if rotary is None:
@@ -294,7 +294,8 @@ class Eagle3DraftModel(PreTrainedModel):
         )
         if self.lm_head is None:
             raise ValueError(
-                "This draft has no `lm_head` of its own (it uses the target's rows); only `target.generate` can run it."
+                "This draft has no `lm_head` of its own (it uses the target's rows); only `target.generate` can "
+                "run it."
             )
         logits = self.lm_head(normed)
         return Eagle3DraftOutput(logits, fed_back) if return_dict else (logits, fed_back)
@@ -302,8 +303,8 @@ class Eagle3DraftModel(PreTrainedModel):
     def generate(self, *args, **kwargs):
         """Raises: a draft cannot generate by itself."""
         raise TypeError(
-            "An Eagle3DraftModel only proposes tokens. Call `target.generate(..., assistant_model=draft)` with the model "
-            "it was trained for."
+            "An Eagle3DraftModel only proposes tokens. Call `target.generate(..., assistant_model=draft)` with "
+            "the model it was trained for."
         )
 
     @classmethod

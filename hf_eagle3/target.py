@@ -70,7 +70,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     if cache.offloading or any("Static" in name or "Quant" in name for name in strange):
         return DecodingMode(
             "refused",
-            f"cache layers of type {', '.join(sorted(set(strange))) or 'offloaded'} are not supported; use the default",
+            f"cache layers of type {', '.join(sorted(set(strange))) or 'offloaded'} are not supported; use the "
+            "default",
         )
     windows = {layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)}
     if len(windows) > 1:
@@ -107,7 +108,9 @@ def is_users(cache: Cache | None) -> bool:
 
 
 def mask_kinds(config) -> list[str]:
-    """Kinds of attention in the model, as the keys of the mask dictionary it takes; one key where it takes one tensor."""
+    """
+    Kinds of attention in the model, as the keys of the mask dictionary it takes; one key where it takes one tensor.
+    """
     layer_types = getattr(config, "layer_types", None)
     if layer_types is not None:
         return sorted(set(layer_types))
@@ -193,8 +196,8 @@ class Target:
         if self.uses_hooks:
             if len(self._captured) != len(self.layer_ids):
                 raise RuntimeError(
-                    f"Of the tapped layers {self.layer_ids} only {sorted(self._captured)} were seen to run; a compiled "
-                    "model ignores hooks added later. Pass the uncompiled model."
+                    f"Of the tapped layers {self.layer_ids} only {sorted(self._captured)} were seen to run; a "
+                    "compiled model ignores hooks added later. Pass the uncompiled model."
                 )
             parts = [
                 torch.cat(self._captured[i], dim=1) if len(self._captured[i]) > 1 else self._captured[i][0]
@@ -230,7 +233,9 @@ class Target:
         return optimise()
 
     def length_dependent_rope(self) -> int | None:
-        """The position from which RoPE frequencies depend on the longest sequence of the pass, `None` for most models."""
+        """
+        The position from which RoPE frequencies depend on the longest sequence of the pass, `None` for most models.
+        """
         rope = getattr(self.config, "rope_parameters", None) or {}
         for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
             if part.get("rope_type") in LENGTH_DEPENDENT_ROPE:
@@ -247,13 +252,13 @@ def check_fit(config, draft: Eagle3Config) -> list[int]:
     """
     if config.hidden_size != draft.target_hidden_size:
         raise ValueError(
-            f"The draft reads hidden states of width {draft.target_hidden_size} (`target_hidden_size`), the target's are "
-            f"{config.hidden_size} wide; this draft belongs to another target."
+            f"The draft reads hidden states of width {draft.target_hidden_size} (`target_hidden_size`), the "
+            f"target's are {config.hidden_size} wide; this draft belongs to another target."
         )
     if config.vocab_size != draft.vocab_size:
         raise ValueError(
-            f"The draft knows {draft.vocab_size} target tokens (`vocab_size`), the target has {config.vocab_size}; this "
-            "draft belongs to another target."
+            f"The draft knows {draft.vocab_size} target tokens (`vocab_size`), the target has "
+            f"{config.vocab_size}; this draft belongs to another target."
         )
     if draft.hidden_size != draft.target_hidden_size and not draft.has_embed_tokens:
         raise ValueError(
@@ -266,12 +271,12 @@ def check_fit(config, draft: Eagle3Config) -> list[int]:
         ids = default_target_layer_ids(num_layers)
         if len(set(ids)) != len(ids) or min(ids) < 0:
             raise ValueError(
-                f"The checkpoint names no tapped layers, and the usual ones of a target with {num_layers} layers are not "
-                f"distinct ({ids}); pass `target_layer_ids=[...]` to `Eagle3DraftModel.from_pretrained`."
+                f"The checkpoint names no tapped layers, and the usual ones of a target with {num_layers} layers "
+                f"are not distinct ({ids}); pass `target_layer_ids=[...]` to `Eagle3DraftModel.from_pretrained`."
             )
     if max(ids) > num_layers - 2:
         raise ValueError(
-            f"The draft taps layers {list(ids)} (zero-based), the target has {num_layers} and its last layer cannot be "
-            "tapped (its hidden state is taken after the final norm); this draft belongs to another target."
+            f"The draft taps layers {list(ids)} (zero-based), the target has {num_layers} and its last layer "
+            "cannot be tapped (its hidden state is taken after the final norm); this draft belongs to another target."
         )
     return list(ids)

@@ -69,7 +69,9 @@ class TreeConfig:
         return self.tree_top_k + (self.tree_depth - 1) * self.tree_top_k**2
 
     def with_changes(self, tree_mode: str, **sizes) -> "TreeConfig":
-        """A copy in another mode; unknown names raise TypeError. Sizes not given are kept within a mode, else defaults."""
+        """
+        A copy in another mode; unknown names raise TypeError. Sizes not given are kept within a mode, else defaults.
+        """
         kept = self if tree_mode == self.tree_mode else TreeConfig(shared_noise=self.shared_noise)
         if tree_mode != "static" and "num_draft_tokens" in sizes:
             sizes.setdefault("tree_depth", sizes.pop("num_draft_tokens"))

@@ -1,7 +1,7 @@
 """The draft vocabulary: which target tokens the draft can propose, and the arithmetic of `d2t` and `t2d`.
 
-`d2t` (D,) int64 stores offsets: target id = draft id + d2t[draft id]. `t2d` (V,) bool marks the target tokens that are in
-the draft vocabulary. Nothing outside this module does this arithmetic. Shape letters: V target, D draft vocabulary.
+`d2t` (D,) int64 stores offsets: target id = draft id + d2t[draft id]. `t2d` (V,) bool marks the target tokens that are
+in the draft vocabulary. Nothing outside this module does this arithmetic. Shape letters: V target, D draft vocabulary.
 """
 
 import torch

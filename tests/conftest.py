@@ -1,4 +1,6 @@
-"""Shared fixtures. A real small pair (stories260K and its draft) is used where `HF_EAGLE3_STORIES_PAIR` names its folder."""
+"""
+Shared fixtures. A real small pair (stories260K and its draft) is used where `HF_EAGLE3_STORIES_PAIR` names its folder.
+"""
 
 import os
 from pathlib import Path

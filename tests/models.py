@@ -51,7 +51,14 @@ def _config(name: str) -> PreTrainedConfig:
         return MixtralConfig(**SIZES, num_local_experts=4, num_experts_per_tok=2)
     if name == "gpt2":
         return GPT2Config(
-            vocab_size=VOCAB, n_embd=32, n_layer=4, n_head=4, n_positions=96, bos_token_id=1, eos_token_id=2, pad_token_id=0
+            vocab_size=VOCAB,
+            n_embd=32,
+            n_layer=4,
+            n_head=4,
+            n_positions=96,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
         )
     if name == "qwen3_next":
         return Qwen3NextConfig(

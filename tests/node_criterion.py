@@ -1,8 +1,8 @@
 """The central correctness check: every tree node's logits equal those of decoding its path token by token.
 
-    prompt rows (left padded, ragged)  ->  verify random trees  ->  keep a random path per row  ->  verify again
-                                                      |                                               |
-                                            compare all nodes                               compare all nodes
+prompt rows (left padded, ragged)  ->  verify random trees  ->  keep a random path per row  ->  verify again
+                                                  |                                               |
+                                        compare all nodes                               compare all nodes
 """
 
 import torch
@@ -28,7 +28,9 @@ def random_tree(roots: torch.Tensor, num_nodes: int, max_depth: int, vocab_size:
             depths[row, node] = depths[row, parent] + 1
     tokens = torch.randint(3, vocab_size, (rows, num_nodes + 1), generator=generator)
     tokens[:, 0] = roots
-    return DraftTree(tokens, parents, depths, ancestor_mask(parents, max_depth), torch.zeros(rows, num_nodes + 1), max_depth)
+    return DraftTree(
+        tokens, parents, depths, ancestor_mask(parents, max_depth), torch.zeros(rows, num_nodes + 1), max_depth
+    )
 
 
 def path_of(tree: DraftTree, row: int, node: int) -> list[int]:
@@ -47,20 +49,30 @@ def reference_logits(target, tokens: torch.Tensor, num_steps: int) -> torch.Tens
     out = []
     for i in range(len(tokens) - num_steps, len(tokens)):
         positions = torch.tensor([[i]])
-        out.append(target(input_ids=tokens[None, i : i + 1], position_ids=positions, past_key_values=cache).logits[0, -1])
+        out.append(
+            target(input_ids=tokens[None, i : i + 1], position_ids=positions, past_key_values=cache).logits[0, -1]
+        )
     return torch.stack(out)
 
 
 @torch.no_grad()
 def worst_node_error(
-    target, inputs: dict, num_nodes: int = 24, max_depth: int = 5, cycles: int = 3, seed: int = 0, use_chain: bool = False
+    target,
+    inputs: dict,
+    num_nodes: int = 24,
+    max_depth: int = 5,
+    cycles: int = 3,
+    seed: int = 0,
+    use_chain: bool = False,
 ) -> float:
     """Largest |logit - reference| over all nodes, rows and cycles, relative to the reference's largest logit."""
     generator = torch.Generator().manual_seed(seed)
     vocab_size = target.config.get_text_config().vocab_size
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     num_rows, width = ids.shape
-    adapter = Target(target, Eagle3Config.from_target(target, num_attention_heads=1, num_key_value_heads=1, head_dim=8))
+    adapter = Target(
+        target, Eagle3Config.from_target(target, num_attention_heads=1, num_key_value_heads=1, head_dim=8)
+    )
     cache = DynamicCache(config=target.config)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     target(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
@@ -88,7 +100,10 @@ def worst_node_error(
                     error = (logits[row, node] - expected).abs().max() / expected.abs().max()
                     worst = max(worst, float(error))
             # Keep a random path per row, of a length of its own (of one length in lockstep).
-            paths = [path_of(tree, r, int(torch.randint(tree.tokens.shape[1], (1,), generator=generator))) for r in range(num_rows)]
+            paths = [
+                path_of(tree, r, int(torch.randint(tree.tokens.shape[1], (1,), generator=generator)))
+                for r in range(num_rows)
+            ]
             if passes.lockstep:
                 paths = [list(range(len(paths[0])))] * num_rows
             nodes = torch.zeros(num_rows, max_depth + 1, dtype=torch.long)

@@ -1,6 +1,7 @@
 """Checkpoints of every dialect load to the same draft; damaged, renamed or foreign ones name what is wrong.
 
-    midlayer.mlp.up_proj.weight   SafeAILab, SpecForge, SGLang          layers.0.mlp.up_proj.weight   speculators, newer writers
+midlayer.mlp.up_proj.weight   SafeAILab, SpecForge, SGLang          layers.0.mlp.up_proj.weight   speculators, newer
+writers
 """
 
 import json
@@ -16,6 +17,7 @@ from hf_eagle3 import Eagle3Config, Eagle3DraftModel
 
 
 PARITY = DATA / "parity"
+IDS = "eagle_aux_hidden_state_layer_ids"
 
 
 @pytest.fixture
@@ -173,7 +175,10 @@ def test_what_is_written_is_the_plain_directory(tmp_path):
     assert raw["model_type"] == "llama"
     assert raw["tie_word_embeddings"] is False
     assert raw["eagle_aux_hidden_state_layer_ids"] == [2, 4, 5]  # vLLM: indices into hidden_states
-    assert raw["eagle_config"] == {"eagle_aux_hidden_state_layer_ids": [1, 3, 4], "use_aux_hidden_state": True}  # SGLang
+    assert raw["eagle_config"] == {
+        "eagle_aux_hidden_state_layer_ids": [1, 3, 4],
+        "use_aux_hidden_state": True,
+    }  # SGLang
     assert raw["rope_theta"] == raw["rope_parameters"]["rope_theta"] == 10000.0
     assert (raw["vocab_size"], raw["draft_vocab_size"]) == (128, 64)
     absent = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "target_hidden_size", "rope_scaling")
@@ -193,7 +198,10 @@ BROKEN = {
     "no d2t": (lambda t: (t.pop("d2t"), t.pop("t2d")), "`d2t` is missing"),
     "foreign t2d": (lambda t: t["t2d"].logical_not_(), "`t2d` does not mark"),
     "d2t out of range": (lambda t: t["d2t"].add_(1000), "must be distinct ids of 0..127"),
-    "twice": (lambda t: t.update({"layers.0.mlp.up_proj.weight": torch.ones(2)}), "stores `midlayer.mlp.up_proj.weight` twice"),
+    "twice": (
+        lambda t: t.update({"layers.0.mlp.up_proj.weight": torch.ones(2)}),
+        "stores `midlayer.mlp.up_proj.weight` twice",
+    ),
 }
 
 
@@ -233,7 +241,7 @@ def test_a_pickle_with_code_is_not_run(folder, tmp_path):
 
     (folder / "model.safetensors").unlink()
     torch.save({"fc.weight": Evil()}, folder / "pytorch_model.bin")
-    with pytest.raises(Exception, match="(?i)weights.only|damaged"):
+    with pytest.raises(Exception, match=r"(?i)weights.only|damaged"):
         Eagle3DraftModel.from_pretrained(folder)
     assert not (tmp_path / "ran").exists()
 
@@ -243,7 +251,7 @@ def test_configurations_that_cannot_be(folder):
         ({"draft_vocab_size": ...}, "`draft_vocab_size` is missing"),
         ({"draft_vocab_size": 1000}, "must lie between 1 and `vocab_size`"),
         ({"eagle_aux_hidden_state_layer_ids": [2, 2, 5]}, "each once"),
-        ({"eagle_aux_hidden_state_layer_ids": [2, 4, 5], "eagle_config": {"eagle_aux_hidden_state_layer_ids": [2, 4, 5]}},
+        ({IDS: [2, 4, 5], "eagle_config": {IDS: [2, 4, 5]}},
          "do not name the same layers"),
         ({"speculators_model_type": "dflash", "transformer_layer_config": {}}, "speculators `dflash`"),
         ({"num_key_value_heads": 3}, "multiple of `num_key_value_heads`"),
@@ -264,8 +272,14 @@ def test_unknown_arguments_are_not_swallowed(folder):
 
 
 def test_the_wrong_class_says_so(folder, tmp_path):
-    target = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", vocab_size=8, hidden_size=8, num_hidden_layers=1,
-                                                                  num_attention_heads=1, intermediate_size=8))  # fmt: skip
+    sizes = {
+        "vocab_size": 8,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "intermediate_size": 8,
+    }
+    target = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **sizes))
     target.save_pretrained(tmp_path / "target")
     with pytest.raises(ValueError, match="not an EAGLE-3 draft"):
         Eagle3DraftModel.from_pretrained(tmp_path / "target")
@@ -283,7 +297,16 @@ def test_a_view_shares_weights_and_nothing_else(folder):
 
 
 def test_tapped_layers_of_shallow_targets_are_distinct():
-    expected = {2: [0], 3: [0, 1], 4: [0, 1, 2], 5: [0, 2, 3], 6: [0, 2, 4], 7: [1, 2, 3], 8: [1, 3, 4], 32: [1, 15, 28]}
+    expected = {
+        2: [0],
+        3: [0, 1],
+        4: [0, 1, 2],
+        5: [0, 2, 3],
+        6: [0, 2, 4],
+        7: [1, 2, 3],
+        8: [1, 3, 4],
+        32: [1, 15, 28],
+    }
     for layers, ids in expected.items():
         target = AutoConfig.for_model("llama", num_hidden_layers=layers)
         assert Eagle3Config.from_target(target).target_layer_ids == ids

@@ -63,7 +63,12 @@ def joint_counts(target, draft, ids: torch.Tensor, options: dict, seed: int) -> 
     """Counts of the second and third generated tokens, those that trees propose."""
     torch.manual_seed(seed)
     out = target.generate(
-        ids, do_sample=True, max_new_tokens=4, num_return_sequences=NUM_SAMPLES, assistant_model=draft, **({"top_k": 0} | options)
+        ids,
+        do_sample=True,
+        max_new_tokens=4,
+        num_return_sequences=NUM_SAMPLES,
+        assistant_model=draft,
+        **({"top_k": 0} | options),
     )
     vocab = target.config.vocab_size
     pairs = out[:, ids.shape[1] + 1] * vocab + out[:, ids.shape[1] + 2]

@@ -1,7 +1,7 @@
 """Text with a draft equals text without, token for token: greedy and sampling, one row and ragged batches.
 
-    target.generate(prompt)                          -> 5 9 3 3 7 ...
-    target.generate(prompt, assistant_model=draft)   -> 5 9 3 3 7 ...     same ids, same generator state afterwards
+target.generate(prompt)                          -> 5 9 3 3 7 ...
+target.generate(prompt, assistant_model=draft)   -> 5 9 3 3 7 ...     same ids, same generator state afterwards
 """
 
 import pytest

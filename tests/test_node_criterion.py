@@ -1,7 +1,8 @@
-"""Every tree node's logits equal those of decoding its path token by token: the criterion for masks, positions and slots.
+"""Every tree node's logits equal those of decoding its path token by token: the criterion for masks, positions and
+slots.
 
-Wide random trees, several cycles with ragged commits, rows longer than the window (8) and padded on the left. Below, the
-same check is seen to fail for a wrong mask, a shifted position, a missing window and a slot moved wrongly."""
+Wide random trees, several cycles with ragged commits, rows longer than the window (8) and padded on the left. Below,
+the same check is seen to fail for a wrong mask, a shifted position, a missing window and a slot moved wrongly."""
 
 import pytest
 import torch
@@ -86,7 +87,9 @@ def test_a_shifted_position_is_seen(name, monkeypatch):
 @pytest.mark.parametrize("lengths", PROMPTS, ids=str)
 def test_a_slot_moved_wrongly_is_seen(lengths, monkeypatch):
     honest = cache.SlotCache.keep
-    monkeypatch.setattr(cache.SlotCache, "keep", lambda self, write, columns, nodes: honest(self, write, columns, nodes.flip(1)))
+    monkeypatch.setattr(
+        cache.SlotCache, "keep", lambda self, write, columns, nodes: honest(self, write, columns, nodes.flip(1))
+    )
     assert worst_node_error(tiny_target(), left_padded(lengths)) > 100 * TOLERANCE
 
 

@@ -1,4 +1,5 @@
-"""Every `generate` option does what it does without a draft: processors, criteria, streamers, outputs, caches, embeddings.
+"""Every `generate` option does what it does without a draft: processors, criteria, streamers, outputs, caches,
+embeddings.
 
 Rows of different lengths share the loop, so each option is tried with ragged rows that end at different times."""
 
@@ -58,7 +59,9 @@ PROCESSORS = {
     "guidance_scale": {"guidance_scale": 1.7},
     "watermark": {"watermarking_config": WatermarkingConfig(bias=3.0)},
     "synthid": {
-        "watermarking_config": SynthIDTextWatermarkingConfig(keys=[654, 400, 836], ngram_len=3, context_history_size=16)
+        "watermarking_config": SynthIDTextWatermarkingConfig(
+            keys=[654, 400, 836], ngram_len=3, context_history_size=16
+        )
     },
 }
 
@@ -73,9 +76,17 @@ def test_processors(pair, name, sampling):
 
 @pytest.mark.parametrize(
     "warper",
-    [{"min_p": 0.1}, {"typical_p": 0.8}, {"epsilon_cutoff": 0.05}, {"eta_cutoff": 0.1}, {"top_h": 0.5}, {"top_k": 3}, {"top_p": 0.6}],
+    [
+        {"min_p": 0.1},
+        {"typical_p": 0.8},
+        {"epsilon_cutoff": 0.05},
+        {"eta_cutoff": 0.1},
+        {"top_h": 0.5},
+        {"top_k": 3},
+        {"top_p": 0.6},
+    ],
     ids=lambda w: next(iter(w)),
-)  # fmt: skip
+)
 def test_warpers(pair, warper):
     for seed in range(3):
         assert_same(*pair, RAGGED, seed=seed, do_sample=True, **ENDING | {"top_k": 0} | warper)
@@ -103,7 +114,9 @@ def test_an_unknown_processor_sees_each_step_once(pair, sampling):
     for processor, assistant in zip(mine, ({}, {"assistant_model": draft}), strict=True):
         torch.manual_seed(0)
         results.append(
-            target.generate(**RAGGED, logits_processor=LogitsProcessorList([processor]), **options, **assistant).tolist()
+            target.generate(
+                **RAGGED, logits_processor=LogitsProcessorList([processor]), **options, **assistant
+            ).tolist()
         )
     assert results[0] == results[1]
     assert mine[0].calls == mine[1].calls
@@ -118,7 +131,9 @@ class NoisyProcessor(LogitsProcessor):
 
 def test_a_processor_that_draws_random_numbers(pair):
     for seed in range(3):
-        assert_same(*pair, RAGGED, seed=seed, logits_processor=LogitsProcessorList([NoisyProcessor()]), **ENDING, **SAMPLING)
+        assert_same(
+            *pair, RAGGED, seed=seed, logits_processor=LogitsProcessorList([NoisyProcessor()]), **ENDING, **SAMPLING
+        )
 
 
 class ParityProcessor(LogitsProcessor):
@@ -155,7 +170,9 @@ class StopAtLength(StoppingCriteria):
 def test_an_unknown_criterion_is_asked_after_every_token(pair, pads, sampling):
     target, draft = pair
     mine = [StopAtLength(), StopAtLength()]
-    options = {"max_new_tokens": 30, "eos_token_id": 5 if pads else None} | (SAMPLING if sampling else {"do_sample": False})
+    options = {"max_new_tokens": 30, "eos_token_id": 5 if pads else None} | (
+        SAMPLING if sampling else {"do_sample": False}
+    )
     results = []
     for criterion, assistant in zip(mine, ({}, {"assistant_model": draft}), strict=True):
         torch.manual_seed(0)
@@ -191,7 +208,11 @@ def test_streamers_get_the_same_values(pair, lengths, sampling):
         streamer = Collector()
         torch.manual_seed(0)
         target.generate(
-            **left_padded(lengths), streamer=streamer, **ENDING, **(SAMPLING if sampling else {"do_sample": False}), **assistant
+            **left_padded(lengths),
+            streamer=streamer,
+            **ENDING,
+            **(SAMPLING if sampling else {"do_sample": False}),
+            **assistant,
         )
         collected.append(streamer)
     assert collected[0].values == collected[1].values
@@ -208,7 +229,9 @@ def test_cycle_streamers_see_trees_and_paths(pair):
             self.records.append(record)
 
     watcher = Watcher()
-    out = target.generate(**left_padded([9]), max_new_tokens=20, do_sample=False, assistant_model=draft, streamer=watcher)
+    out = target.generate(
+        **left_padded([9]), max_new_tokens=20, do_sample=False, assistant_model=draft, streamer=watcher
+    )
     tokens = [token for record in watcher.records for token in record.tokens]
     assert tokens == out[0, 9:].tolist()
     for record in watcher.records[1:]:
@@ -290,7 +313,9 @@ def test_a_batch_over_one_cache(pair):
         ids = torch.cat((ids, left_padded([3, 3], seed=1)["input_ids"]), dim=1)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - 9), value=1)
         texts.append(
-            target.generate(ids, attention_mask=mask, past_key_values=cache, max_new_tokens=9, do_sample=False, **assistant).tolist()
+            target.generate(
+                ids, attention_mask=mask, past_key_values=cache, max_new_tokens=9, do_sample=False, **assistant
+            ).tolist()
         )
     assert texts[0] == texts[1]
 

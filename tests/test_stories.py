@@ -1,7 +1,7 @@
 """The real pair: a 260K-parameter Llama that writes stories, and its trained draft.
 
-tests/data/stories260K/reference.json is what an independent implementation recorded for one prompt (60 nodes, 6 levels,
-top-k 10), its tree checked there against the original EAGLE code."""
+tests/data/stories260K/reference.json is what an independent implementation recorded for one prompt (60 nodes, 6
+levels, top-k 10), its tree checked there against the original EAGLE code."""
 
 import json
 
@@ -14,7 +14,8 @@ import hf_eagle3
 
 
 OPENINGS = (
-    "Once upon a time", "Lily and Tom", "The dog was", "One day, a little", "There was a big", "Mom said", "In the park",
+    "Once upon a time", "Lily and Tom", "The dog was", "One day, a little", "There was a big", "Mom said", "In "
+    "the park",
     "Ben had a red", "A cat sat", "The sun", "Sam and his", "It was a", "Max liked to", "She was very", "The boy saw",
     "Anna went to", "The bird", "He wanted a", "They played", "The little girl",
 )  # fmt: skip
@@ -49,7 +50,9 @@ def test_the_recorded_tree_is_reproduced(stories, recorded):
     assert first.accepted_nodes == [node + 1 for node in recorded["first_cycle"]["accepted_nodes"]]
     assert first.tokens == [*recorded["first_cycle"]["accepted_tokens"], recorded["first_cycle"]["bonus"]]
     expected = recorded["tree_tokens_per_cycle_128"]
-    assert [len(record.tokens) for record in records[1 : len(expected)]] == expected[:-1]  # the last may be cut by length
+    assert [len(record.tokens) for record in records[1 : len(expected)]] == expected[
+        :-1
+    ]  # the last may be cut by length
 
 
 def test_greedy_text_of_20_openings_and_tau(stories):
@@ -80,7 +83,12 @@ def test_batches_with_rows_that_end_early(stories, batch_size, do_sample):
     tokenizer.padding_side = "left"
     inputs = tokenizer(list(OPENINGS[:batch_size]), return_tensors="pt", padding=True)
     # The pad token is 0; a full stop ends some rows early.
-    options = {"max_new_tokens": 128, "eos_token_id": [1, 426 if batch_size != 5 else 1], "do_sample": do_sample, "top_k": 0}
+    options = {
+        "max_new_tokens": 128,
+        "eos_token_id": [1, 426 if batch_size != 5 else 1],
+        "do_sample": do_sample,
+        "top_k": 0,
+    }
     (plain, state), (ours, our_state) = both(target, draft, inputs, **options)
     assert ours.tolist() == plain.tolist()
     assert torch.equal(state, our_state)

@@ -6,8 +6,8 @@ nodes behind the longest row; committing gathers the accepted ones down next to 
     row 0   the cat sat  .   .  | on  off  a        accepted: on, a  ->  the cat sat on  a
     row 1   .   a   dog ran  fast| and .  ,          accepted: and    ->  .   a   dog ran fast and
 
-Storage is taken over from the host's cache after prefill and given back as an ordinary cache at the end. Sliding layers
-keep their window only. Does not know trees beyond their ancestor relation, or tokens.
+Storage is taken over from the host's cache after prefill and given back as an ordinary cache at the end. Sliding
+layers keep their window only. Does not know trees beyond their ancestor relation, or tokens.
 
 Shape letters: B rows, A active rows (the first A of the storage), S slots, N drafted nodes, h kv heads, d head size.
 """
@@ -22,14 +22,16 @@ from ..target import FULL, SLIDING
 
 
 GROWTH = 256  # slots added at least, when storage is full
-# Layers of one shape share storage, so that committing is one gather for all of them; but never more than this at once,
-# since taking over and growing hold two copies.
+# Layers of one shape share storage, so that committing is one gather for all of them; but never more than this at
+# once, since taking over and growing hold two copies.
 GROUP_BYTES = 2**28
 
 
 @dataclass
 class Span:
-    """Where the layers of one window stand: their storage begins at column `start`, the next pass writes at `write`."""
+    """
+    Where the layers of one window stand: their storage begins at column `start`, the next pass writes at `write`.
+    """
 
     window: int | None
     start: int = 0

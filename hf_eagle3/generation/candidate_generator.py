@@ -1,8 +1,8 @@
 """`Eagle3CandidateGenerator`: an EAGLE-3 chain inside the host's own assisted decoding.
 
-For people who build on that loop; it keeps the host's limits (one row, no recurrent targets, another random stream than
-plain sampling). Reached by `assistant_model=draft.with_tree("host_chain", tree_depth=5)`. Everything else goes through
-`decoding.py`. Shape letters: P committed tokens, T chain length, V target, D draft vocabulary.
+For people who build on that loop; it keeps the host's limits (one row, no recurrent targets, another random stream
+than plain sampling). Reached by `assistant_model=draft.with_tree("host_chain", tree_depth=5)`. Everything else goes
+through `decoding.py`. Shape letters: P committed tokens, T chain length, V target, D draft vocabulary.
 """
 
 import torch
@@ -11,7 +11,7 @@ from transformers.generation.candidate_generator import CandidateGenerator
 
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import Target
-from .drafting import Drafter, Warp
+from .drafting import Drafter, Entries, Warp
 from .stats import new_stats
 
 
@@ -42,7 +42,8 @@ class Eagle3CandidateGenerator(CandidateGenerator):
     ):
         if input_ids.shape[0] != 1:
             raise ValueError(
-                f"The host's assisted decoding takes one row, got {input_ids.shape[0]}; use another `tree_mode` for batches."
+                f"The host's assisted decoding takes one row, got {input_ids.shape[0]}; use another `tree_mode` "
+                "for batches."
             )
         self.target = Target(model, draft.config)
         self.drafter = Drafter(draft, self.target, 1, new_stats())
@@ -63,9 +64,9 @@ class Eagle3CandidateGenerator(CandidateGenerator):
         num_features = input_ids.shape[1] - 1 - self.seen
         features = torch.cat([outputs.hidden_states[i + 1] for i in self.target.layer_ids], dim=-1)[:, :num_features]
         columns = torch.arange(self.seen, self.seen + num_features, device=input_ids.device)[None]
-        self.drafter.absorb(
-            input_ids[:, self.seen + 1 :], features, columns, columns, [num_features], self.seen + num_features - 1
-        )
+        tokens = input_ids[:, self.seen + 1 :]
+        last = self.seen + num_features - 1
+        self.drafter.absorb(Entries(tokens, features, columns, columns, [num_features], last))
         self.seen += num_features
         if depth < 1:
             return input_ids, None

@@ -6,9 +6,6 @@ module of its name; here is the order, and what is passed on.
 Shape letters: B rows of the batch, A active rows, N drafted nodes, T tree levels, V vocabulary, F features.
 """
 
-import time
-from dataclasses import dataclass, replace
-
 import torch
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.cache_utils import DynamicLayer
@@ -19,12 +16,13 @@ from .. import target as targets
 from ..modeling_eagle3 import Eagle3DraftModel
 from . import tree as trees
 from .draft_state import attach_state, saved_entries
-from .drafting import Drafter, Warp
+from .drafting import Drafter, Entries, Warp
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
 from .processors import Kind, StopChecker, TokenChooser
 from .rows import Rows
-from .stats import CycleRecord, CycleStreamer, SpeculationStats, new_stats, publish
+from .stats import SpeculationStats, new_stats, publish
+from .streaming import Plan, Reporter
 from .target_pass import ChainPass, TreePass, cache_name
 from .verification import Walk, greedy_walk, stepwise_walk
 
@@ -33,33 +31,6 @@ logger = logging.get_logger(__name__)
 
 # A chain's chance of full acceptance falls with its length; used where a target takes no tree.
 CHAIN_DEPTH = 5
-
-
-@dataclass
-class Entries:
-    """True features not yet fed to the draft: arguments of `Drafter.absorb`, per active row."""
-
-    tokens: torch.Tensor | None
-    features: torch.Tensor
-    columns: torch.Tensor
-    positions: torch.Tensor
-    counts: list[int]
-    last_column: int
-    valid: torch.Tensor | None = None
-    embeds: torch.Tensor | None = None
-
-    def select_rows(self, kept: list[int]) -> "Entries":
-        def pick(value):
-            return value if value is None else value[torch.tensor(kept, device=value.device)]
-
-        return replace(
-            self,
-            counts=[self.counts[place] for place in kept],
-            **{
-                name: pick(getattr(self, name))
-                for name in ("tokens", "features", "columns", "positions", "valid", "embeds")
-            },
-        )
 
 
 def speculative_decode(
@@ -107,24 +78,13 @@ def speculative_decode(
     return run.result()
 
 
-@dataclass
-class Plan:
-    """Of each active row, known on the host: tokens chosen and committed, draft tokens among them, whether it ends."""
-
-    tokens: list[list[int]]
-    counts: list[int]
-    accepted: list[int]
-    is_cut: list[bool]
-    ends: list[bool]
-
-
 class Generation:
     """The state of one call and its phases; `speculative_decode` holds the order."""
 
     def __init__(
         self, model, draft, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
     ):
-        self.model, self.draft, self.config, self.streamer = model, draft, generation_config, streamer
+        self.model, self.draft, self.config = model, draft, generation_config
         self.input_ids, self.model_kwargs = input_ids, model_kwargs
         self.processors, self.criteria = logits_processor, stopping_criteria
         self.target = targets.Target(model, draft.config)
@@ -142,9 +102,8 @@ class Generation:
         self.stats.mode = "chain" if self.tree_config.is_chain else "tree"
         self.stats.reason = mode.reason
         self.returns_cache = bool(generation_config.return_dict_in_generate) or targets.is_users(self.cache)
-        self.started = time.perf_counter()
+        self.reporter = Reporter(streamer, self.stats)
         self.pending: list[Entries] = []
-        self.streamed = 0  # steps handed to the streamer
         if not self.target.uses_hooks:
             self.model_kwargs["output_hidden_states"] = True
 
@@ -165,7 +124,7 @@ class Generation:
         self.max_length = self.max_length if stopper_limit is None else min(self.max_length, stopper_limit)
         width = self.max_length + self.tree_config.tree_depth + 2
         mask = kwargs.get("attention_mask")
-        self.rows = Rows(ids, width, self.config._pad_token_tensor, columns, mask)
+        self.rows = self.reporter.rows = Rows(ids, width, self.config._pad_token_tensor, columns, mask)
         self.stopper = StopChecker(self.criteria, self.rows.ids)
         self.outputs = StepOutputs(self.config, self.rows.num_rows)
         logits = outputs.logits[:, -1:]
@@ -180,7 +139,7 @@ class Generation:
             del outputs
             self.rows.commit(plan.counts)
             self._queue_prompt(features, before, walk.tokens)
-            self._report(tree, walk, plan, cycle=False)
+            self.reporter.report(tree, walk, plan)
             self._finish_rows(plan)
 
     def _set_up_choice(self, vocab_size: int) -> None:
@@ -275,7 +234,9 @@ class Generation:
     # -- one cycle ----------------------------------------------------------------------------------------------------
 
     def propose(self) -> trees.DraftTree:
-        """A tree for every active row, as deep as the longest rest allows; only roots where nothing is left to gain."""
+        """
+        A tree for every active row, as deep as the longest rest allows; only roots where nothing is left to gain.
+        """
         rows = self.rows
         roots = rows.roots().to(self.target.model.device)
         rest = self.max_length - min(rows.active_lengths)
@@ -284,7 +245,7 @@ class Generation:
             return trees.root_only(roots)
         with self.stats.phase("draft_forward"):
             for entries in self.pending:
-                self.drafter.absorb(**vars(entries))
+                self.drafter.absorb(entries)
             self.pending = []
             positions = torch.tensor(rows.draft_positions, device=self.drafter.device)
         steps = rows.steps
@@ -359,7 +320,7 @@ class Generation:
             for a, stop in enumerate(stops):
                 counts[a] = counts[a] if stop is None else stop + 1
             return [stop is not None for stop in stops]
-        for a, (row, stop) in enumerate(zip(rows.active, stops, strict=True)):
+        for row, stop in zip(rows.active, stops, strict=True):
             if stop is not None and not rows.is_done[row]:
                 rows.is_done[row] = True
                 rows.ends[row] = rows.lengths[row] + stop + 1
@@ -404,7 +365,7 @@ class Generation:
             if not rows.is_done[row] or plan.ends[a]:
                 self.stats.count_cycle(row, plan.accepted[a], plan.counts[a], tree.max_depth, plan.is_cut[a])
         rows.commit(plan.counts)
-        self._report(tree, walk, plan, cycle=True)
+        self.reporter.report(tree, walk, plan)
         self._finish_rows(plan)
 
     def _attended(self, a: int, path: torch.Tensor) -> torch.Tensor:
@@ -428,42 +389,8 @@ class Generation:
             self.drafter.select_rows(kept)
             self.pending = [entries.select_rows(kept) for entries in self.pending]
 
-    # -- what the caller sees -----------------------------------------------------------------------------------------
-
-    def _report(self, tree, walk: Walk, plan: Plan, cycle: bool) -> None:
-        """Cycle records, and each step's tokens once every row has taken it."""
-        if self.streamer is None:
-            return
-        rows = self.rows
-        if isinstance(self.streamer, CycleStreamer):
-            for a, row in enumerate(rows.active):
-                self.streamer.on_cycle(
-                    CycleRecord(
-                        row=row,
-                        cycle=len(self.stats.accepted_tokens[row]) - 1 if cycle else -1,
-                        tokens=plan.tokens[a],
-                        num_accepted_tokens=plan.accepted[a],
-                        tree_tokens=tree.tokens[a].tolist() if cycle else [],
-                        tree_parents=tree.parents[a].tolist() if cycle else [],
-                        tree_scores=tree.scores[a].tolist() if cycle else [],
-                        accepted_nodes=walk.nodes[a, 1 : plan.accepted[a] + 1].tolist(),
-                        seconds=time.perf_counter() - self.started,
-                    )
-                )
-        going = [rows.lengths[row] for row, end in zip(rows.active, plan.ends, strict=True) if not end]
-        self._stream_up_to(min(going) if going else max(rows.lengths))
-
-    def _stream_up_to(self, length: int) -> None:
-        rows = self.rows
-        first = rows.prompt_length + self.streamed
-        if length <= first:
-            return
-        for row, end in enumerate(rows.lengths):  # what ended rows hold behind their end is padding
-            if row not in rows.active or end < length:
-                rows.ids[row, end:] = rows.pad_token_id
-        for column in rows.ids[:, first:length].cpu().unbind(dim=1):
-            self.streamer.put(column)
-        self.streamed = length - rows.prompt_length
+    # -- the end
+    # ---------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Nothing of ours stays: the host's cache is ordinary again, the generator where plain generate leaves it."""
@@ -476,8 +403,7 @@ class Generation:
 
     def result(self) -> GenerateEagle3Output | torch.Tensor:
         rows = self.rows
-        if self.streamer is not None:
-            self.streamer.end()
+        self.reporter.end()
         length = max(rows.lengths)
         self.stats.prompt_lengths = [rows.prompt_length] * rows.num_rows
         self.stats.generated_lengths = [rows.ends.get(r, n) - rows.prompt_length for r, n in enumerate(rows.lengths)]

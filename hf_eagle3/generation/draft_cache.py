@@ -1,8 +1,8 @@
 """The draft's own key/value cache, column for column beside the target's.
 
-Column c pairs the feature of the target's column c with the token of column c + 1. Entries made from true features stay;
-the keys of tree nodes are written behind them and forgotten. A column without an entry (padding, a prefix that another
-model run filled) is invalid and never attended to. Does not know trees.
+Column c pairs the feature of the target's column c with the token of column c + 1. Entries made from true features
+stay; the keys of tree nodes are written behind them and forgotten. A column without an entry (padding, a prefix that
+another model run filled) is invalid and never attended to. Does not know trees.
 
 Shape letters: B rows, A active rows (the first A of the storage), S columns, K kv heads, d head size.
 """

@@ -1,7 +1,7 @@
 """A draft's memory between calls that share a cache: chat turns.
 
-Rides along on the user's cache as one attribute, and is believed only if the token ids agree. Without it the draft starts
-at the new tokens, at true positions. Kept while no row was dropped (so always for one row).
+Rides along on the user's cache as one attribute, and is believed only if the token ids agree. Without it the draft
+starts at the new tokens, at true positions. Kept while no row was dropped (so always for one row).
 """
 
 import torch
@@ -38,8 +38,8 @@ def attach_state(cache: Cache, drafter: Drafter, rows: Rows, pending: list) -> N
 
 def saved_entries(cache: Cache, drafter: Drafter, rows: Rows, cached: int) -> torch.Tensor | None:
     """
-    Restore an earlier call's entries for a cache that held `cached` columns; returns the features (B, m, F) of its last m
-    columns that were not fed yet, or `None` if there is nothing to believe.
+    Restore an earlier call's entries for a cache that held `cached` columns; returns the features (B, m, F) of its
+    last m columns that were not fed yet, or `None` if there is nothing to believe.
     """
     state: DraftState | None = vars(cache).pop(ATTRIBUTE, None)
     if state is None or cached == 0 or rows.cache_shift != 0:

@@ -9,7 +9,7 @@ walk, or which rows are finished.
 Shape letters: A active rows, m new entries, k children and nodes per level, D draft vocabulary, H hidden, F features.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,43 @@ def _truncated(logits: torch.Tensor, warp: Warp) -> torch.Tensor:
     return logits if warp.top_p is None else host.TopPLogitsWarper(warp.top_p)(None, logits)
 
 
+@dataclass
+class Entries:
+    """
+    Entries to be made from true features, m per active row.
+
+    Args:
+        tokens: Token of the *next* column of each entry, (A, m); or `embeds`, its embedding rows (A, m, H).
+        features: (A, m, F).
+        columns, positions: Column in the cache and RoPE position of each entry, (A, m).
+        counts: How many of each row's entries count; those after are padding.
+        last_column: The largest of `columns` (known without asking the device).
+        valid: (A, m), False at entries that must never be attended to, for padding on the left.
+    """
+
+    tokens: torch.Tensor | None
+    features: torch.Tensor
+    columns: torch.Tensor
+    positions: torch.Tensor
+    counts: list[int]
+    last_column: int
+    valid: torch.Tensor | None = None
+    embeds: torch.Tensor | None = None
+
+    def select_rows(self, kept: list[int]) -> "Entries":
+        def pick(value):
+            return value if value is None else value[torch.tensor(kept, device=value.device)]
+
+        return replace(
+            self,
+            counts=[self.counts[place] for place in kept],
+            **{
+                name: pick(getattr(self, name))
+                for name in ("tokens", "features", "columns", "positions", "valid", "embeds")
+            },
+        )
+
+
 class Drafter:
     """
     The draft model within one generation call.
@@ -147,60 +184,41 @@ class Drafter:
     def _logits(self, normed: torch.Tensor) -> torch.Tensor:
         return self.draft.lm_head(normed) if self._head is None else F.linear(normed, self._head)
 
-    @torch.no_grad()
-    def absorb(
-        self,
-        tokens: torch.Tensor | None,
-        features: torch.Tensor,
-        columns: torch.Tensor,
-        positions: torch.Tensor,
-        counts: list[int],
-        last_column: int,
-        valid: torch.Tensor | None = None,
-        embeds: torch.Tensor | None = None,
-    ) -> None:
-        """
-        Feed entries made from true features; the newest of each row is where the next tree hangs.
-
-        Args:
-            tokens: Token of the *next* column of each entry, (A, m); or `embeds`, its embedding rows (A, m, H).
-            features: (A, m, F).
-            columns, positions: Column in the cache and RoPE position of each entry, (A, m).
-            counts: How many of each row's entries count; those after are padding.
-            last_column: The largest of `columns` (known without asking the device).
-            valid: (A, m), False at entries that must never be attended to, for padding on the left.
-        """
-        length = features.shape[1]
-        self.cache.reserve(last_column + 1)
+    def absorb(self, entries: Entries) -> None:
+        """Feed entries made from true features; the newest of each row is where the next tree hangs."""
+        e, counts, valid = entries, entries.counts, entries.valid
+        rows, length = e.features.shape[:2]
+        width = e.last_column + 1
+        self.cache.reserve(width)
         if valid is None and min(counts) < length:
             limits = torch.tensor(counts, device=self.device)
             valid = torch.arange(length, device=self.device) < limits[:, None]
-        chunk = max(64, MASK_ELEMENTS // (last_column + 1) // features.shape[0])
-        parts = []
+        chunk = max(64, MASK_ELEMENTS // (width * rows))
+        chunks = []
         for start in range(0, length, chunk):
             part = slice(start, start + chunk)
-            parts.append(
+            embeds = self._embed(e.tokens[:, part]) if e.embeds is None else e.embeds[:, part]
+            chunks.append(
                 self._absorb_chunk(
-                    self._embed(tokens[:, part]) if embeds is None else embeds[:, part].to(self.device, self.dtype),
-                    features[:, part].to(self.device, self.dtype),
-                    columns[:, part].to(self.device),
-                    positions[:, part].to(self.device),
+                    embeds.to(self.device, self.dtype),
+                    e.features[:, part].to(self.device, self.dtype),
+                    e.columns[:, part].to(self.device),
+                    e.positions[:, part].to(self.device),
                     None if valid is None else valid[:, part].to(self.device),
-                    last_column,
+                    width,
                 )
             )
-        hidden, normed = parts[0] if len(parts) == 1 else (torch.cat(p, dim=1) for p in zip(*parts, strict=True))
-        self._width = max(self._width, last_column + 1)
+        hidden, normed = chunks[0] if len(chunks) == 1 else (torch.cat(c, dim=1) for c in zip(*chunks, strict=True))
+        self._width = max(self._width, width)
         if min(counts) == length:
             self._hidden, self._normed = hidden[:, -1:], normed[:, -1:]
         else:
             last = torch.tensor(counts, device=self.device).sub(1)[:, None, None].expand(-1, 1, hidden.shape[2])
             self._hidden, self._normed = hidden.gather(1, last), normed.gather(1, last)
 
-    def _absorb_chunk(self, embeds, features, columns, positions, valid, last_column):
+    def _absorb_chunk(self, embeds, features, columns, positions, valid, width):
         rows = torch.arange(columns.shape[0], device=self.device)[:, None]
         self.cache.valid[rows, columns] = True if valid is None else valid
-        width = last_column + 1
         seen = self.cache.valid[: len(rows), None, :width]
         seen = seen & (torch.arange(width, device=self.device) <= columns[:, :, None])  # (A, m, width)
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
@@ -216,7 +234,6 @@ class Drafter:
 
         return self.draft.decode(embeds, self.draft.fuse(features), self.draft.rotary(positions, self.dtype), attend)
 
-    @torch.no_grad()
     def grow(
         self, root_tokens: torch.Tensor, positions: torch.Tensor, tree: TreeConfig, steps: list[int], rows: list[int]
     ) -> trees.DraftTree:
@@ -262,10 +279,10 @@ class Drafter:
         with self.stats.phase("tree"):
             return pool.finish(root_tokens, tree)
 
-    @torch.no_grad()
     def draw_chain(self, position: int, length: int, do_sample: bool, warp: Warp) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        One row's chain below the newest entry at RoPE `position`, drawn from the draft's warped distribution or greedy.
+        One row's chain below the newest entry at RoPE `position`, drawn from the draft's warped distribution or
+        greedy.
 
         Returns:
             Tokens (1, length) and scores over the target's vocabulary (1, length, V), -inf outside the draft's.
@@ -349,7 +366,9 @@ class _Pool:
         self.mask = self.own  # (A, 1, k, columns of the tree so far): which nodes each frontier node sees
 
     def extend(self, scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Children of the frontier, (A, k, k); the best k become the next one. Returns their parents' places (A, k)."""
+        """
+        Children of the frontier, (A, k, k); the best k become the next one. Returns their parents' places (A, k).
+        """
         scores = (self.frontier_scores[:, :, None] + scores).flatten(1)
         tokens = tokens.flatten(1)
         self.tokens.append(tokens)

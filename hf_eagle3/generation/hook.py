@@ -1,7 +1,8 @@
 """Makes `target.generate(..., assistant_model=draft)` reach our loop, and leaves every other assistant alone.
 
-Wraps three methods of the host's `GenerationMixin`, once per process: the validation of the generation mode, the decoding
-method for assistants, and (for "host_chain") the choice of a candidate generator. Refusals with their remedies live here.
+Wraps three methods of the host's `GenerationMixin`, once per process: the validation of the generation mode, the
+decoding method for assistants, and (for "host_chain") the choice of a candidate generator. Refusals with their
+remedies live here.
 """
 
 import functools
@@ -40,8 +41,8 @@ def refuse_wrong_class(assistant_model) -> None:
     config = getattr(assistant_model, "config", None)
     if config is not None and "draft_vocab_size" in config.to_dict():
         raise ValueError(
-            f"`assistant_model` is a {type(assistant_model).__name__} made from an EAGLE-3 draft's configuration; load it "
-            "with `hf_eagle3.Eagle3DraftModel.from_pretrained`."
+            f"`assistant_model` is a {type(assistant_model).__name__} made from an EAGLE-3 draft's "
+            "configuration; load it with `hf_eagle3.Eagle3DraftModel.from_pretrained`."
         )
 
 

@@ -1,9 +1,9 @@
 """The noise of coming sampling steps, drawn as plain generate would draw it.
 
-`torch.multinomial(p, 1)` is `argmax(p / E)` with `E = empty_like(p).exponential_()`. One E (B, V) is drawn per step, in
-order, from the device's default generator; rows use theirs when they get there. On closing, the generator is put into
-the state after the last step that plain generate would have drawn, so that text, and the next random number, are the
-same with and without a draft.
+`torch.multinomial(p, 1)` is `argmax(p / E)` with `E = empty_like(p).exponential_()`. One E (B, V) is drawn per step,
+in order, from the device's default generator; rows use theirs when they get there. On closing, the generator is put
+into the state after the last step that plain generate would have drawn, so that text, and the next random number, are
+the same with and without a draft.
 
 Does not know trees or models. Shape letters: B rows of the batch, A active rows, V target, D draft vocabulary.
 """

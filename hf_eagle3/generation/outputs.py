@@ -1,5 +1,5 @@
-"""What `generate` returns beside tokens: per-step scores, logits, hidden states and attentions, as plain generate shapes
-them, collected from the nodes that were accepted.
+"""What `generate` returns beside tokens: per-step scores, logits, hidden states and attentions, as plain generate
+shapes them, collected from the nodes that were accepted.
 
 Rows reach a step in different cycles, so each step's tensors are filled row by row. What a row holds after its end is
 zero. Shape letters: B rows, A active rows, N drafted nodes, V vocabulary.

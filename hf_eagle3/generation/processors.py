@@ -1,8 +1,9 @@
-"""Choosing a step's token exactly as plain `generate` would: logits processors on the right prefix, then argmax or draw.
+"""Choosing a step's token exactly as plain `generate` would: logits processors on the right prefix, then argmax or
+draw.
 
-Processors are sorted into kinds by what they may look at, so that rows of different lengths can share a call where that
-changes nothing. User-made ones that were not declared row-wise run in lockstep: all rows at one length, once per step.
-Does not know trees. Shape letters: B rows of the batch, A active rows, V vocabulary.
+Processors are sorted into kinds by what they may look at, so that rows of different lengths can share a call where
+that changes nothing. User-made ones that were not declared row-wise run in lockstep: all rows at one length, once per
+step. Does not know trees. Shape letters: B rows of the batch, A active rows, V vocabulary.
 """
 
 import enum
@@ -84,7 +85,9 @@ def declare_row_wise(cls: type) -> type:
 
 
 def kind_of(members: Sequence) -> Kind:
-    """The most demanding kind in a list of processors or criteria; exact types only, since a subclass may do anything."""
+    """
+    The most demanding kind in a list of processors or criteria; exact types only, since a subclass may do anything.
+    """
     return max((_KINDS.get(type(member), Kind.STEPWISE) for member in members), default=Kind.NONE)
 
 

@@ -119,8 +119,8 @@ class CycleRecord:
         row, cycle: Which row of the batch, which of its cycles. Cycle -1 is the prefill's token.
         tokens: Committed tokens, in order.
         num_accepted_tokens: How many of them were draft tokens (the first ones).
-        tree_tokens, tree_parents, tree_scores: The draft tree; node 0 is the root, scores are log-probabilities of being
-            reached.
+        tree_tokens, tree_parents, tree_scores: The draft tree; node 0 is the root, scores are log-probabilities of
+            being reached.
         accepted_nodes: Nodes of the accepted path, root not included.
         seconds: Since the call began.
     """

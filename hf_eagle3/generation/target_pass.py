@@ -1,8 +1,8 @@
 """Running the target on a draft: inputs, masks and cache of one verification, in the two ways a target allows.
 
-`TreePass` verifies any tree in slots, rows at lengths of their own. `ChainPass` verifies a chain through the target's own
-causal path and the host's cache; states that cannot be cropped are copied before and restored after, and the accepted
-tokens are run again. Rows then go in lockstep. Does not know how trees are made or tokens chosen.
+`TreePass` verifies any tree in slots, rows at lengths of their own. `ChainPass` verifies a chain through the target's
+own causal path and the host's cache; states that cannot be cropped are copied before and restored after, and the
+accepted tokens are run again. Rows then go in lockstep. Does not know how trees are made or tokens chosen.
 
 Shape letters: B rows, A active rows, N drafted nodes, V vocabulary, F features.
 """

@@ -25,7 +25,8 @@ class DraftTree:
         parents (`torch.LongTensor` of shape `(A, N + 1)`): Node index of each node's parent, -1 for the root.
         depths (`torch.LongTensor` of shape `(A, N + 1)`): 0 for the root.
         ancestors (`torch.BoolTensor` of shape `(A, N + 1, N + 1)`): [a, i, j]: j is i itself or above it.
-        scores (`torch.FloatTensor` of shape `(A, N + 1)`): Estimated log-probability that a node is reached; 0 for the root.
+        scores (`torch.FloatTensor` of shape `(A, N + 1)`): Estimated log-probability that a node is reached; 0 for the
+            root.
         max_depth (`int`): Levels below the root.
     """
 

@@ -51,7 +51,9 @@ def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
 
 
 def _by_depth(tree: DraftTree, accepted: torch.Tensor) -> torch.Tensor:
-    """Accepted node of each depth, (A, T + 1), 0 where there is none. Siblings carry different tokens: one per depth."""
+    """
+    Accepted node of each depth, (A, T + 1), 0 where there is none. Siblings carry different tokens: one per depth.
+    """
     rows, nodes = tree.tokens.shape
     out = tree.depths.new_zeros(rows, tree.max_depth + 2)
     place = torch.where(accepted, tree.depths, tree.max_depth + 1)
