@@ -134,13 +134,15 @@ class TokenChooser:
 
     def choose(
         self, logits: torch.Tensor, rows: list[int], lengths: list[int], steps: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tokens (A,), processed scores (A, V)) of one step; `logits` (A, V) in the target's dtype."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(tokens (A,), processed scores (A, V), is NaN (A,)) of one step; `logits` (A, V) in the target's dtype."""
         scores = self.scores(logits.to(torch.float32, copy=True), rows, lengths)
         if self.noise is None:
-            return scores.argmax(dim=-1), scores
+            best = scores.max(dim=-1)
+            return best.indices, scores, best.values.isnan()
         probabilities = scores.softmax(dim=-1)
-        return (probabilities / self.noise.at(steps, rows)).argmax(dim=-1), scores
+        tokens = (probabilities / self.noise.at(steps, rows)).argmax(dim=-1)
+        return tokens, scores, probabilities[:, 0].isnan()  # one NaN score makes all probabilities NaN
 
 
 class StopChecker:

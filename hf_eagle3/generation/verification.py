@@ -95,8 +95,8 @@ def stepwise_walk(
     places = torch.tensor([rows, lengths], device=logits.device) if needs_prefix else None
     for depth in range(tree.max_depth + 1):
         at_node = logits[index, node]
-        token, scores = chooser.choose(at_node, rows, [n + depth for n in lengths], [s + depth for s in steps])
-        is_nan |= alive & scores.gather(1, token[:, None])[:, 0].isnan()
+        token, scores, nan = chooser.choose(at_node, rows, [n + depth for n in lengths], [s + depth for s in steps])
+        is_nan |= alive & nan
         if needs_prefix:
             chooser.ids[places[0], places[1] + depth] = token
         nodes.append(node)

@@ -1,0 +1,343 @@
+"""Wrong input is refused with its value and a remedy; nothing of ours stays on a target; threads, PEFT, memory."""
+
+import gc
+import threading
+
+import pytest
+import torch
+from models import CHAIN_TARGETS, left_padded, tiny_draft, tiny_target
+from test_generate import SAMPLING, assert_same, both
+from transformers import (
+    AutoModelForCausalLM,
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StaticCache,
+    T5Config,
+)
+from transformers.generation.streamers import BaseStreamer
+
+import hf_eagle3
+from hf_eagle3 import Eagle3Config, Eagle3DraftModel
+
+
+INPUTS = left_padded([9])
+GREEDY = {"max_new_tokens": 12, "do_sample": False}
+
+
+@pytest.fixture(scope="module")
+def pair():
+    target = tiny_target()
+    return target, tiny_draft(target)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "`num_beams` is 2"),
+        ({"num_beams": 3, "do_sample": True}, "`num_beams` is 3"),
+        ({"prompt_lookup_num_tokens": 3}, "`prompt_lookup_num_tokens`"),
+        ({"use_cache": False}, "`use_cache=False`"),
+        ({"cache_implementation": "static"}, "`cache_implementation` 'static'"),
+        ({"cache_implementation": "offloaded"}, "`cache_implementation` 'offloaded'"),
+        ({"cache_implementation": "quantized"}, "`cache_implementation` 'quantized'"),
+        ({"synced_gpus": True}, "`synced_gpus`"),
+        ({"assistant_early_exit": 1}, "`assistant_early_exit`"),
+        ({"assistant_tokenizer": object(), "tokenizer": object()}, "`assistant_tokenizer`"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_that_cannot_be_honoured(pair, options, message):
+    target, draft = pair
+    with pytest.raises(ValueError, match=message):
+        target.generate(**INPUTS, max_new_tokens=5, assistant_model=draft, **options)
+
+
+def test_a_static_cache_of_the_users_is_refused(pair):
+    target, draft = pair
+    cache = StaticCache(config=target.config, max_cache_len=64)
+    with pytest.raises(ValueError, match="Static"):
+        target.generate(**INPUTS, **GREEDY, past_key_values=cache, assistant_model=draft)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 64, "target_hidden_size": 64}, r"width 64 .* 32 wide"),
+        ({"vocab_size": 40, "draft_vocab_size": 6}, r"40 target tokens .* has 24"),
+        ({"target_layer_ids": [0, 1, 3]}, r"taps layers \[0, 1, 3\] .* has 4"),
+        ({"target_layer_ids": [0, 1, 30]}, r"taps layers \[0, 1, 30\]"),
+        ({"hidden_size": 64}, "no `embed_tokens` of its own"),
+    ],
+    ids=str,
+)
+def test_drafts_of_another_target(pair, changes, message):
+    target, _ = pair
+    fields = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "draft_vocab_size": 6}
+    draft = Eagle3DraftModel(Eagle3Config.from_target(target, **fields | changes))
+    with pytest.raises(ValueError, match=message):
+        target.generate(**INPUTS, **GREEDY, assistant_model=draft)
+
+
+def test_tapped_layers_unnamed_and_not_distinct(pair):
+    target, draft = pair
+    draft = Eagle3DraftModel(Eagle3Config.from_target(target, draft_vocab_size=6, num_attention_heads=4, head_dim=8))
+    draft.config.target_layer_ids = None
+    with pytest.raises(ValueError, match=r"are not distinct .*target_layer_ids="):
+        target.generate(**INPUTS, **GREEDY, assistant_model=draft)
+
+
+def test_top_k_over_the_draft_vocabulary(pair):
+    target, draft = pair
+    with pytest.raises(ValueError, match="`tree_top_k` is 7, but the draft vocabulary has only 6"):
+        view = draft.with_tree("static", tree_top_k=7, num_draft_tokens=5)
+        target.generate(**INPUTS, **GREEDY, assistant_model=view)
+
+
+def test_nan_in_target_or_draft(pair):
+    target, draft = tiny_target(), pair[1]
+    with torch.no_grad():
+        target.lm_head.weight[3] = torch.nan
+    for sampling in ({"do_sample": False}, SAMPLING):
+        with pytest.raises(ValueError, match="target's logits are NaN"):
+            target.generate(**INPUTS, max_new_tokens=5, assistant_model=draft, **sampling)
+    broken = tiny_draft(pair[0])
+    with torch.no_grad():
+        broken.norm.weight.fill_(torch.nan)
+    with pytest.raises(ValueError, match="draft's logits are NaN"):
+        pair[0].generate(**INPUTS, **GREEDY, assistant_model=broken)
+
+
+def test_the_wrong_model_as_assistant(pair, tmp_path):
+    target, draft = pair
+    with pytest.raises(TypeError, match="only proposes tokens"):
+        draft.generate(**INPUTS)
+    draft.save_pretrained(tmp_path)
+    wrong = AutoModelForCausalLM.from_config(type(target.config).from_pretrained(tmp_path))
+    with pytest.raises(ValueError, match=r"Eagle3DraftModel\.from_pretrained"):
+        target.generate(**INPUTS, **GREEDY, assistant_model=wrong)
+
+
+def test_encoder_decoders_are_refused(pair):
+    sizes = {"vocab_size": 24, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 4, "num_heads": 4}
+    from transformers import T5ForConditionalGeneration
+
+    target = T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0))
+    with pytest.raises(ValueError, match="encoder-decoder"):
+        target.generate(**INPUTS, **GREEDY, assistant_model=pair[1])
+
+
+def test_prompts_of_one_token_none_and_padding_on_the_right(pair):
+    target, draft = pair
+    assert_same(target, draft, {"input_ids": torch.tensor([[7]])}, **GREEDY)
+    with pytest.raises(Exception, match=r".+"):  # whatever plain generate says of nothing at all
+        target.generate(torch.zeros(1, 0, dtype=torch.long), **GREEDY, assistant_model=draft)
+    ids = torch.tensor([[7, 8, 9, 0, 0], [5, 6, 7, 8, 9]])
+    assert_same(target, draft, {"input_ids": ids, "attention_mask": (ids != 0).long()}, **GREEDY)
+
+
+def test_holes_in_the_attention_mask(pair):
+    mask = torch.tensor([[0, 1, 1, 0, 0, 1, 1], [1, 1, 0, 1, 1, 1, 1]])
+    assert_same(*pair, {"input_ids": left_padded([7, 7])["input_ids"], "attention_mask": mask}, **GREEDY)
+
+
+def leftovers(target) -> list[str]:
+    """Everything that a call could leave behind on a target."""
+    found = [name for name, module in target.named_modules() if module._forward_hooks or module._forward_pre_hooks]
+    return found + [name for name in vars(target) if "eagle" in name]
+
+
+class Boom(Exception):
+    pass
+
+
+class FailsAt(BaseStreamer):
+    def __init__(self, after: int, error: type[BaseException]):
+        self.after, self.error = after, error
+
+    def put(self, value):
+        self.after -= 1
+        if self.after < 0:
+            raise self.error
+
+    def end(self):
+        pass
+
+
+@pytest.mark.parametrize("error", [Boom, KeyboardInterrupt])
+@pytest.mark.parametrize("name", ["llama", "gemma3", *CHAIN_TARGETS])
+def test_nothing_stays_after_an_interrupt(name, error):
+    target = tiny_target(name)
+    draft = tiny_draft(target)
+    expected = target.generate(**INPUTS, **GREEDY)
+    cache = DynamicCache(config=target.config)
+    with pytest.raises(error):
+        target.generate(**INPUTS, **GREEDY, past_key_values=cache, assistant_model=draft, streamer=FailsAt(6, error))
+    assert leftovers(target) == leftovers(draft) == []
+    length = cache.get_seq_length()
+    assert 9 < length < 21
+    # The cache is an ordinary one of what was written so far: plain generate continues on it.
+    ids = expected[:, : length + 1]
+    assert target.generate(ids, past_key_values=cache, max_length=21, do_sample=False).tolist() == expected.tolist()
+    assert target.generate(**INPUTS, **GREEDY).tolist() == expected.tolist()
+    assert target.generate(**INPUTS, **GREEDY, assistant_model=draft).tolist() == expected.tolist()
+
+
+def test_nothing_stays_after_a_good_call(pair):
+    target, draft = pair
+    before = target(**INPUTS).logits
+    target.generate(**INPUTS, **GREEDY, assistant_model=draft)
+    assert leftovers(target) == []
+    assert torch.equal(target(**INPUTS).logits, before)
+
+
+def test_other_assistants_are_left_alone(pair):
+    target, _ = pair
+    small = tiny_target(seed=5)
+    plain = target.generate(**INPUTS, **GREEDY)
+    assert target.generate(**INPUTS, **GREEDY, assistant_model=small).tolist() == plain.tolist()
+    assert target.generate(**INPUTS, **GREEDY, prompt_lookup_num_tokens=3).tolist() == plain.tolist()
+    with pytest.raises(ValueError, match="num_return_sequences"):
+        target.generate(**INPUTS, max_new_tokens=3, do_sample=True, num_return_sequences=2, assistant_model=small)
+
+
+def test_two_threads_share_target_and_draft(pair):
+    target, draft = pair
+    prompts = [left_padded([n], seed=n) for n in (5, 8, 11, 14)]
+    expected = [target.generate(**p, max_new_tokens=40, do_sample=False).tolist() for p in prompts]
+    results, taus = [None] * len(prompts), [None] * len(prompts)
+
+    def work(i):
+        with hf_eagle3.record() as stats:
+            results[i] = target.generate(
+                **prompts[i], max_new_tokens=40, do_sample=False, assistant_model=draft
+            ).tolist()
+        taus[i] = stats.accepted_tokens
+
+    for _ in range(3):
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(prompts))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert results == expected
+        with hf_eagle3.record() as alone:
+            target.generate(**prompts[0], max_new_tokens=40, do_sample=False, assistant_model=draft)
+        assert taus[0] == alone.accepted_tokens, "another thread's features reached this one's draft"
+
+
+PEFTS_OWN_WARNING = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+
+
+@PEFTS_OWN_WARNING
+def test_a_draft_inside_peft(pair):
+    peft = pytest.importorskip("peft")
+    target, draft = pair
+    torch.manual_seed(0)
+    config = peft.LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(tiny_draft(target), config)
+    with hf_eagle3.record() as adapted:
+        out = target.generate(**INPUTS, max_new_tokens=40, do_sample=False, assistant_model=wrapped)
+    assert out.tolist() == target.generate(**INPUTS, max_new_tokens=40, do_sample=False).tolist()
+    with hf_eagle3.record() as original, wrapped.disable_adapter():
+        target.generate(**INPUTS, max_new_tokens=40, do_sample=False, assistant_model=wrapped)
+    assert adapted.accepted_tokens != original.accepted_tokens, "the adapter did nothing"
+
+
+@PEFTS_OWN_WARNING
+def test_a_target_inside_peft():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    target = tiny_target()
+    draft = tiny_draft(target)
+    config = peft.LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    wrapped = peft.get_peft_model(target, config).eval()
+    assert_same(wrapped, draft, INPUTS, **GREEDY)
+
+
+class CallsTheTarget(LogitsProcessor):
+    """Runs the target itself, as classifier-free guidance does: its features must not be taken for the pass's."""
+
+    def __init__(self, target):
+        self.target = target
+
+    def __call__(self, input_ids, scores):
+        return scores + 0.5 * self.target(input_ids.flip(1)).logits[:, -1]
+
+
+def test_a_processor_may_run_the_target(pair):
+    target, draft = pair
+    processors = LogitsProcessorList([CallsTheTarget(target)])
+    stats = assert_same(target, draft, left_padded([9, 6]), logits_processor=processors, max_new_tokens=25, **SAMPLING)
+    assert stats.num_cycles
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+def test_the_hosts_own_loop_takes_chains(pair, do_sample):
+    target, draft = pair
+    view = draft.with_tree("host_chain", tree_depth=3)
+    if do_sample:
+        torch.manual_seed(0)
+        out = target.generate(**INPUTS, max_new_tokens=20, assistant_model=view, **SAMPLING)
+        assert out.shape == (1, 29)
+        return
+    (plain, _), (ours, _) = both(target, view, INPUTS, max_new_tokens=40, do_sample=False)
+    assert ours.tolist() == plain.tolist()
+    with pytest.raises(ValueError, match="batch_size = 1|one row"):
+        target.generate(**left_padded([9, 5]), max_new_tokens=5, do_sample=False, assistant_model=view)
+
+
+def test_the_hosts_loop_drafts_what_ours_does(pair, monkeypatch):
+    """Cycle by cycle the host's loop accepts as many tokens of the same chain."""
+    target, draft = pair
+    accepted = []
+    honest = hf_eagle3.Eagle3CandidateGenerator.update_candidate_strategy
+
+    def watch(self, input_ids, scores, num_matches):
+        accepted.append(int(num_matches))
+        return honest(self, input_ids, scores, num_matches)
+
+    monkeypatch.setattr(hf_eagle3.Eagle3CandidateGenerator, "update_candidate_strategy", watch)
+    options = {**INPUTS, "max_new_tokens": 40, "do_sample": False}
+    target.generate(**options, assistant_model=draft.with_tree("host_chain", tree_depth=3))
+    with hf_eagle3.record() as stats:
+        target.generate(**options, assistant_model=draft.with_tree("chain", tree_depth=3))
+    # The host's first pass has no candidates; the last cycle may be cut by the length.
+    assert accepted[1:-1] == stats.accepted_tokens[0][: len(accepted) - 2]
+
+
+def tensor_bytes() -> int:
+    gc.collect()
+    seen = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor):
+            storage = thing.untyped_storage()
+            seen[storage.data_ptr()] = storage.nbytes()
+    return sum(seen.values())
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_memory_grows_by_key_and_value_slots_only(name):
+    """2,000 tokens: all tensors alive at the end against those after 200, per token; a window's layers do not grow."""
+    target = tiny_target(name, max_position_embeddings=4096)
+    draft = tiny_draft(target)
+    alive = {}
+
+    class Weigher(hf_eagle3.CycleStreamer):
+        tokens = 0
+
+        def on_cycle(self, record):
+            self.tokens += len(record.tokens)
+            for mark in (200, 2000):
+                if self.tokens >= mark and mark not in alive:
+                    alive[mark] = tensor_bytes()
+
+    target.generate(**INPUTS, max_new_tokens=2010, do_sample=False, assistant_model=draft, streamer=Weigher())
+    config = target.config
+    slot = 2 * 4 * config.num_key_value_heads * config.head_dim  # keys and values, float32
+    per_token = (alive[2000] - alive[200]) / 1800
+    layers = 0 if name == "mistral" else config.num_hidden_layers
+    draft_slot = 2 * 4 * draft.config.num_key_value_heads * draft.config.head_dim
+    # Storage grows in steps, so a step more or less is in the difference; tokens and validity are 8 + 1 bytes.
+    slack = 512 * (layers * slot + draft_slot) / 1800
+    assert per_token <= layers * slot + draft_slot + 16 + slack
