@@ -1,0 +1,37 @@
+"""`hf-eagle3 <command>`: one small file per command, each with `add_arguments` and `run`."""
+
+import argparse
+import sys
+
+from transformers.utils import logging
+
+from . import generate
+
+
+COMMANDS = {"generate": generate}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="hf-eagle3", description="EAGLE-3 tree speculation for Hugging Face Transformers."
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for name, module in COMMANDS.items():
+        sub = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(sub)
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; mistakes of the caller end in one line and exit code 2."""
+    arguments = parser().parse_args(argv)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        return COMMANDS[arguments.command].run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"hf-eagle3 {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

@@ -87,6 +87,8 @@ class Generation:
         self.model, self.draft, self.config = model, draft, generation_config
         self.input_ids, self.model_kwargs = input_ids, model_kwargs
         self.processors, self.criteria = logits_processor, stopping_criteria
+        if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
+            raise ValueError("`input_ids` is empty; give a prompt of at least one token.")
         self.target = targets.Target(model, draft.config)
         self.cache: Cache | None = model_kwargs.get(cache_name(model_kwargs))
         mode = targets.decoding_mode(model, self.cache)

@@ -1,0 +1,67 @@
+"""What several commands share: loading a pair, devices, prompts."""
+
+import argparse
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling_eagle3 import Eagle3DraftModel
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", required=True, help="directory or Hub id of the target model")
+    parser.add_argument("--draft", required=True, help="directory or Hub id of its EAGLE-3 draft model")
+    parser.add_argument("--dtype", default="auto", help="of both: auto, float32, bfloat16, float16 (default: auto)")
+    parser.add_argument("--device", default=None, help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
+
+
+def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tree", choices=("static", "chain"), default=None, help="shape of the draft (default: the draft's own)"
+    )
+    parser.add_argument("--num-draft-tokens", type=int, help="nodes verified per cycle, the root not counted")
+    parser.add_argument("--tree-depth", type=int, help="levels below the root")
+    parser.add_argument("--tree-top-k", type=int, help="children per node, and nodes expanded per level")
+    parser.add_argument(
+        "--no-shared-noise", action="store_true", help="when sampling, rank by the draft's probability alone"
+    )
+
+
+def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
+    """Target, draft (with the tree asked for) and tokenizer."""
+    device = arguments.device or best_device()
+    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype, None)
+    if dtype is None:
+        raise ValueError(f"`--dtype` is {arguments.dtype!r}; give auto, float32, bfloat16 or float16.")
+    target = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=dtype).to(device).eval()
+    draft = Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(device).eval()
+    sizes = {
+        name: value
+        for name in ("num_draft_tokens", "tree_depth", "tree_top_k")
+        if (value := getattr(arguments, name)) is not None
+    }
+    if arguments.no_shared_noise:
+        sizes["shared_noise"] = False
+    draft = draft.with_tree(arguments.tree or draft.tree_config.tree_mode, **sizes)
+    return target, draft, AutoTokenizer.from_pretrained(arguments.target)
+
+
+def best_device() -> str:
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Token ids of one prompt, as a chat turn where the tokenizer has a template and `raw` is not asked for."""
+    if tokenizer.chat_template is not None and not raw:
+        messages = [{"role": "user", "content": prompt}]
+        inputs = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        )
+    else:
+        inputs = tokenizer(prompt, return_tensors="pt")
+    inputs.pop("token_type_ids", None)
+    if inputs["input_ids"].shape[1] == 0:
+        raise ValueError("`--prompt` is empty; give at least one token.")
+    return inputs.to(device)
