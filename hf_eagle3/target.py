@@ -18,15 +18,18 @@ from packaging.version import Version
 from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers import __version__ as host_version
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionCacheLayerMixin,
-)
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 from transformers.utils import logging
 
 from .configuration_eagle3 import Eagle3Config, default_target_layer_ids
+
+
+try:
+    from transformers.cache_utils import DummyLayer
+except ImportError:  # transformers before 5.18 has no layers without a cache of their own
+
+    class DummyLayer:
+        """Stands for a class that this transformers does not have."""
 
 
 logger = logging.get_logger(__name__)
@@ -90,8 +93,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         )
     if "position_ids" not in inspect.signature(target.forward).parameters:
         return DecodingMode("chain", "the model takes no `position_ids`")
-    if not set(mask_kinds(config)) <= {FULL, SLIDING}:
-        return DecodingMode("chain", f"attention kinds {sorted(mask_kinds(config))} beyond full and sliding")
+    if not mask_kinds(config).keys() <= {FULL, SLIDING}:
+        return DecodingMode("chain", f"attention kinds {list(mask_kinds(config))} beyond full and sliding")
     return DecodingMode("tree", "attention only, keys and values per slot")
 
 
@@ -107,16 +110,14 @@ def is_users(cache: Cache | None) -> bool:
     return bool(getattr(cache, "_is_user_defined", not HOST_MARKS_CACHES))
 
 
-def mask_kinds(config) -> list[str]:
-    """
-    Kinds of attention in the model, as the keys of the mask dictionary it takes; one key where it takes one tensor.
-    """
-    layer_types = getattr(config, "layer_types", None)
+def mask_kinds(config) -> dict[str, int | None]:
+    """Kinds of attention in the model and their windows; the keys are those of the mask dictionary it takes."""
+    window, layer_types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
     if layer_types is not None:
-        return sorted(set(layer_types))
-    if getattr(config, "sliding_window", None) is not None:
-        return [SLIDING]
-    return ["chunked_attention"] if getattr(config, "attention_chunk_size", None) is not None else [FULL]
+        return {kind: window if kind == SLIDING else None for kind in sorted(set(layer_types))}
+    if window is not None:
+        return {SLIDING: window}
+    return {FULL: None} if getattr(config, "attention_chunk_size", None) is None else {"chunked_attention": None}
 
 
 def takes_mask_dictionary(config) -> bool:

@@ -37,26 +37,22 @@ def test_a_deep_tree_beyond_the_window():
 
 
 def without_tree(honest):
-    def masks(spans, lengths, visible, depths, ancestors, dtype):
-        everything = torch.ones_like(ancestors).tril()
-        return honest(spans, lengths, visible, depths, everything, dtype)
+    def masks(kinds, lengths, visible, depths, ancestors, dtype):
+        return honest(kinds, lengths, visible, depths, torch.ones_like(ancestors).tril(), dtype)
 
     return masks
 
 
 def without_padding(honest):
-    return lambda spans, lengths, visible, *rest: honest(spans, lengths, None, *rest)
+    return lambda kinds, lengths, visible, *rest: honest(kinds, lengths, None, *rest)
 
 
 def without_raggedness(honest):
-    return lambda spans, lengths, *rest: honest(spans, lengths.max().expand_as(lengths), *rest)
+    return lambda kinds, lengths, *rest: honest(kinds, lengths.max().expand_as(lengths), *rest)
 
 
 def without_window(honest):
-    def masks(spans, *rest):
-        return honest({window and 10_000: span for window, span in spans.items()}, *rest)
-
-    return masks
+    return lambda kinds, *rest: honest({kind: (span, None) for kind, (span, _) in kinds.items()}, *rest)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from transformers.generation.streamers import BaseStreamer
 import hf_eagle3
 
 
+GREEDY = {"max_new_tokens": 25, "do_sample": False}
 RAGGED = left_padded([13, 4, 9, 7])
 ENDING = {"max_new_tokens": 30, "eos_token_id": [5, 6]}
 
@@ -286,6 +287,20 @@ def test_past_key_values_in_and_out_over_turns(name, turns):
             assert cache.get_seq_length() == ids.shape[1] - 1
             ids = torch.cat((ids, left_padded([5], seed=number)["input_ids"]), dim=1)
         texts.append(ids.tolist())
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3", "mistral"])
+def test_a_users_cache_without_windows(name):
+    """`DynamicCache()` knows no windows; the model's layers have them all the same."""
+    target = tiny_target(name)
+    texts = []
+    for assistant in ({}, {"assistant_model": tiny_draft(target)}):
+        cache = DynamicCache()
+        ids = target.generate(**left_padded([12]), past_key_values=cache, **GREEDY, **assistant)
+        ids = torch.cat((ids, left_padded([4])["input_ids"]), dim=1)
+        texts.append(target.generate(ids, past_key_values=cache, **GREEDY, **assistant).tolist())
+        assert cache.get_seq_length() == len(texts[-1][0]) - 1
     assert texts[0] == texts[1]
 
 

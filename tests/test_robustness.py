@@ -196,7 +196,8 @@ def test_other_assistants_are_left_alone(pair):
     small = tiny_target(seed=5)
     plain = target.generate(**INPUTS, **GREEDY)
     assert target.generate(**INPUTS, **GREEDY, assistant_model=small).tolist() == plain.tolist()
-    assert target.generate(**INPUTS, **GREEDY, prompt_lookup_num_tokens=3).tolist() == plain.tolist()
+    looked_up = target.generate(**INPUTS, **GREEDY, prompt_lookup_num_tokens=3, eos_token_id=2)
+    assert looked_up.tolist() == target.generate(**INPUTS, **GREEDY, eos_token_id=2).tolist()
     with pytest.raises(ValueError, match="num_return_sequences"):
         target.generate(**INPUTS, max_new_tokens=3, do_sample=True, num_return_sequences=2, assistant_model=small)
 
@@ -336,7 +337,9 @@ def test_memory_grows_by_key_and_value_slots_only(name):
     config = target.config
     slot = 2 * 4 * config.num_key_value_heads * config.head_dim  # keys and values, float32
     per_token = (alive[2000] - alive[200]) / 1800
-    layers = 0 if name == "mistral" else config.num_hidden_layers
+    # transformers before 5.17 gives an assistant a cache without windows.
+    out = target.generate(**INPUTS, **GREEDY, return_dict_in_generate=True, assistant_model=draft)
+    layers = out.past_key_values.is_sliding.count(False)
     draft_slot = 2 * 4 * draft.config.num_key_value_heads * draft.config.head_dim
     # Storage grows in steps, so a step more or less is in the difference; tokens and validity are 8 + 1 bytes.
     slack = 512 * (layers * slot + draft_slot) / 1800

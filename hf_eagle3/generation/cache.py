@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
-from ..target import FULL, SLIDING
+from ..target import DummyLayer
 
 
 GROWTH = 256  # slots added at least, when storage is full
@@ -266,7 +266,7 @@ def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def verification_masks(
-    spans: dict[int | None, Span],
+    kinds: dict[str, tuple[Span, int | None]],
     lengths: torch.Tensor,
     visible: torch.Tensor | None,
     depths: torch.Tensor,
@@ -277,7 +277,7 @@ def verification_masks(
     Additive masks per kind of attention, each (A, 1, N + 1, slots + N + 1).
 
     Args:
-        spans: The cache's, by window.
+        kinds: Of each kind of attention, where its layers stand and its window (`None`: full).
         lengths: Columns each row has, (A,). A node stands for column length + depth.
         visible: Which columns are no padding, (A, at least the longest length); `None`: all.
         depths: (A, N + 1).
@@ -286,7 +286,7 @@ def verification_masks(
     Windows are by column, hence by token position, not by slot.
     """
     masks = {}
-    for window, span in spans.items():
+    for kind, (span, window) in kinds.items():
         columns = torch.arange(span.start, span.write, device=lengths.device)
         prefix = columns < lengths[:, None]  # (A, slots)
         if visible is not None:
@@ -297,5 +297,5 @@ def verification_masks(
             here = lengths[:, None] + depths  # (A, N + 1), as columns
             prefix = prefix & (here[:, :, None] - columns < window)
             nodes = nodes & (depths[:, :, None] - depths[:, None] < window)
-        masks[FULL if window is None else SLIDING] = additive(torch.cat((prefix, nodes), dim=2)[:, None], dtype)
+        masks[kind] = additive(torch.cat((prefix, nodes), dim=2)[:, None], dtype)
     return masks

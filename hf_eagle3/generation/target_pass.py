@@ -11,7 +11,7 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from ..target import SLIDING, Target, mask_kinds, takes_mask_dictionary
+from ..target import Target, mask_kinds, takes_mask_dictionary
 from .cache import SlotCache, verification_masks
 from .rows import Rows
 from .tree import DraftTree
@@ -56,6 +56,12 @@ class TreePass:
         length = rows.prompt_length + rows.cache_shift
         limit = max_length + rows.cache_shift
         self.cache = SlotCache(self.host_cache, rows.num_rows, length, room, limit)
+        # Layers of a sliding kind may stand in a cache without windows (a plain `DynamicCache()` of the user's).
+        spans, any_span = self.cache.spans, next(iter(self.cache.spans.values()))
+        self.kinds = {
+            kind: (spans.get(window, spans.get(None, any_span)), window)
+            for kind, window in mask_kinds(target.config).items()
+        }
         self.order = list(range(rows.num_rows))  # original row of each storage row
         self.keeps_rows = True
         self.extra = {name: value for name, value in model_kwargs.items() if name not in _BOOKKEEPING}
@@ -85,7 +91,7 @@ class TreePass:
         device = tree.tokens.device
         self.lengths = torch.tensor(columns, device=device)
         masks = verification_masks(
-            self.cache.spans, self.lengths, rows.active_visible(device), tree.depths, tree.ancestors, model.dtype
+            self.kinds, self.lengths, rows.active_visible(device), tree.depths, tree.ancestors, model.dtype
         )
         steps = torch.tensor(rows.steps, device=device)[:, None]
         last = self.last_position if len(rows.active) == rows.num_rows else self.last_position[..., rows.active, :]
@@ -99,7 +105,8 @@ class TreePass:
             **{name: value.expand(-1, num_nodes) for name, value in self._active(self.token_types).items()},
             **self._active(self.extra),
         )
-        inputs |= {"attention_mask": self._as_taken(masks), "position_ids": positions}
+        mask = masks if takes_mask_dictionary(self.target.config) else next(iter(masks.values()))
+        inputs |= {"attention_mask": mask, "position_ids": positions}
         if self.target.keeps_logits:
             inputs["logits_to_keep"] = num_nodes
         with self.target.capturing():
@@ -115,15 +122,6 @@ class TreePass:
             else value
             for name, value in values.items()
         }
-
-    def _as_taken(self, masks: dict[str, torch.Tensor]):
-        """Masks in the form the model's forward takes."""
-        if not takes_mask_dictionary(self.target.config):
-            return next(iter(masks.values()))
-        kinds = mask_kinds(self.target.config)
-        if SLIDING in kinds and SLIDING not in masks:  # a cache without sliding layers under a sliding configuration
-            masks[SLIDING] = masks[next(iter(masks))]
-        return {kind: masks[kind] for kind in kinds if kind in masks}
 
     def keep(self, nodes: torch.Tensor, counts: list[int]) -> None:
         """Commit each row's path `nodes` (A, T + 1), the root first."""
