@@ -15,11 +15,11 @@ from transformers.utils import logging
 from .. import target as targets
 from ..modeling_eagle3 import Eagle3DraftModel
 from . import tree as trees
-from .draft_state import attach_state, saved_entries
+from .draft_state import attach_state, prompt_entries
 from .drafting import Drafter, Entries, Warp
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
-from .processors import Kind, StopChecker, TokenChooser
+from .processors import Kind, StopChecker, TokenChooser, length_limit
 from .rows import Rows
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
@@ -61,8 +61,8 @@ def speculative_decode(
         model, draft, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
     )
     with run.target.attached(), torch.no_grad():
-        run.prefill()
         try:
+            run.prefill()
             with run.target.decoding_optimised():
                 while run.rows.active:
                     tree = run.propose()
@@ -106,6 +106,7 @@ class Generation:
         self.returns_cache = bool(generation_config.return_dict_in_generate) or targets.is_users(self.cache)
         self.reporter = Reporter(streamer, self.stats)
         self.pending: list[Entries] = []
+        self.passes: TreePass | ChainPass | None = None
         if not self.target.uses_hooks:
             self.model_kwargs["output_hidden_states"] = True
 
@@ -121,9 +122,7 @@ class Generation:
         self.cache = outputs.get(cache_name(kwargs), self.cache)
         kwargs[cache_name(kwargs)] = self.cache
         columns = _cached_columns(self.cache, before + features.shape[1])
-        self.max_length = self.config.max_length
-        stopper_limit = StopChecker(self.criteria, ids).max_length
-        self.max_length = self.max_length if stopper_limit is None else min(self.max_length, stopper_limit)
+        self.max_length = min(length_limit(self.criteria), self.config.max_length)
         width = self.max_length + self.tree_config.tree_depth + 2
         mask = kwargs.get("attention_mask")
         self.rows = self.reporter.rows = Rows(ids, width, self.config._pad_token_tensor, columns, mask)
@@ -131,7 +130,7 @@ class Generation:
         self.outputs = StepOutputs(self.config, self.rows.num_rows)
         logits = outputs.logits[:, -1:]
         self._set_up_choice(logits.shape[-1])
-        self._set_up_passes(mask)
+        self._set_up_passes()
         self.stats.start_rows(self.rows.num_rows)
         with self.stats.phase("prefill"):
             tree = trees.root_only(self.rows.ids[:, 0])
@@ -140,7 +139,8 @@ class Generation:
             self.outputs.add_prefill(walk, logits, outputs)
             del outputs
             self.rows.commit(plan.counts)
-            self._queue_prompt(features, before, walk.tokens)
+            embeds = kwargs.get("inputs_embeds")
+            self.pending = [prompt_entries(self.drafter, self.rows, self.cache, features, before, walk.tokens, embeds)]
             self.reporter.report(tree, walk, plan)
             self._finish_rows(plan)
 
@@ -167,7 +167,7 @@ class Generation:
             Warp.of(self.processors),
         )
 
-    def _set_up_passes(self, mask: torch.Tensor | None) -> None:
+    def _set_up_passes(self) -> None:
         chain_only = self.mode.kind == "chain"
         kind = ChainPass if chain_only else TreePass
         # A path has T + 1 places, whatever N is.
@@ -185,53 +185,10 @@ class Generation:
                 f"RoPE of this target changes past position {threshold}, which this call may cross; it runs without "
                 "speculation. Lower `max_new_tokens` to stay below."
             )
-        if self.outputs.attentions is not None and any(window for window in self._windows()):
+        if self.outputs.attentions is not None and self.passes.has_windows:
             raise ValueError(
                 "`output_attentions` is not supported with a draft on sliding-window layers; leave one out."
             )
-
-    def _windows(self) -> list[int | None]:
-        return [] if isinstance(self.passes, ChainPass) else list(self.passes.cache.spans)
-
-    def _queue_prompt(self, features: torch.Tensor, before: int, first_tokens: torch.Tensor) -> None:
-        """The prompt's features, paired with the token after each, wait for the draft."""
-        rows, device = self.rows, features.device
-        columns = rows.prompt_length + rows.cache_shift
-        prompt = rows.ids[:, : rows.prompt_length].to(device)
-        tokens = torch.cat((prompt, first_tokens.to(device)), dim=1)
-        pending = saved_entries(self.cache, self.drafter, rows, before)
-        start = before
-        if pending is not None:
-            features = torch.cat((pending.to(features), features), dim=1)
-            start = before - pending.shape[1]
-        embeds = None
-        prompt_embeds = self.model_kwargs.get("inputs_embeds")
-        if start + 1 < rows.cache_shift:  # columns whose token ids nobody knows
-            if prompt_embeds is not None and start == 0 and self.drafter.reads_plain_embeddings:
-                embeds = torch.cat(
-                    (prompt_embeds[:, 1:].to(device), self.target.embedding_rows(first_tokens).to(device)), 1
-                )
-            else:
-                skipped = rows.cache_shift - 1 - start
-                features, start = features[:, skipped:], rows.cache_shift - 1
-        places = torch.arange(start, columns, device=device)
-        valid = positions = None
-        if rows.visible is not None:
-            seen = rows.visible[:, :columns].to(device)
-            positions = (seen.cumsum(1) - 1).clamp(min=0)[:, start:]
-            valid = seen[:, start:]
-        self.pending = [
-            Entries(
-                tokens=None if embeds is not None else tokens[:, places + 1 - rows.cache_shift],
-                features=features,
-                columns=places.expand(rows.num_rows, -1),
-                positions=places.expand(rows.num_rows, -1) if positions is None else positions,
-                counts=[features.shape[1]] * rows.num_rows,
-                last_column=columns - 1,
-                valid=valid,
-                embeds=embeds,
-            )
-        ]
 
     # -- one cycle ----------------------------------------------------------------------------------------------------
 
@@ -396,6 +353,8 @@ class Generation:
 
     def close(self) -> None:
         """Nothing of ours stays: the host's cache is ordinary again, the generator where plain generate leaves it."""
+        if self.passes is None:  # interrupted in the prompt: the cache is still the host's own
+            return
         rows = self.rows
         self.passes.close(max(rows.lengths), self.returns_cache)
         if self.noise is not None:

@@ -1,4 +1,4 @@
-"""A draft's memory between calls that share a cache: chat turns.
+"""What a draft reads of a prompt, and its memory between calls that share a cache: chat turns.
 
 Rides along on the user's cache as one attribute, and is believed only if the token ids agree. Without it the draft
 starts at the new tokens, at true positions. Kept while no row was dropped (so always for one row).
@@ -8,11 +8,59 @@ import torch
 from transformers import Cache
 
 from .draft_cache import DraftState
-from .drafting import Drafter
+from .drafting import Drafter, Entries
 from .rows import Rows
 
 
 ATTRIBUTE = "_hf_eagle3_draft_state"
+
+
+def prompt_entries(
+    drafter: Drafter,
+    rows: Rows,
+    cache: Cache,
+    features: torch.Tensor,
+    cached: int,
+    first_tokens: torch.Tensor,
+    prompt_embeds: torch.Tensor | None,
+) -> Entries:
+    """
+    The prompt's features, each paired with the token after it.
+
+    Args:
+        features: Of the columns that this call's prefill ran, (B, m, F).
+        cached: Columns that the cache held before; the draft may remember them.
+        first_tokens: The tokens chosen after the prompt, (B, 1).
+        prompt_embeds: The prompt as embeddings, for columns without token ids; `None` if it had ids.
+    """
+    columns, device, start = rows.prompt_length + rows.cache_shift, features.device, cached
+    tokens = torch.cat((rows.ids[:, : rows.prompt_length].to(device), first_tokens.to(device)), dim=1)
+    remembered = _restore(cache, drafter, rows, cached)
+    if remembered is not None:
+        features = torch.cat((remembered.to(features), features), dim=1)
+        start = cached - remembered.shape[1]
+    embeds = None
+    if start + 1 < rows.cache_shift:  # columns whose token ids nobody knows
+        if prompt_embeds is not None and start == 0 and drafter.reads_plain_embeddings:
+            first = drafter.target.embedding_rows(first_tokens).to(device)
+            embeds = torch.cat((prompt_embeds[:, 1:].to(device), first), dim=1)
+        else:
+            features, start = features[:, rows.cache_shift - 1 - start :], rows.cache_shift - 1
+    places = torch.arange(start, columns, device=device)
+    positions, valid = places.expand(rows.num_rows, -1), None
+    if rows.visible is not None:
+        seen = rows.visible[:, :columns].to(device)
+        positions, valid = (seen.cumsum(1) - 1).clamp(min=0)[:, start:], seen[:, start:]
+    return Entries(
+        tokens=tokens[:, places + 1 - rows.cache_shift] if embeds is None else None,
+        features=features,
+        columns=places.expand(rows.num_rows, -1),
+        positions=positions,
+        counts=[features.shape[1]] * rows.num_rows,
+        last_column=columns - 1,
+        valid=valid,
+        embeds=embeds,
+    )
 
 
 def attach_state(cache: Cache, drafter: Drafter, rows: Rows, pending: list) -> None:
@@ -36,7 +84,7 @@ def attach_state(cache: Cache, drafter: Drafter, rows: Rows, pending: list) -> N
     setattr(cache, ATTRIBUTE, state)
 
 
-def saved_entries(cache: Cache, drafter: Drafter, rows: Rows, cached: int) -> torch.Tensor | None:
+def _restore(cache: Cache, drafter: Drafter, rows: Rows, cached: int) -> torch.Tensor | None:
     """
     Restore an earlier call's entries for a cache that held `cached` columns; returns the features (B, m, F) of its
     last m columns that were not fed yet, or `None` if there is nothing to believe.

@@ -145,6 +145,12 @@ class TokenChooser:
         return tokens, scores, probabilities[:, 0].isnan()  # one NaN score makes all probabilities NaN
 
 
+def length_limit(criteria: host_stopping.StoppingCriteriaList) -> float:
+    """The fewest tokens at which a length criterion ends a row, infinite without one."""
+    lengths = (c.max_length for c in criteria if type(c) is host_stopping.MaxLengthCriteria)
+    return min(lengths, default=float("inf"))
+
+
 class StopChecker:
     """
     Whether rows end, token by token, so that none gets one too many.
@@ -160,8 +166,7 @@ class StopChecker:
         simple = (host_stopping.MaxLengthCriteria, host_stopping.EosTokenCriteria, host_stopping.MaxTimeCriteria)
         self._others = host_stopping.StoppingCriteriaList(c for c in criteria if type(c) not in simple)
         self._timers = [c for c in criteria if type(c) is host_stopping.MaxTimeCriteria]
-        lengths = [c.max_length for c in criteria if type(c) is host_stopping.MaxLengthCriteria]
-        self.max_length = min(lengths, default=None)
+        self.max_length = length_limit(criteria)
         self._ends = {
             token for c in criteria if type(c) is host_stopping.EosTokenCriteria for token in c.eos_token_id.tolist()
         }

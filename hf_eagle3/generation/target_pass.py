@@ -62,6 +62,7 @@ class TreePass:
             kind: (spans.get(window, spans.get(None, any_span)), window)
             for kind, window in mask_kinds(target.config).items()
         }
+        self.has_windows = any(span.window for span in spans.values())
         self.order = list(range(rows.num_rows))  # original row of each storage row
         self.keeps_rows = True
         self.extra = {name: value for name, value in model_kwargs.items() if name not in _BOOKKEEPING}
@@ -144,6 +145,7 @@ class ChainPass:
     """Chains through the target's own causal path. Arguments as for [`TreePass`]."""
 
     lockstep = True
+    has_windows = False  # of ours: what the host's cache does is right by itself
 
     def __init__(self, target: Target, rows: Rows, model_kwargs: dict, room: int, max_length: int):
         self.target, self.rows, self.model_kwargs = target, rows, model_kwargs
