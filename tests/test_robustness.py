@@ -256,6 +256,43 @@ def test_a_target_inside_peft():
     assert_same(wrapped, draft, INPUTS, **GREEDY)
 
 
+def test_a_stored_embedding_that_differs_is_said_and_not_used(pair, caplog):
+    """The target's rows win unless the checkpoint says that its own were trained."""
+    target, plain = pair
+    own = tiny_draft(target, has_embed_tokens=True)
+    weights = plain.state_dict() | {"embed_tokens.weight": torch.randn(24, 32)}
+    own.load_state_dict(weights)
+    trained = tiny_draft(target, has_embed_tokens=True, embed_trained=True)
+    trained.load_state_dict(weights)
+    accepted = []
+    for draft in (plain, own, trained):
+        with hf_eagle3.record() as stats:
+            assert_same(target, draft, INPUTS, max_new_tokens=40, do_sample=False)
+            target.generate(**INPUTS, max_new_tokens=40, do_sample=False, assistant_model=draft)
+        accepted.append(stats.accepted_tokens)
+    assert accepted[0] == accepted[1] != accepted[2]
+    same = tiny_draft(target, has_embed_tokens=True)
+    same.load_state_dict(plain.state_dict() | {"embed_tokens.weight": target.get_input_embeddings().weight})
+    with caplog.at_level("WARNING", "hf_eagle3"):
+        target.generate(**INPUTS, **GREEDY, assistant_model=same)
+    assert "embed_tokens" not in caplog.text
+
+
+def test_a_draft_without_a_head_uses_the_targets_rows(pair):
+    target, plain = pair
+    bare = tiny_draft(target, has_lm_head=False)
+    with_rows = tiny_draft(target)
+    state = {name: tensor for name, tensor in plain.state_dict().items() if name != "lm_head.weight"}
+    bare.load_state_dict(state)
+    with_rows.load_state_dict(state | {"lm_head.weight": target.lm_head.weight[plain.target_token_ids]})
+    accepted = []
+    for draft in (bare, with_rows):
+        with hf_eagle3.record() as stats:
+            target.generate(**INPUTS, max_new_tokens=40, do_sample=False, assistant_model=draft)
+        accepted.append(stats.accepted_tokens)
+    assert accepted[0] == accepted[1]
+
+
 class CallsTheTarget(LogitsProcessor):
     """Runs the target itself, as classifier-free guidance does: its features must not be taken for the pass's."""
 

@@ -11,7 +11,8 @@ from ..modeling_eagle3 import Eagle3DraftModel
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="directory or Hub id of the target model")
     parser.add_argument("--draft", required=True, help="directory or Hub id of its EAGLE-3 draft model")
-    parser.add_argument("--dtype", default="auto", help="of both: auto, float32, bfloat16, float16 (default: auto)")
+    dtypes = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", default="auto", choices=dtypes, help="of both models (default: auto)")
     parser.add_argument("--device", default=None, help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
 
 
@@ -30,10 +31,7 @@ def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
 def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
     """Target, draft (with the tree asked for) and tokenizer."""
     device = arguments.device or best_device()
-    dtype = arguments.dtype if arguments.dtype == "auto" else getattr(torch, arguments.dtype, None)
-    if dtype is None:
-        raise ValueError(f"`--dtype` is {arguments.dtype!r}; give auto, float32, bfloat16 or float16.")
-    target = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=dtype).to(device).eval()
+    target = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=arguments.dtype).to(device).eval()
     draft = Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(device).eval()
     sizes = {
         name: value

@@ -24,6 +24,7 @@ from .rows import Rows
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
 from .target_pass import ChainPass, TreePass, cache_name
+from .transfer import on_device
 from .verification import Walk, greedy_walk, stepwise_walk
 
 
@@ -203,10 +204,10 @@ class Generation:
         if depth < 1:
             return trees.root_only(roots)
         with self.stats.phase("draft_forward"):
+            positions = on_device(rows.draft_positions, self.drafter.device)
             for entries in self.pending:
                 self.drafter.absorb(entries)
             self.pending = []
-            positions = torch.tensor(rows.draft_positions, device=self.drafter.device)
         steps = rows.steps
         tree = self.drafter.grow(roots, positions, self.tree_config.shallower(depth), steps, rows.active)
         return tree.to(roots.device)
@@ -306,7 +307,7 @@ class Generation:
         nodes = walk.nodes.to(features.device)
         self.outputs.add(rows.active, steps, plan.counts, walk, logits, outputs, self._attended)
         self.passes.keep(nodes, plan.counts)
-        origin = torch.tensor([rows.cached_columns, rows.draft_positions], device=features.device)[:, :, None]
+        origin = on_device([rows.cached_columns, rows.draft_positions], features.device)[:, :, None]
         offsets = torch.arange(longest, device=features.device)
         self.pending.append(
             Entries(

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LogitsProcessorList
 from transformers.generation import logits_process as host
+from transformers.utils import logging
 
 from ..modeling_eagle3 import Eagle3DraftModel, grouped_attention
 from ..target import Target
@@ -23,7 +24,10 @@ from . import tree as trees
 from .draft_cache import DraftCache, DraftState
 from .noise import StepNoise
 from .stats import SpeculationStats
+from .transfer import on_device
 
+
+logger = logging.get_logger(__name__)
 
 # Draft tokens considered for top-p: what lies beyond has no mass worth proposing, and a full sort per level is dear.
 TOP_P_CANDIDATES = 1024
@@ -123,7 +127,7 @@ class Entries:
 
     def select_rows(self, kept: list[int]) -> "Entries":
         def pick(value):
-            return value if value is None else value[torch.tensor(kept, device=value.device)]
+            return value if value is None else value[on_device(kept, value.device)]
 
         return replace(
             self,
@@ -172,9 +176,20 @@ class Drafter:
         self._width = 0  # columns that hold entries
 
     def _uses_own_embedding(self) -> bool:
-        if self.draft.embed_tokens is None:
+        """Whether rows come from the checkpoint. Published drafts exist whose stored embedding is random."""
+        own = self.draft.embed_tokens
+        if own is None:
             return False
-        return self.config.embed_trained or self.config.hidden_size != self.config.target_hidden_size
+        if self.config.embed_trained or self.config.hidden_size != self.config.target_hidden_size:
+            return True
+        some = torch.arange(0, self.config.vocab_size, max(1, self.config.vocab_size // 64))
+        rows = self.target.embedding_rows(some).float().cpu()
+        if (own.weight[some.to(own.weight.device)].float().cpu() - rows).abs().max() > 1e-2 * rows.abs().max():
+            logger.warning_once(
+                "The draft's stored `embed_tokens` differs from the target's embedding; the target's is used. If the "
+                "draft was trained with its own, load it with `embed_trained=True`."
+            )
+        return False
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._embedding is not None:
@@ -191,7 +206,7 @@ class Drafter:
         width = e.last_column + 1
         self.cache.reserve(width)
         if valid is None and min(counts) < length:
-            limits = torch.tensor(counts, device=self.device)
+            limits = on_device(counts, self.device)
             valid = torch.arange(length, device=self.device) < limits[:, None]
         chunk = max(64, MASK_ELEMENTS // (width * rows))
         chunks = []
@@ -213,7 +228,7 @@ class Drafter:
         if min(counts) == length:
             self._hidden, self._normed = hidden[:, -1:], normed[:, -1:]
         else:
-            last = torch.tensor(counts, device=self.device).sub(1)[:, None, None].expand(-1, 1, hidden.shape[2])
+            last = on_device(counts, self.device).sub(1)[:, None, None].expand(-1, 1, hidden.shape[2])
             self._hidden, self._normed = hidden.gather(1, last), normed.gather(1, last)
 
     def _absorb_chunk(self, embeds, features, columns, positions, valid, width):
@@ -341,7 +356,7 @@ class Drafter:
 
     def select_rows(self, order: list[int]) -> None:
         """Keep the active rows at `order`."""
-        index = torch.tensor(order, device=self.device)
+        index = on_device(order, self.device)
         self.cache.select_rows(index)
         if self._hidden is not None:
             self._hidden, self._normed = self._hidden[index], self._normed[index]
@@ -391,10 +406,8 @@ class _Pool:
         tokens, scores = torch.cat(self.tokens, dim=1), torch.cat(self.scores, dim=1)
         if self.top_k == 1:
             return trees.chain(root_tokens, tokens, scores)
-        sizes = torch.tensor([part.shape[1] for part in self.tokens], device=tokens.device)
-        depths = torch.arange(1, len(self.tokens) + 1, device=tokens.device).repeat_interleave(
-            sizes, output_size=self.size
-        )
+        places = torch.arange(self.size, device=tokens.device)  # k nodes of level 1, then k * k per level
+        depths = ((places - self.top_k) // self.top_k**2 + 2).clamp(min=1)
         return trees.best_nodes(
             root_tokens, tokens, torch.cat(self.parents, dim=1), depths, scores, tree.num_draft_tokens, tree.tree_depth
         )

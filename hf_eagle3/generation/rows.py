@@ -7,6 +7,8 @@ Shape letters: B rows of the batch, A active rows.
 
 import torch
 
+from .transfer import on_device
+
 
 class Rows:
     """
@@ -65,15 +67,16 @@ class Rows:
         """Columns of the caches that are no padding, (A, columns), or `None`: all."""
         if self.visible is None:
             return None
-        rows = self.visible if len(self.active) == self.num_rows else self.visible[self.active]
-        return rows.to(device)
+        if len(self.active) == self.num_rows:
+            return self.visible.to(device)
+        return self.visible[on_device(self.active, self.visible.device)].to(device)
 
     def roots(self) -> torch.Tensor:
         """The last committed token of each active row, (A,)."""
         if len(self.active) == 1:
             row = self.active[0]
             return self.ids[row, self.lengths[row] - 1 : self.lengths[row]]
-        places = torch.tensor([self.active, self.active_lengths], device=self.ids.device)
+        places = on_device([self.active, self.active_lengths], self.ids.device)
         return self.ids[places[0], places[1] - 1]
 
     def write(self, tokens: torch.Tensor) -> None:
@@ -83,7 +86,7 @@ class Rows:
             row = self.active[0]
             self.ids[row, self.lengths[row] : self.lengths[row] + width] = tokens[0]
         else:
-            places = torch.tensor([self.active, self.active_lengths], device=self.ids.device)[:, :, None]
+            places = on_device([self.active, self.active_lengths], self.ids.device)[:, :, None]
             self.ids[places[0], places[1] + torch.arange(width, device=self.ids.device)] = tokens
 
     def commit(self, counts: list[int]) -> None:

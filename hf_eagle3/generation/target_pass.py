@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from ..target import Target, mask_kinds, takes_mask_dictionary
 from .cache import SlotCache, verification_masks
 from .rows import Rows
+from .transfer import on_device
 from .tree import DraftTree
 
 
@@ -90,12 +91,14 @@ class TreePass:
         self.write = max(columns)
         self.cache.begin_pass(self.write, min(columns), max(num_nodes, tree.max_depth + 1))
         device = tree.tokens.device
-        self.lengths = torch.tensor(columns, device=device)
+        self.lengths = on_device(columns, device)
         masks = verification_masks(
             self.kinds, self.lengths, rows.active_visible(device), tree.depths, tree.ancestors, model.dtype
         )
-        steps = torch.tensor(rows.steps, device=device)[:, None]
-        last = self.last_position if len(rows.active) == rows.num_rows else self.last_position[..., rows.active, :]
+        steps = on_device(rows.steps, device)[:, None]
+        last = self.last_position
+        if len(rows.active) < rows.num_rows:
+            last = last.index_select(-2, on_device(rows.active, last.device))
         positions = last.to(device) + (steps + tree.depths).clamp(max=self.most_steps)
         inputs = model.prepare_inputs_for_generation(
             tree.tokens,

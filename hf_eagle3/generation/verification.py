@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .processors import Kind, TokenChooser
+from .transfer import on_device
 from .tree import DraftTree
 
 
@@ -92,7 +93,7 @@ def stepwise_walk(
     waits = logits.device.type == "cpu" or check_stop is not None
     index = torch.arange(active, device=logits.device)
     needs_prefix = chooser.kind > Kind.PREFIX_FREE or check_stop is not None
-    places = torch.tensor([rows, lengths], device=logits.device) if needs_prefix else None
+    places = on_device([rows, lengths], logits.device) if needs_prefix else None
     for depth in range(tree.max_depth + 1):
         at_node = logits[index, node]
         token, scores, nan = chooser.choose(at_node, rows, [n + depth for n in lengths], [s + depth for s in steps])

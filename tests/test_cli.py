@@ -1,0 +1,92 @@
+"""The command line on a tiny pair with a letters tokenizer: figures, comparison, and one line per mistake."""
+
+import json
+
+import pytest
+import torch
+from models import tiny_draft, tiny_target
+from test_options import letters_tokenizer
+
+from hf_eagle3.cli import main
+from hf_eagle3.cli.generate import first_difference
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    target = tiny_target()
+    target.save_pretrained(folder / "target")
+    letters_tokenizer().save_pretrained(folder / "target")
+    tiny_draft(target).save_pretrained(folder / "draft")
+    return ["--target", str(folder / "target"), "--draft", str(folder / "draft")]
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["--temperature", "0.8", "--top-k", "12", "--tree", "chain", "--tree-depth", "3"]]
+)
+def test_generate_compares(folders, extra, capsys):
+    arguments = [
+        "generate",
+        *folders,
+        "--prompt",
+        "abcd",
+        "--max-new-tokens",
+        "20",
+        "--device",
+        "cpu",
+        "--compare",
+        *extra,
+    ]
+    assert main([*arguments, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["identical"] is True
+    assert report["new_tokens"] == 20
+    assert report["acceptance_length"] >= 1
+    assert sum(report["accepted_histogram"]) == report["num_cycles"]
+    assert sum(report["phase_shares"].values()) == pytest.approx(1)
+    assert main(arguments) == 0
+    out = capsys.readouterr().out
+    for word in ("tokens/s", "speedup", "identical tokens", "acceptance length", "phases"):
+        assert word in out
+
+
+def test_a_difference_is_placed_and_its_closeness_told():
+    target = tiny_target()
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
+    plain = target.generate(**inputs, max_new_tokens=6, do_sample=False)[0, 3:]
+    other = plain.clone()
+    other[4] += 1
+    best = target(torch.cat((inputs["input_ids"][0], plain[:4]))[None]).logits[0, -1].topk(2).values
+    found = first_difference(target, inputs, plain, other)
+    assert found["position"] == 4
+    assert found["logit_gap"] == pytest.approx(float(best[0] - best[1]))
+    assert first_difference(target, inputs, plain, plain[:3])["position"] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--target", "/nowhere/at/all"], "nowhere"),
+        (["--draft", "/nowhere/at/all"], "nowhere"),
+        (["--prompt", ""], "`--prompt` is empty"),
+        (["--tree-top-k", "0"], "`tree_top_k` is 0"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_exit_code_2(folders, change, message, capsys):
+    assert main(["generate", *folders, "--prompt", "abcd", "--device", "cpu", *change]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hf-eagle3 generate: ")
+    assert message in error
+
+
+def test_swapped_models_say_so(folders, capsys):
+    swapped = ["--target", folders[1], "--draft", folders[1]]
+    assert main(["generate", *swapped, "--prompt", "abcd", "--device", "cpu"]) == 2
+    assert "not an EAGLE-3 draft" in capsys.readouterr().err
+
+
+def test_unknown_options_are_not_swallowed(folders):
+    for wrong in (["--dtype", "int3"], ["--tre", "x"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["generate", *folders, "--prompt", "abcd", *wrong])
