@@ -271,6 +271,8 @@ def test_a_stored_embedding_that_differs_is_said_and_not_used(pair, caplog):
             target.generate(**INPUTS, max_new_tokens=40, do_sample=False, assistant_model=draft)
         accepted.append(stats.accepted_tokens)
     assert accepted[0] == accepted[1] != accepted[2]
+    assert "differs from the target's embedding" in caplog.text
+    caplog.clear()
     same = tiny_draft(target, has_embed_tokens=True)
     same.load_state_dict(plain.state_dict() | {"embed_tokens.weight": target.get_input_embeddings().weight})
     with caplog.at_level("WARNING", "hf_eagle3"):
