@@ -155,7 +155,6 @@ class Eagle3DraftModel(PreTrainedModel):
     config_class = Eagle3Config
     base_model_prefix = ""
     main_input_name = "inputs_embeds"
-    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["Eagle3DecoderLayer"]
 

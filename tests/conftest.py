@@ -13,6 +13,7 @@ import hf_eagle3
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(1)  # tiny models: threads only wait for each other
 DATA = Path(__file__).parent / "data"
 NEEDS_PAIR = "set HF_EAGLE3_STORIES_PAIR to a folder with target/ and draft/ of the stories260K pair"
 

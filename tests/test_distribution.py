@@ -17,6 +17,9 @@ WARPERS = {
     "top_p": {"top_p": 0.8},
     "min_p": {"min_p": 0.05},
     "typical_p": {"typical_p": 0.9},
+    "epsilon_cutoff": {"epsilon_cutoff": 0.02},
+    "eta_cutoff": {"eta_cutoff": 0.05},
+    "top_h": {"top_h": 0.6},
     "all": {"temperature": 1.2, "top_k": 12, "top_p": 0.95, "min_p": 0.01},
 }
 
