@@ -8,6 +8,7 @@ Shape letters: H hidden, V target vocabulary, D draft vocabulary.
 """
 
 import json
+import pickle
 import re
 from pathlib import Path
 
@@ -119,13 +120,13 @@ def _target_layer_ids(raw: dict, source: str) -> list[int] | None:
     return from_top if from_top is not None else nested
 
 
-def load_config(path_or_id: str, **hub_arguments) -> tuple[dict, str]:
-    """The parsed `config.json` of a local directory or Hub repository, and where it lies."""
+def load_config(path_or_id: str, **hub_arguments) -> dict:
+    """The parsed `config.json` of a local directory or Hub repository; `_name_or_path` says where it lies."""
     file = _find(path_or_id, CONFIG_NAME, hub_arguments)
     if file is None:
         raise OSError(f"There is no `{CONFIG_NAME}` in `{path_or_id}`; give a draft's directory or Hub id.")
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8")), file
+        return json.loads(Path(file).read_text(encoding="utf-8")) | {"_name_or_path": file}
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} is not valid JSON: {error}.") from error
 
@@ -146,7 +147,7 @@ def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
                 if file.endswith(".safetensors")
                 else torch.load(file, map_location="cpu", weights_only=True)
             )
-        except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(f"{file} is damaged or not a weight file ({error}); download it again.") from error
         for name, tensor in part.items():
             native = native_name(name)

@@ -4,8 +4,12 @@ Knows the plain `config.json` that SGLang, vLLM and the original EAGLE code read
 other dialects is `checkpoint.py`'s work. Does not know any target model beyond its configuration's numbers.
 """
 
+import copy
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, PreTrainedModel
+
+from .checkpoint import read_config
 
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
@@ -209,6 +213,32 @@ class Eagle3Config(PreTrainedConfig):
             if "head_dim" not in overrides:
                 fields["head_dim"] = fields["hidden_size"] // fields["num_attention_heads"]
         return cls(**fields)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
+        """The host's look-up; files of drafts say `llama` or nothing, which is no mistake."""
+        raw, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        return raw | {"model_type": cls.model_type}, kwargs
+
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "Eagle3Config":
+        """A configuration from a parsed `config.json` of any dialect."""
+        return super().from_dict(
+            read_config(config_dict, config_dict.get("_name_or_path") or "the dictionary"), **kwargs
+        )
+
+    def changed(self, fields: dict) -> "Eagle3Config":
+        """A copy with other values of some fields, checked."""
+        out = copy.deepcopy(self)
+        fields = dict(fields)
+        if "rope_theta" in fields:
+            out.rope_parameters = out.rope_parameters | {"rope_theta": fields.pop("rope_theta")}
+        for name, value in fields.items():
+            setattr(out, name, value)
+        if "target_layer_ids" in fields and out.target_layer_ids is not None:
+            out.num_tapped_layers = len(out.target_layer_ids)
+        out._check_fields_together()
+        return out
 
     def to_dict(self) -> dict:
         """The plain dialect (formats of SafeAILab, SpecForge, SGLang, vLLM): what `save_pretrained` writes."""

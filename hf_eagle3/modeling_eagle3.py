@@ -325,13 +325,10 @@ class Eagle3DraftModel(PreTrainedModel):
         source = str(pretrained_model_name_or_path)
         hub = {name: kwargs.pop(name) for name in checkpoint.HUB_ARGUMENTS if name in kwargs}
         overrides = _pop_config_overrides(kwargs)
-        stored = checkpoint.read_config(*checkpoint.load_config(source, **hub)) if config is None else None
-        tensors = checkpoint.load_tensors(source, **hub)
         if config is None:
-            stored |= checkpoint.fields_from_names(tensors)
-            if "rope_theta" in overrides or "rope_parameters" in overrides:
-                stored = {name: value for name, value in stored.items() if not name.startswith("rope_")}
-            config = Eagle3Config(**stored | overrides)
+            config = Eagle3Config.from_dict(checkpoint.load_config(source, **hub))
+        tensors = checkpoint.load_tensors(source, **hub)
+        config = config.changed(checkpoint.fields_from_names(tensors) | overrides)
         mapping = vocabulary.complete_mapping(
             tensors.pop("d2t", None), tensors.pop("t2d", None), config.draft_vocab_size, config.vocab_size
         )

@@ -126,14 +126,14 @@ def takes_mask_dictionary(config) -> bool:
 
 
 def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
-    """The decoder layers in order, or `None` where they cannot be told apart from other lists of the same length."""
+    """The decoder layers in order: the outermost list of as many modules as there are layers. `None` without one."""
     config = target.config.get_text_config(decoder=True)
     lists = [
         module
         for module in target.get_decoder().modules()
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
-    return lists[0] if len(lists) >= 1 else None
+    return lists[0] if lists else None
 
 
 class Target:
@@ -233,15 +233,18 @@ class Target:
         optimise = getattr(self.model, "_optimize_model_for_decode", nullcontext)
         return optimise()
 
-    def length_dependent_rope(self) -> int | None:
-        """
-        The position from which RoPE frequencies depend on the longest sequence of the pass, `None` for most models.
-        """
-        rope = getattr(self.config, "rope_parameters", None) or {}
-        for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-            if part.get("rope_type") in LENGTH_DEPENDENT_ROPE:
-                return part.get("original_max_position_embeddings") or self.config.max_position_embeddings
-        return None
+
+def length_dependent_rope(config) -> tuple[int, bool] | None:
+    """
+    (length past which RoPE frequencies depend on the longest sequence of the pass, whether they change there only
+    once); `None` for most models.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if part.get("rope_type") in LENGTH_DEPENDENT_ROPE:
+            threshold = part.get("original_max_position_embeddings") or config.max_position_embeddings
+            return threshold, part["rope_type"] == "longrope"
+    return None
 
 
 def check_fit(config, draft: Eagle3Config) -> list[int]:

@@ -8,27 +8,25 @@ Shape letters: B rows of the batch, A active rows, N drafted nodes, T tree level
 
 import torch
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
-from transformers.utils import logging
 
 from .. import target as targets
 from ..modeling_eagle3 import Eagle3DraftModel
 from . import tree as trees
 from .draft_state import attach_state, prompt_entries
 from .drafting import Drafter, Entries, Warp
+from .fallback import crosses_rope_threshold, plain_decode
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
 from .processors import Kind, StopChecker, TokenChooser, length_limit
 from .rows import Rows
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
-from .target_pass import ChainPass, TreePass, cache_name
+from .target_pass import ChainPass, TreePass, cache_name, cached_columns
 from .transfer import on_device
 from .verification import Walk, greedy_walk, stepwise_walk
 
-
-logger = logging.get_logger(__name__)
 
 # A chain's chance of full acceptance falls with its length; used where a target takes no tree.
 CHAIN_DEPTH = 5
@@ -58,6 +56,10 @@ def speculative_decode(
     Raises:
         ValueError: draft and target do not fit, the target allows no speculation, or logits are NaN.
     """
+    if crosses_rope_threshold(model, input_ids, generation_config.max_length, model_kwargs):
+        return plain_decode(
+            model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+        )
     run = Generation(
         model, draft, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
     )
@@ -74,6 +76,7 @@ def speculative_decode(
                         plan = run.judge(tree, walk)
                     with run.stats.phase("commit"):
                         run.commit(tree, walk, plan, logits, features, outputs)
+                run.complete_cache()
         finally:
             run.close()
     return run.result()
@@ -108,22 +111,35 @@ class Generation:
         self.reporter = Reporter(streamer, self.stats)
         self.pending: list[Entries] = []
         self.passes: TreePass | ChainPass | None = None
+        self._refuse_combinations()
         if not self.target.uses_hooks:
             self.model_kwargs["output_hidden_states"] = True
+
+    def _refuse_combinations(self) -> None:
+        config = self.config
+        if config.prefill_chunk_size is not None and not self.target.uses_hooks:
+            raise ValueError(
+                f"`prefill_chunk_size` ({config.prefill_chunk_size}) does not go with a draft on a compiled target, "
+                "whose tapped layers show the last chunk only; leave it out or pass the uncompiled model."
+            )
+        windows = any(isinstance(layer, DynamicSlidingWindowLayer) for layer in self.cache.layers)
+        if config.return_dict_in_generate and config.output_attentions and windows and self.mode.kind == "tree":
+            raise ValueError("`output_attentions` with sliding-window layers does not go with a draft; leave one out.")
 
     # -- prefill ------------------------------------------------------------------------------------------------------
 
     def prefill(self) -> None:
         """The prompt through the host, the first token, and everything that needs to know the prompt's width."""
         ids, kwargs = self.input_ids, self.model_kwargs
-        before = _cached_columns(self.cache, 0)
+        before = cached_columns(self.cache, 0)
         with self.stats.phase("prefill"), self.target.capturing():
             outputs = self.model._prefill(ids, self.config, kwargs)
         features = self.target.features(outputs)  # (B, new columns, F)
         self.cache = outputs.get(cache_name(kwargs), self.cache)
         kwargs[cache_name(kwargs)] = self.cache
-        columns = _cached_columns(self.cache, before + features.shape[1])
-        self.max_length = min(length_limit(self.criteria), self.config.max_length)
+        columns = cached_columns(self.cache, before + features.shape[1])
+        # Plain generate takes one token even where a criterion is met by the prompt.
+        self.max_length = max(min(length_limit(self.criteria), self.config.max_length), ids.shape[1] + 1)
         width = self.max_length + self.tree_config.tree_depth + 2
         mask = kwargs.get("attention_mask")
         self.rows = self.reporter.rows = Rows(ids, width, self.config._pad_token_tensor, columns, mask)
@@ -140,6 +156,7 @@ class Generation:
             self.outputs.add_prefill(walk, logits, outputs)
             del outputs
             self.rows.commit(plan.counts)
+            self._pad_ended_rows()
             embeds = kwargs.get("inputs_embeds")
             self.pending = [prompt_entries(self.drafter, self.rows, self.cache, features, before, walk.tokens, embeds)]
             self.reporter.report(tree, walk, plan)
@@ -174,22 +191,10 @@ class Generation:
         # A path has T + 1 places, whatever N is.
         room = max(self.tree_config.num_draft_tokens, self.tree_config.tree_depth) + 1
         self.passes = kind(self.target, self.rows, self.model_kwargs, room, self.max_length)
-        # The host's cache cannot lose rows that it must hand back.
-        self.runs_on |= chain_only and self.returns_cache and self.rows.num_rows > 1
+        # The host's cache cannot lose rows that it must hand back, nor unknown processors rows that they may look at.
+        keeps_rows = self.is_stepwise or (chain_only and self.returns_cache)
+        self.runs_on |= keeps_rows and self.rows.num_rows > 1
         self.lockstep = chain_only or self.is_stepwise or self.runs_on
-        threshold = self.target.length_dependent_rope()
-        reach = max(self.rows.num_visible) + self.max_length - self.rows.prompt_length
-        self.plain_steps = threshold is not None and reach > threshold
-        if self.plain_steps:
-            self.lockstep = True
-            logger.warning_once(
-                f"RoPE of this target changes past position {threshold}, which this call may cross; it runs without "
-                "speculation. Lower `max_new_tokens` to stay below."
-            )
-        if self.outputs.attentions is not None and self.passes.has_windows:
-            raise ValueError(
-                "`output_attentions` is not supported with a draft on sliding-window layers; leave one out."
-            )
 
     # -- one cycle ----------------------------------------------------------------------------------------------------
 
@@ -200,17 +205,29 @@ class Generation:
         rows = self.rows
         roots = rows.roots().to(self.target.model.device)
         rest = self.max_length - min(rows.active_lengths)
-        depth = 0 if self.plain_steps else min(self.tree_config.tree_depth, rest - 1)
-        if depth < 1:
+        depth = min(self.tree_config.tree_depth, rest - 1)
+        idle = self._idle_places()
+        # Ended rows that are shown to unknown processors stand on their own padding, one step at a time.
+        if depth < 1 or (idle and self.is_stepwise):
             return trees.root_only(roots)
         with self.stats.phase("draft_forward"):
             positions = on_device(rows.draft_positions, self.drafter.device)
-            for entries in self.pending:
-                self.drafter.absorb(entries)
+            with torch.autocast(self.drafter.device.type, enabled=False):
+                for entries in self.pending:
+                    self.drafter.absorb(entries)
             self.pending = []
         steps = rows.steps
-        tree = self.drafter.grow(roots, positions, self.tree_config.shallower(depth), steps, rows.active)
+        with torch.autocast(self.drafter.device.type, enabled=False):
+            tree = self.drafter.grow(roots, positions, self.tree_config.shallower(depth), steps, rows.active)
+        if idle:  # what ended rows are fed is padding, as in plain generate
+            tree.tokens[idle] = rows.pad_token_id
         return tree.to(roots.device)
+
+    def _idle_places(self) -> list[int]:
+        """Active rows that ended and are padded."""
+        return [
+            a for a, row in enumerate(self.rows.active) if self.rows.is_done[row] and self.stopper.pads_finished_rows
+        ]
 
     def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk:
         """Tokens chosen along the tree, on the device where plain generate chooses them."""
@@ -226,7 +243,7 @@ class Generation:
             rows.write(newest)
             done = len(tokens) - 1
             lengths = [length + done for length in rows.active_lengths]
-            kept = None if self.outputs.scores is None else (*self.outputs.scores, scores)
+            kept = None if self.outputs.scores is None else (*self.outputs.scores, *scores)
             found = self.stopper.stopping_index(rows.active, lengths, newest[:, -1:].tolist(), kept)
             self.flags = [done if index == 0 else None for index in found]
             return any(index == 0 for index in found)
@@ -252,12 +269,9 @@ class Generation:
         self._refuse_nan(packed)
         chosen = [row[-3] for row in packed]
         counts = list(chosen)
-        # Ended rows that will be padded run along idly; without padding their tokens are still wanted.
-        running = [
-            a for a, row in enumerate(rows.active) if not (rows.is_done[row] and self.stopper.pads_finished_rows)
-        ]
-        if self.lockstep:
-            counts = [min(counts[a] for a in running)] * len(counts)
+        if self.lockstep:  # without padding, the tokens of ended rows are still wanted
+            idle = self._idle_places()
+            counts = [min(count for a, count in enumerate(counts) if a not in idle)] * len(counts)
         tokens = [row[:count] for row, count in zip(packed, counts, strict=True)]
         rows.write(walk.tokens)
         stops = (
@@ -325,8 +339,13 @@ class Generation:
             if not rows.is_done[row] or plan.ends[a]:
                 self.stats.count_cycle(row, plan.accepted[a], plan.counts[a], tree.max_depth, plan.is_cut[a])
         rows.commit(plan.counts)
+        self._pad_ended_rows()
         self.reporter.report(tree, walk, plan)
         self._finish_rows(plan)
+
+    def _pad_ended_rows(self) -> None:
+        if self.runs_on and self.stopper.pads_finished_rows:
+            self.rows.pad_done()
 
     def _attended(self, a: int, path: torch.Tensor) -> torch.Tensor:
         """Slots that the last node of `path` attends to, in the order plain generate has them."""
@@ -339,8 +358,6 @@ class Generation:
         rows = self.rows
         if self.noise is not None:
             self.noise.forget_before(min(rows.steps, default=0))
-        if self.runs_on and self.stopper.pads_finished_rows:
-            rows.pad_done()
         if not any(plan.ends):
             return
         kept = rows.finish([place for place, end in enumerate(plan.ends) if end])
@@ -352,12 +369,20 @@ class Generation:
     # -- the end
     # ---------------------------------------------------------------------------------------------------------
 
+    def complete_cache(self) -> None:
+        """A cache that outlives the call holds each ended row's last token as well, where others ran on."""
+        rows = self.rows
+        longest = max(rows.lengths)
+        early = [row for row, length in enumerate(rows.lengths) if length < longest]
+        if early and self.returns_cache and isinstance(self.passes, TreePass):
+            self.passes.cache_last_tokens(early)
+
     def close(self) -> None:
         """Nothing of ours stays: the host's cache is ordinary again, the generator where plain generate leaves it."""
         if self.passes is None:  # interrupted in the prompt: the cache is still the host's own
             return
         rows = self.rows
-        self.passes.close(max(rows.lengths), self.returns_cache)
+        self.passes.close(self.returns_cache)
         if self.noise is not None:
             self.noise.rewind_to(max(rows.lengths) - rows.prompt_length)
         if self.returns_cache:
@@ -374,11 +399,3 @@ class Generation:
         if not self.config.return_dict_in_generate:
             return sequences
         return self.outputs.pack(sequences, length - rows.prompt_length, self.cache, self.stats)
-
-
-def _cached_columns(cache: Cache | None, otherwise: int) -> int:
-    """Columns of the first layer that counts them; recurrent layers do not."""
-    for layer in cache.layers if cache is not None else ():
-        if isinstance(layer, DynamicLayer) and layer.is_initialized:
-            return layer.get_seq_length()
-    return otherwise

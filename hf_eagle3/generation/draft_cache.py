@@ -7,11 +7,13 @@ another model run filled) is invalid and never attended to. Does not know trees.
 Shape letters: B rows, A active rows (the first A of the storage), S columns, K kv heads, d head size.
 """
 
+import weakref
 from dataclasses import dataclass
 
 import torch
 
 from ..configuration_eagle3 import Eagle3Config
+from ..modeling_eagle3 import Eagle3DraftModel
 
 
 GROWTH = 256  # columns
@@ -27,7 +29,8 @@ class DraftState:
         valid: (B, S), columns with an entry.
         ids: Tokens of the target's cached columns and the root, (B, columns + 1); a later call must agree with them.
         pending: Features (B, m, F) of the last m columns of the target's cache, not yet fed.
-        owner: Identity of the draft that made it.
+        dtype: Of the draft's weights.
+        owner: The draft's `fc` weight, weakly; `None` after pickling, and then never believed.
     """
 
     keys: list[torch.Tensor]
@@ -35,7 +38,17 @@ class DraftState:
     valid: torch.Tensor
     ids: torch.Tensor
     pending: torch.Tensor
-    owner: int
+    dtype: torch.dtype
+    owner: weakref.ref | None
+
+    def __getstate__(self) -> dict:
+        return vars(self) | {"owner": None}
+
+    def belongs_to(self, draft: Eagle3DraftModel) -> bool:
+        """Whether `draft` made this, and still has its dtype and device."""
+        weight = draft.fc.weight
+        same = self.owner is not None and self.owner() is weight
+        return same and self.keys[0].device == weight.device and self.dtype == weight.dtype
 
 
 class DraftCache:

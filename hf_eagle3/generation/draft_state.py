@@ -4,6 +4,8 @@ Rides along on the user's cache as one attribute, and is believed only if the to
 starts at the new tokens, at true positions. Kept while no row was dropped (so always for one row).
 """
 
+import weakref
+
 import torch
 from transformers import Cache
 
@@ -74,12 +76,13 @@ def attach_state(cache: Cache, drafter: Drafter, rows: Rows, pending: list) -> N
     if any(set(entries.counts) != {entries.counts[0]} for entries in pending) or features.shape[0] != rows.num_rows:
         return
     state = DraftState(
-        keys=[k[:, :, : drafter.filled] for k in drafter.cache.keys],
-        values=[v[:, :, : drafter.filled] for v in drafter.cache.values],
+        keys=[k[:, :, : drafter.filled].clone() for k in drafter.cache.keys],
+        values=[v[:, :, : drafter.filled].clone() for v in drafter.cache.values],
         valid=drafter.cache.valid[:, : drafter.filled].clone(),
         ids=rows.ids[:, : width + 1].clone(),
         pending=features,
-        owner=id(drafter.draft.fc.weight),
+        dtype=drafter.draft.fc.weight.dtype,
+        owner=weakref.ref(drafter.draft.fc.weight),
     )
     setattr(cache, ATTRIBUTE, state)
 
@@ -94,7 +97,7 @@ def _restore(cache: Cache, drafter: Drafter, rows: Rows, cached: int) -> torch.T
         return None
     width = state.ids.shape[1]  # cached columns then, and the root
     fits = (
-        state.owner == id(drafter.draft.fc.weight)
+        state.belongs_to(drafter.draft)
         and width == cached + 1
         and state.ids.shape[0] == rows.num_rows
         and rows.prompt_length >= width

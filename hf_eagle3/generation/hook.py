@@ -23,6 +23,7 @@ REFUSED_OPTIONS = {
     "use_mtp": "multi-token prediction is another way to draft; give either it or `assistant_model`",
     "assistant_early_exit": "early exit is another way to draft; give either it or `assistant_model`",
     "assistant_ensemble_weight": "it changes the output distribution; the draft here never does",
+    "speculation_type": "it names another way to draft; give either it or an EAGLE-3 draft",
     "dola_layers": "contrasting layers is a decoding of its own; leave `assistant_model` out",
     "penalty_alpha": "contrastive search is a decoding of its own; leave `assistant_model` out",
     "force_words_ids": "constrained beam search needs beams; leave `assistant_model` out",
@@ -38,8 +39,7 @@ def draft_of(assistant_model) -> Eagle3DraftModel | None:
 
 def refuse_wrong_class(assistant_model) -> None:
     """A draft's weights loaded as an ordinary model run as a random one; nothing else has `draft_vocab_size`."""
-    config = getattr(assistant_model, "config", None)
-    if config is not None and "draft_vocab_size" in config.to_dict():
+    if isinstance(assistant_model, PreTrainedModel) and "draft_vocab_size" in assistant_model.config.to_dict():
         raise ValueError(
             f"`assistant_model` is a {type(assistant_model).__name__} made from an EAGLE-3 draft's "
             "configuration; load it with `hf_eagle3.Eagle3DraftModel.from_pretrained`."
@@ -59,8 +59,9 @@ def validate(
         raise ValueError("`assistant_model` is the model itself; pass the draft that was trained for it.")
     if (config.num_beams or 1) > 1:
         raise ValueError(f"`num_beams` is {config.num_beams}; a draft works with one beam. Leave one of the two out.")
+    given_options = config.to_dict()  # not every transformers has all of them
     for name, remedy in REFUSED_OPTIONS.items():
-        value = getattr(config, name, None)
+        value = given_options.get(name)
         if value not in (None, False):
             raise ValueError(f"`{name}` ({value!r}) does not go with a draft as `assistant_model`: {remedy}.")
     if config.use_cache is False:

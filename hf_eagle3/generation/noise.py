@@ -29,6 +29,7 @@ class StepNoise:
         self._noise: list[torch.Tensor] = []  # E (B, V) per step
         self._gumbel: list[torch.Tensor | None] = []  # -log E on the draft vocabulary (B, D), made when asked for
         self._states: list[torch.Tensor] = []  # generator state before each kept step
+        self._after: torch.Tensor | None = None  # and after the newest
 
     @property
     def max_skew(self) -> int:
@@ -40,6 +41,7 @@ class StepNoise:
             self._states.append(_get_state(self.device))
             self._noise.append(torch.empty(self.shape, device=self.device).exponential_())
             self._gumbel.append(None)
+            self._after = _get_state(self.device)
 
     def at(self, steps: list[int], rows: list[int]) -> torch.Tensor:
         """E of each row's own step, (A, V)."""
@@ -67,10 +69,14 @@ class StepNoise:
         self._first += gone
 
     def rewind_to(self, step: int) -> None:
-        """Leave the generator as plain generate does after `step` steps; later steps are undrawn."""
+        """
+        Leave the generator as plain generate does after `step` steps; later steps are undrawn. Not if anybody else
+        drew
+        since (another thread, a streamer): their numbers would come again.
+        """
         self._reach(step - 1)
         index = step - self._first
-        if index < len(self._states):
+        if index < len(self._states) and torch.equal(self._after, _get_state(self.device)):
             _set_state(self.device, self._states[index])
             del self._noise[index:], self._gumbel[index:], self._states[index:]
 

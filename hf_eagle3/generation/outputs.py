@@ -32,7 +32,6 @@ class StepOutputs:
     Args:
         config: The call's generation configuration: what to keep.
         num_rows: B.
-        prompt_length: Steps are counted from here.
     """
 
     def __init__(self, config: GenerationConfig, num_rows: int):
@@ -70,8 +69,9 @@ class StepOutputs:
         """
         if not self.is_wanted:
             return
+        all_nodes = walk.nodes.tolist()
         for a, (row, step, count) in enumerate(zip(rows, steps, counts, strict=True)):
-            nodes = walk.nodes[a, :count]
+            nodes = all_nodes[a][:count]
             for i in range(count):
                 if self.scores is not None:
                     self._put(self.scores, step + i, row, walk.scores[i][a])
@@ -88,7 +88,7 @@ class StepOutputs:
             if len(self.attentions) <= step:
                 self.attentions.append(attentions)
             return
-        seen = columns(a, path)
+        seen = columns(a, torch.tensor(path)).to(attentions[0].device)
         self._put_layers(self.attentions, step, row, [layer[a, :, path[-1]][:, None, seen] for layer in attentions])
 
     def _put(self, steps: list, step: int, row: int, value: torch.Tensor) -> None:

@@ -65,7 +65,6 @@ _KINDS: dict[type, Kind] = {
     ),
     **dict.fromkeys(
         (
-            host.PrefixConstrainedLogitsProcessor,
             host.RepetitionPenaltyLogitsProcessor,  # may ignore each row's own padding
             host.EncoderNoRepeatNGramLogitsProcessor,
             host.EncoderRepetitionPenaltyLogitsProcessor,
@@ -77,8 +76,10 @@ _KINDS: dict[type, Kind] = {
 
 def declare_row_wise(cls: type) -> type:
     """
-    Say of your own logits processor or stopping criterion that its answer for a row depends on that row's prefix (and
-    scores) alone and that it keeps no state. Rows then need not wait for each other. Usable as a class decorator.
+    Say of your own logits processor that its answer for a row depends on that row's prefix and scores alone, or of
+    your stopping criterion that it depends on the prefix alone (it is given no scores), and that it keeps no state.
+    Rows then need not wait for each other, and it may be asked about tokens behind a row's end. Usable as a class
+    decorator.
     """
     _KINDS[cls] = Kind.ROW_WISE
     return cls
@@ -171,7 +172,7 @@ class StopChecker:
             token for c in criteria if type(c) is host_stopping.EosTokenCriteria for token in c.eos_token_id.tolist()
         }
         self.only_length = all(type(c) is host_stopping.MaxLengthCriteria for c in criteria)
-        # Plain generate pads rows after their end only if a criterion has an `eos_token_id`.
+        # Plain generate pads rows after their end only if a criterion has an `eos_token_id`: the host's own test.
         self.pads_finished_rows = any(hasattr(c, "eos_token_id") for c in criteria)
 
     def stopping_index(
@@ -190,7 +191,7 @@ class StopChecker:
         out_of_time = self._timers and any(bool(c(self.ids[:1, :1], None).any()) for c in self._timers)
         for a, (length, tokens) in enumerate(zip(lengths, new_tokens, strict=True)):
             for index, token in enumerate(tokens):
-                if token in self._ends or out_of_time or length + index + 1 == self.max_length:
+                if token in self._ends or out_of_time or length + index + 1 >= self.max_length:
                     found[a] = index
                     break
         if self._others:
@@ -203,7 +204,7 @@ class StopChecker:
             here = [
                 a
                 for a in range(len(rows))
-                if lengths[a] < length <= ends[a] and (found[a] is None or length <= lengths[a] + found[a])
+                if lengths[a] < length <= ends[a] and (found[a] is None or length <= lengths[a] + found[a] + 1)
             ]
             if not here:
                 continue

@@ -30,7 +30,7 @@ class Rows:
     ):
         self.num_rows, self.prompt_length = input_ids.shape
         self.pad_token_id = 0 if pad_token_id is None else int(pad_token_id)
-        self.ids = input_ids.new_full((self.num_rows, width), self.pad_token_id)
+        self.ids = input_ids.new_full((self.num_rows, width), self.pad_token_id, dtype=torch.long)
         self.ids[:, : self.prompt_length] = input_ids
         self.cache_shift = cache_length - self.prompt_length
         self.active = list(range(self.num_rows))  # original row numbers, in the caches' storage order
@@ -57,6 +57,11 @@ class Rows:
     def cached_columns(self) -> list[int]:
         """Columns of the target's cache each active row has: all but its root."""
         return [self.lengths[row] - 1 + self.cache_shift for row in self.active]
+
+    @property
+    def final_cache_length(self) -> int:
+        """Columns of a cache that holds all tokens of the longest row but its last; the prompt's before the first."""
+        return max(max(self.lengths) - 1, self.prompt_length) + self.cache_shift
 
     @property
     def draft_positions(self) -> list[int]:

@@ -1,7 +1,8 @@
 """What happened: per row and cycle, and where the time went.
 
-Every call of `generate` with a draft makes a `SpeculationStats`. It is found on the output
-(`return_dict_in_generate=True`), through `record()`, or cycle by cycle through a `CycleStreamer`.
+Every call of `generate` with a draft makes a `SpeculationStats` (but for "host_chain", where the host's own loop
+runs). It is found on the output (`return_dict_in_generate=True`), through `record()`, or cycle by cycle through a
+`CycleStreamer`.
 """
 
 import time
@@ -32,7 +33,7 @@ class SpeculationStats:
         num_committed_tokens: Tokens of all rows, the prefill's not counted.
         num_draft_tokens: Draft tokens verified, all rows.
         prompt_lengths, generated_lengths: Per row, in tokens.
-        mode: "tree", "chain" or "host_chain", and why, as decided for the target.
+        mode, reason: "tree", "chain" or "plain", and why, as decided for the target.
         phase_seconds: Wall clock per phase. On CUDA kernels run on after a phase ends, so set
             `synchronize=True` through `record(synchronize=True)` for a true split (slower).
     """

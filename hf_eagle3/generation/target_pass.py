@@ -11,11 +11,11 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from ..target import Target, mask_kinds, takes_mask_dictionary
+from ..target import DummyLayer, Target, mask_kinds, takes_mask_dictionary
 from .cache import SlotCache, verification_masks
 from .rows import Rows
 from .transfer import on_device
-from .tree import DraftTree
+from .tree import DraftTree, root_only
 
 
 # Kept by this module, or meant for the prompt only.
@@ -37,6 +37,14 @@ _BOOKKEEPING = {
 def cache_name(model_kwargs: dict) -> str:
     """The name under which the host prepared a cache."""
     return "cache_params" if "cache_params" in model_kwargs else "past_key_values"
+
+
+def cached_columns(cache: Cache | None, otherwise: int) -> int:
+    """Columns of the first layer that counts them; recurrent layers do not."""
+    for layer in cache.layers if cache is not None else ():
+        if isinstance(layer, DynamicLayer) and layer.is_initialized:
+            return layer.get_seq_length()
+    return otherwise
 
 
 class TreePass:
@@ -63,7 +71,6 @@ class TreePass:
             kind: (spans.get(window, spans.get(None, any_span)), window)
             for kind, window in mask_kinds(target.config).items()
         }
-        self.has_windows = any(span.window for span in spans.values())
         self.order = list(range(rows.num_rows))  # original row of each storage row
         self.keeps_rows = True
         self.extra = {name: value for name, value in model_kwargs.items() if name not in _BOOKKEEPING}
@@ -138,17 +145,28 @@ class TreePass:
         others = [] if drop else [place for place in range(len(self.order)) if place not in kept]
         self.order = [self.order[place] for place in kept + others]
 
-    def close(self, length: int, is_wanted: bool) -> None:
-        """Leave the host's cache an ordinary one for `length` columns of `ids` (the last token is not cached)."""
+    def cache_last_tokens(self, rows: list[int]) -> None:
+        """
+        Rows that ended before others: plain generate runs their last token too, so a later turn can attend to it.
+        """
+        self.rows.active = rows
+        kept = [self.order.index(row) for row in rows]
+        self.select_rows(kept, drop=False)
+        tree = root_only(self.rows.roots().to(self.target.model.device))
+        self.verify(tree)
+        self.keep(torch.zeros_like(tree.tokens), [1] * len(rows))
+        self.rows.active = []
+
+    def close(self, is_wanted: bool) -> None:
+        """Leave the host's cache an ordinary one of all columns but the last token's, which is not cached."""
         order = self.order if is_wanted and self.keeps_rows else None
-        self.cache.give_back(length - 1 + self.rows.cache_shift, order)
+        self.cache.give_back(self.rows.final_cache_length, order)
 
 
 class ChainPass:
     """Chains through the target's own causal path. Arguments as for [`TreePass`]."""
 
     lockstep = True
-    has_windows = False  # of ours: what the host's cache does is right by itself
 
     def __init__(self, target: Target, rows: Rows, model_kwargs: dict, room: int, max_length: int):
         self.target, self.rows, self.model_kwargs = target, rows, model_kwargs
@@ -182,11 +200,18 @@ class ChainPass:
             return model(**inputs, return_dict=True)
 
     def keep(self, nodes: torch.Tensor, counts: list[int]) -> None:
-        """Commit: with anything rejected, restore the states and run the accepted tokens again."""
-        if counts[0] < self.tokens.shape[1]:
+        """
+        Commit: with anything rejected, drop it from a cache of keys and values alone; else restore the states and run
+        the accepted tokens again. A row that ended commits fewer than the others, which go on at one length.
+        """
+        rejected = self.tokens.shape[1] - max(counts)
+        if rejected and all(type(layer) in (DynamicLayer, DummyLayer) for layer in self.host_cache.layers):
+            for layer in self.host_cache.layers:
+                if layer.keys is not None:
+                    layer.keys, layer.values = layer.keys[..., :-rejected, :], layer.values[..., :-rejected, :]
+        elif rejected:
             restore(self.host_cache, self.saved)
-            if counts[0] > 0:
-                self._run(self.tokens[:, : counts[0]])
+            self._run(self.tokens[:, : max(counts)])
         self.saved = None
 
     def select_rows(self, kept: list[int], drop: bool) -> None:
@@ -199,7 +224,7 @@ class ChainPass:
                 self.model_kwargs[name] = value.index_select(axis, index.to(value.device))
         self.num_running = len(kept)
 
-    def close(self, length: int, is_wanted: bool) -> None:
+    def close(self, is_wanted: bool) -> None:
         """The host's cache is an ordinary one already, unless a pass was interrupted."""
         if self.saved is not None:
             restore(self.host_cache, self.saved)
@@ -210,13 +235,12 @@ def snapshot(cache: Cache) -> list[dict]:
     The state of every layer, so that `restore` undoes passes made since. Keys and values, which passes replace rather
     than write into, are kept by reference; recurrent and convolution states are copied.
     """
-    return [
-        {
-            name: value if isinstance(layer, DynamicLayer) and name in ("keys", "values") else _copy(value)
-            for name, value in vars(layer).items()
-        }
-        for layer in cache.layers
-    ]
+    return [_state_of(layer, vars(layer)) for layer in cache.layers]
+
+
+def _state_of(layer, attributes: dict) -> dict:
+    by_reference = ("keys", "values") if isinstance(layer, DynamicLayer) else ()
+    return {name: value if name in by_reference else _copy(value) for name, value in attributes.items()}
 
 
 def _copy(value):
@@ -224,11 +248,11 @@ def _copy(value):
         return value.clone()
     if isinstance(value, dict):
         return {key: _copy(entry) for key, entry in value.items()}
-    return list(map(_copy, value)) if isinstance(value, list) else value
+    return type(value)(map(_copy, value)) if type(value) in (list, tuple) else value
 
 
 def restore(cache: Cache, saved: list[dict]) -> None:
-    """Put back what `snapshot` took. Usable once."""
+    """Put back what `snapshot` took. States are copied once more: a pass writes into them, and may be interrupted."""
     for layer, state in zip(cache.layers, saved, strict=True):
         vars(layer).clear()
-        vars(layer).update(state)
+        vars(layer).update(_state_of(layer, state))

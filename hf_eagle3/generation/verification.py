@@ -81,7 +81,7 @@ def stepwise_walk(
         lengths: Tokens each row has, the root included; a step's token is written behind them into the chooser's ids.
         steps: Steps each row has behind it: the number of the one chosen first.
         keep_scores: Keep processed scores.
-        check_stop: Lockstep: called with (tokens so far per row, their scores) after each step; True ends the walk.
+        check_stop: Lockstep: called with (tokens so far, their kept scores) after each step; True ends the walk.
             Given, the walk also ends when any row has no child to step into.
     """
     active = len(rows)
@@ -105,7 +105,7 @@ def stepwise_walk(
         counts += alive
         if keep_scores:
             kept.append(scores)
-        if check_stop is not None and check_stop(tokens, scores):
+        if check_stop is not None and check_stop(tokens, kept):
             break
         child = (tree.tokens == token[:, None]) & (tree.parents == node[:, None])
         alive = alive & child.any(dim=1)
