@@ -144,6 +144,7 @@ class Generation:
         mask = kwargs.get("attention_mask")
         self.rows = self.reporter.rows = Rows(ids, width, self.config._pad_token_tensor, columns, mask)
         self.stopper = StopChecker(self.criteria, self.rows.ids)
+        self.rows.pads_ended_rows = self.stopper.pads_finished_rows
         self.outputs = StepOutputs(self.config, self.rows.num_rows)
         logits = outputs.logits[:, -1:]
         self._set_up_choice(logits.shape[-1])
@@ -156,7 +157,7 @@ class Generation:
             self.outputs.add_prefill(walk, logits, outputs)
             del outputs
             self.rows.commit(plan.counts)
-            self._pad_ended_rows()
+            self.rows.pad_done()
             embeds = kwargs.get("inputs_embeds")
             self.pending = [prompt_entries(self.drafter, self.rows, self.cache, features, before, walk.tokens, embeds)]
             self.reporter.report(tree, walk, plan)
@@ -173,7 +174,7 @@ class Generation:
         self.chooser = TokenChooser(self.processors, noise, rows.ids)
         self.is_stepwise = Kind.STEPWISE in (self.chooser.kind, self.stopper.kind)
         # Without an EOS criterion plain generate lets ended rows run on with real tokens until all have ended.
-        self.runs_on = rows.num_rows > 1 and not self.stopper.pads_finished_rows and not self.stopper.only_length
+        self.runs_on = rows.num_rows > 1 and not self.rows.pads_ended_rows and not self.stopper.only_length
         # Unknown processors may draw random numbers themselves: then noise is drawn at its step, not ahead of it.
         shares_noise = noise is not None and self.tree_config.shared_noise and not self.is_stepwise
         self.drafter = Drafter(
@@ -219,8 +220,8 @@ class Generation:
         steps = rows.steps
         with torch.autocast(self.drafter.device.type, enabled=False):
             tree = self.drafter.grow(roots, positions, self.tree_config.shallower(depth), steps, rows.active)
-        if idle:  # what ended rows are fed is padding, as in plain generate
-            tree.tokens[idle] = rows.pad_token_id
+        if idle:  # behind their end ended rows are fed padding, as in plain generate
+            tree.tokens[idle, 1:] = rows.pad_token_id
         return tree.to(roots.device)
 
     def _idle_places(self) -> list[int]:
@@ -339,13 +340,9 @@ class Generation:
             if not rows.is_done[row] or plan.ends[a]:
                 self.stats.count_cycle(row, plan.accepted[a], plan.counts[a], tree.max_depth, plan.is_cut[a])
         rows.commit(plan.counts)
-        self._pad_ended_rows()
+        self.rows.pad_done()
         self.reporter.report(tree, walk, plan)
         self._finish_rows(plan)
-
-    def _pad_ended_rows(self) -> None:
-        if self.runs_on and self.stopper.pads_finished_rows:
-            self.rows.pad_done()
 
     def _attended(self, a: int, path: torch.Tensor) -> torch.Tensor:
         """Slots that the last node of `path` attends to, in the order plain generate has them."""

@@ -37,6 +37,7 @@ class Rows:
         self.lengths = [self.prompt_length] * self.num_rows  # columns of `ids` committed, the root included
         self.is_done = [False] * self.num_rows  # ended, though perhaps still running beside others
         self.ends: dict[int, int] = {}  # where those ended
+        self.pads_ended_rows = False  # whether what they hold from there on is padding
         self.visible = None
         self.num_visible = [cache_length] * self.num_rows  # tokens of the prompt, padding not counted
         if attention_mask is not None:
@@ -102,7 +103,7 @@ class Rows:
     def pad_done(self) -> None:
         """Rows that ended but run along beside others hold padding from their end on, as in plain generate."""
         for row in self.active:
-            if self.is_done[row]:
+            if self.is_done[row] and self.pads_ended_rows:
                 self.ids[row, self.ends[row] :] = self.pad_token_id
 
     def finish(self, places: list[int]) -> list[int]:

@@ -204,15 +204,28 @@ class ChainPass:
         Commit: with anything rejected, drop it from a cache of keys and values alone; else restore the states and run
         the accepted tokens again. A row that ended commits fewer than the others, which go on at one length.
         """
-        rejected = self.tokens.shape[1] - max(counts)
-        if rejected and all(type(layer) in (DynamicLayer, DummyLayer) for layer in self.host_cache.layers):
+        longest = max(counts)
+        rejected = self.tokens.shape[1] - longest
+        tokens, is_changed = self._padded(self.tokens[:, :longest])
+        if all(type(layer) in (DynamicLayer, DummyLayer) for layer in self.host_cache.layers):
             for layer in self.host_cache.layers:
-                if layer.keys is not None:
+                if rejected and layer.keys is not None:
                     layer.keys, layer.values = layer.keys[..., :-rejected, :], layer.values[..., :-rejected, :]
-        elif rejected:
+        elif rejected or is_changed:
             restore(self.host_cache, self.saved)
-            self._run(self.tokens[:, : max(counts)])
+            self._run(tokens)
         self.saved = None
+
+    def _padded(self, tokens: torch.Tensor) -> tuple[torch.Tensor, bool]:
+        """Tokens as plain generate feeds them: padding behind the end of rows that run along with others."""
+        rows, is_changed = self.rows, False
+        for a, row in enumerate(rows.active):
+            first = rows.ends.get(row, rows.lengths[row] + tokens.shape[1]) - rows.lengths[row] + 1
+            if first < tokens.shape[1] and rows.pads_ended_rows:
+                tokens = tokens.clone()
+                tokens[a, max(first, 0) :] = rows.pad_token_id
+                is_changed = True
+        return tokens, is_changed
 
     def select_rows(self, kept: list[int], drop: bool) -> None:
         """Only the active rows at `kept` go on; `drop` is always true here (see `Generation`)."""
