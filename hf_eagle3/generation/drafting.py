@@ -267,8 +267,9 @@ class Drafter:
         base = self._width
         self.cache.reserve(base + depth * top_k)
         with self.stats.phase("draft_forward"):
-            offsets = torch.arange(1, depth, device=self.device)
-            cos, sin = self.draft.rotary(positions.to(self.device)[:, None] + offsets, self.dtype)
+            if depth > 1:
+                offsets = torch.arange(1, depth, device=self.device)
+                cos, sin = self.draft.rotary(positions.to(self.device)[:, None] + offsets, self.dtype)
             prefix = torch.zeros(active, 1, 1, base, dtype=self.dtype, device=self.device)
             prefix.masked_fill_(~self.cache.valid[:active, None, None, :base], torch.finfo(self.dtype).min)
             logits = self._logits(self._normed)

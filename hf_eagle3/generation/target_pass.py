@@ -117,7 +117,8 @@ class TreePass:
             **self._active(self.extra),
         )
         mask = masks if takes_mask_dictionary(self.target.config) else next(iter(masks.values()))
-        inputs |= {"attention_mask": mask, "position_ids": positions}
+        # Phi-3's preparation takes a pass as long as its RoPE threshold for a prompt, and would leave the cache out.
+        inputs |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache}
         if self.target.keeps_logits:
             inputs["logits_to_keep"] = num_nodes
         with self.target.capturing():
