@@ -1,0 +1,105 @@
+"""What a tree's scores mean: each node's is the draft's own log-probability of its path, computed here the slow way.
+
+The slow way uses the public forward only: entries with true features for the committed text, then the path's tokens
+with the draft's own states fed back, all in one causal pass.
+
+    entry        0         1        |  2 (level 1)   3 (level 2)
+    token        x_1       x_2      |  node          node below it
+    state fed    g_0       g_1      |  a of entry 1  a of entry 2
+    position     0         1        |  2             3
+"""
+
+import pytest
+import torch
+from models import left_padded, tiny_draft, tiny_target
+
+import hf_eagle3
+
+
+class Watcher(hf_eagle3.CycleStreamer):
+    def __init__(self):
+        self.records = []
+
+    def on_cycle(self, record):
+        self.records.append(record)
+
+
+@torch.no_grad()
+def slow_scores(target, draft, text: list[int], record) -> list[float]:
+    """Log-probability of every node's path below `text`, whose last token is the root."""
+    ids = torch.tensor([text])
+    states = target(ids[:, :-1], output_hidden_states=True).hidden_states
+    features = torch.cat([states[i + 1] for i in draft.config.target_layer_ids], dim=-1)
+    true_states = draft.fuse(features)  # (1, n, H)
+    rows = target.get_input_embeddings().weight
+    known = {token: i for i, token in enumerate(draft.target_token_ids.tolist())}
+
+    def log_q(path: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(own state, log-probabilities) after the committed text and `path` below it."""
+        fed = (
+            true_states
+            if not path
+            else torch.cat((true_states, *[log_q(path[:i])[0] for i in range(len(path))]), dim=1)
+        )
+        embeds = rows[torch.tensor([text[1:] + path])]
+        out = draft(inputs_embeds=embeds, draft_hidden_states=fed)
+        return out.draft_hidden_states[:, -1:], out.logits[0, -1].log_softmax(-1)
+
+    scores, paths = [0.0], [[]]
+    for node in range(1, len(record.tree_tokens)):
+        parent, token = record.tree_parents[node], record.tree_tokens[node]
+        scores.append(scores[parent] + float(log_q(paths[parent])[1][known[token]]))
+        paths.append([*paths[parent], token])
+    return scores
+
+
+@pytest.mark.parametrize("lengths", [[9], [11, 4, 7]], ids=str)
+@pytest.mark.parametrize(
+    "tree",
+    [("static", {"num_draft_tokens": 12, "tree_depth": 3, "tree_top_k": 4}), ("chain", {"tree_depth": 4})],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"norm_output": True, "fc_norm": True}, {"num_hidden_layers": 2, "norm_before_residual": True}],
+    ids=str,
+)
+def test_scores_are_log_probabilities_of_paths(lengths, tree, changes):
+    target = tiny_target()
+    draft = tiny_draft(target, **changes).with_tree(tree[0], shared_noise=False, **tree[1])
+    watcher, inputs = Watcher(), left_padded(lengths)
+    torch.manual_seed(0)
+    out = target.generate(
+        **inputs, max_new_tokens=14, do_sample=True, eos_token_id=[5, 6], assistant_model=draft, streamer=watcher
+    )
+    assert len(watcher.records) > 4 * len(lengths)
+    width, seen = max(lengths), dict.fromkeys(range(len(lengths)), 0)
+    for record in watcher.records:
+        row = record.row
+        if len(record.tree_tokens) > 1:
+            text = out[row, width - lengths[row] : width + seen[row]].tolist()
+            expected = slow_scores(target, draft, text, record)
+            assert record.tree_tokens[0] == text[-1]
+            torch.testing.assert_close(record.tree_scores, expected, rtol=1e-3, atol=1e-3)
+        seen[row] += len(record.tokens)
+
+
+def test_a_tree_holds_the_best_nodes_there_are():
+    """Exhaustively: with every token expanded, the tree's nodes are the best of all paths of two levels."""
+    target = tiny_target()
+    draft = tiny_draft(target).with_tree("static", num_draft_tokens=15, tree_depth=2, tree_top_k=6)
+    watcher = Watcher()
+    out = target.generate(
+        **left_padded([9]), max_new_tokens=6, do_sample=False, assistant_model=draft, streamer=watcher
+    )
+    record, text = watcher.records[1], out[0, :10].tolist()
+    vocabulary = draft.target_token_ids.tolist()
+    everything = type(record)(
+        **{
+            **vars(record),
+            "tree_tokens": [text[-1], *vocabulary, *(vocabulary * 6)],
+            "tree_parents": [-1, *[0] * 6, *(parent for parent in range(1, 7) for _ in range(6))],
+        }
+    )
+    best = sorted(slow_scores(target, draft, text, everything)[1:], reverse=True)[:15]
+    torch.testing.assert_close(sorted(record.tree_scores[1:], reverse=True), best, rtol=1e-3, atol=1e-3)
