@@ -9,6 +9,7 @@ import pytest
 import torch
 from models import left_padded, tiny_draft, tiny_target
 from test_generate import SAMPLING, assert_same
+from test_options import Collector
 from test_robustness import Boom
 from transformers import (
     AutoModelForCausalLM,
@@ -38,8 +39,8 @@ def pair():
     return target, tiny_draft(target)
 
 
-def make_oracle(monkeypatch, text: torch.Tensor, prompt_length: int, seed: int = 0) -> None:
-    """Drafts propose a chain of `text` (B, columns), with one token in five wrong."""
+def make_oracle(monkeypatch, text: torch.Tensor, prompt_length: int, seed: int = 0, mistakes: float = 0.2) -> None:
+    """Drafts propose a chain of `text` (B, columns), with a share of `mistakes`."""
     generator = torch.Generator().manual_seed(seed)
 
     def grow(self, root_tokens, positions, config, steps, rows):
@@ -48,7 +49,7 @@ def make_oracle(monkeypatch, text: torch.Tensor, prompt_length: int, seed: int =
             truth = text[row, prompt_length + step :][: config.tree_depth]
             chains.append(torch.nn.functional.pad(truth, (0, config.tree_depth - len(truth)), value=3))
         tokens = torch.stack(chains)
-        wrong = torch.rand(tokens.shape, generator=generator) < 0.2
+        wrong = torch.rand(tokens.shape, generator=generator) < mistakes
         tokens = torch.where(wrong, (tokens + 1) % 24, tokens)
         return trees.chain(root_tokens, tokens, torch.zeros(tokens.shape))
 
@@ -68,6 +69,40 @@ def test_rows_that_end_in_the_middle_of_a_long_path(name, do_sample, seed, monke
     make_oracle(monkeypatch, text, 13, seed)
     stats = assert_same(target, draft, inputs, **options)
     assert stats.acceptance_length > 1.3
+    streams = []
+    for assistant in ({}, {"assistant_model": draft}):
+        streams.append(Collector())
+        torch.manual_seed(0)
+        target.generate(**inputs, **options, streamer=streams[-1], **assistant)
+    assert streams[0].values == streams[1].values
+
+
+def test_rows_that_run_ahead_are_held_back_before_their_noise_costs_too_much(monkeypatch):
+    """Row 0's proposals are all right, row 1's all wrong: without a bound row 0 would be 40 steps ahead."""
+    target = tiny_target()
+    draft = tiny_draft(target).with_tree("chain", tree_depth=5)
+    inputs, options = left_padded([9, 9]), {"max_new_tokens": 60, "do_sample": True, "top_k": 0}
+    torch.manual_seed(0)
+    text = target.generate(**inputs, **options)
+    make_oracle(monkeypatch, text, 9, mistakes=0.0)
+    right = Drafter.grow
+
+    def grow(self, *args):
+        tree = right(self, *args)
+        tree.tokens[1:, 1:] = (tree.tokens[1:, 1:] + 1) % 24
+        return tree
+
+    kept, honest = [], StepNoise.at
+
+    def at(self, steps, rows):
+        kept.append(len(self._noise))
+        return honest(self, steps, rows)
+
+    monkeypatch.setattr(Drafter, "grow", grow)
+    monkeypatch.setattr(StepNoise, "at", at)
+    monkeypatch.setattr(StepNoise, "max_skew", 8)
+    assert_same(target, draft, inputs, **options)
+    assert max(kept) <= 8 + 2 * 6
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3_next"])
@@ -82,11 +117,12 @@ def test_a_returned_cache_of_rows_that_ended_early(name, monkeypatch):
         cache = DynamicCache(config=target.config)
         out = target.generate(**BATCH, **GREEDY, eos_token_id=eos, past_key_values=cache, **assistant)
         caches.append(cache)
-    ends = [(row[13:] == 0).nonzero()[:1].flatten().tolist() for row in out]
-    assert any(ends), "no row ended early: the test shows nothing"
+    ends = [(row[13:] == eos).nonzero()[:1].flatten().tolist() for row in out]
+    assert any(end and 14 + end[0] < out.shape[1] for end in ends), "no row ended early: the test shows nothing"
     for plain, ours in zip(caches[0].layers, caches[1].layers, strict=True):
         for row, end in enumerate(ends):
-            used = 13 + end[0] if end else out.shape[1] - 1  # columns of the row's own tokens, its last included
+            # Columns of the row's own tokens, its last included where others ran on.
+            used = min(14 + end[0] if end else out.shape[1], out.shape[1] - 1)
             if type(plain) is DynamicLayer:
                 seen = slice(13 - int(BATCH["attention_mask"][row].sum()), used)
                 torch.testing.assert_close(ours.keys[row, :, seen], plain.keys[row, :, seen], rtol=1e-4, atol=1e-4)
@@ -95,8 +131,6 @@ def test_a_returned_cache_of_rows_that_ended_early(name, monkeypatch):
 
 
 def test_streams_of_a_hybrid_batch_whose_cache_is_returned():
-    from test_options import Collector
-
     target = tiny_target("qwen3_next")
     values = []
     for assistant in ({}, {"assistant_model": tiny_draft(target)}):

@@ -24,6 +24,15 @@ class Watcher(hf_eagle3.CycleStreamer):
         self.records.append(record)
 
 
+def sensitive(draft):
+    """Weights scaled up, so that positions and states matter."""
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(10)
+    return draft
+
+
 @torch.no_grad()
 def slow_scores(target, draft, text: list[int], record) -> list[float]:
     """Log-probability of every node's path below `text`, whose last token is the root."""
@@ -66,7 +75,7 @@ def slow_scores(target, draft, text: list[int], record) -> list[float]:
 )
 def test_scores_are_log_probabilities_of_paths(lengths, tree, changes):
     target = tiny_target()
-    draft = tiny_draft(target, **changes).with_tree(tree[0], shared_noise=False, **tree[1])
+    draft = sensitive(tiny_draft(target, **changes)).with_tree(tree[0], shared_noise=False, **tree[1])
     watcher, inputs = Watcher(), left_padded(lengths)
     torch.manual_seed(0)
     out = target.generate(
@@ -87,7 +96,7 @@ def test_scores_are_log_probabilities_of_paths(lengths, tree, changes):
 def test_a_tree_holds_the_best_nodes_there_are():
     """Exhaustively: with every token expanded, the tree's nodes are the best of all paths of two levels."""
     target = tiny_target()
-    draft = tiny_draft(target).with_tree("static", num_draft_tokens=15, tree_depth=2, tree_top_k=6)
+    draft = sensitive(tiny_draft(target)).with_tree("static", num_draft_tokens=15, tree_depth=2, tree_top_k=6)
     watcher = Watcher()
     out = target.generate(
         **left_padded([9]), max_new_tokens=6, do_sample=False, assistant_model=draft, streamer=watcher

@@ -36,6 +36,22 @@ def test_a_deep_tree_beyond_the_window():
     assert worst_node_error(target, left_padded([30]), num_nodes=40, max_depth=2 * WINDOW, cycles=2) < TOLERANCE
 
 
+@pytest.mark.parametrize("lengths", PROMPTS, ids=str)
+@pytest.mark.parametrize("name", ["mistral", "gemma3"])
+def test_a_window_that_slides_through_its_storage(name, lengths, monkeypatch):
+    monkeypatch.setattr(cache, "GROWTH", 2)
+    slid, honest = [], cache.SlotCache._slide
+
+    def slide(self, span, start, num_nodes):
+        before = span.start
+        honest(self, span, start, num_nodes)
+        slid.append(span.start > before)
+
+    monkeypatch.setattr(cache.SlotCache, "_slide", slide)
+    assert worst_node_error(tiny_target(name), left_padded(lengths), cycles=8, num_nodes=10) < TOLERANCE
+    assert any(slid), "storage never slid: the test shows nothing"
+
+
 def without_tree(honest):
     def masks(kinds, lengths, visible, depths, ancestors, dtype):
         return honest(kinds, lengths, visible, depths, torch.ones_like(ancestors).tril(), dtype)
