@@ -105,14 +105,15 @@ def test_rows_that_run_ahead_are_held_back_before_their_noise_costs_too_much(mon
     assert max(kept) <= 8 + 2 * 6
 
 
+@pytest.mark.parametrize("ending", [0, 1, 2])
 @pytest.mark.parametrize("name", ["llama", "mistral", "qwen3_next"])
-def test_a_returned_cache_of_rows_that_ended_early(name, monkeypatch):
+def test_a_returned_cache_of_rows_that_ended_early(name, ending):
     """
     Plain generate runs an ended row's last token and then padding: the cache of a draft's call must hold the same.
     """
     target = tiny_target(name)
     draft = tiny_draft(target)
-    caches, eos = [], int(target.generate(**BATCH, **GREEDY)[1, 13 + 7])  # what row 1 writes in its middle
+    caches, eos = [], int(target.generate(**BATCH, **GREEDY)[ending, 13 + 7])  # what that row writes in its middle
     for assistant in ({}, {"assistant_model": draft}):
         cache = DynamicCache(config=target.config)
         out = target.generate(**BATCH, **GREEDY, eos_token_id=eos, past_key_values=cache, **assistant)
@@ -330,6 +331,24 @@ def test_longrope_before_across_and_past_its_threshold(lengths, speculates):
     new = 10 if max(lengths) < 10 else 15
     stats = assert_same(target, tiny_draft(target), left_padded(lengths), max_new_tokens=new, do_sample=False)
     assert (stats.mode == "tree") == speculates
+
+
+def test_memory_of_another_text_is_not_believed(pair):
+    """The cached ids were edited between turns: the draft starts anew, as on a cache that never met it."""
+    target, draft = pair
+    cache = DynamicCache(config=target.config)
+    ids = target.generate(left_padded([9])["input_ids"], past_key_values=cache, **GREEDY, assistant_model=draft)
+    ids = torch.cat((ids, left_padded([3])["input_ids"]), dim=1)
+    ids[0, 4] = (ids[0, 4] + 1) % 24
+    stranger = DynamicCache(config=target.config)
+    for mine, theirs in zip(stranger.layers, cache.layers, strict=True):
+        mine.update(theirs.keys.clone(), theirs.values.clone())
+    accepted = []
+    for memory in (cache, stranger):
+        with hf_eagle3.record() as stats:
+            target.generate(ids, past_key_values=memory, **GREEDY, assistant_model=draft)
+        accepted.append(stats.accepted_tokens)
+    assert accepted[0] == accepted[1]
 
 
 def test_a_changed_draft_does_not_believe_its_memory(pair):
