@@ -218,13 +218,13 @@ class ChainPass:
         self.saved = None
 
     def _padded(self, tokens: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """Tokens as plain generate feeds them: padding behind the end of rows that run along with others."""
+        """Tokens as plain generate feeds them: padding behind rows that ended in this cycle and run along."""
         rows, is_changed = self.rows, False
         for a, row in enumerate(rows.active):
             first = rows.ends.get(row, rows.lengths[row] + tokens.shape[1]) - rows.lengths[row] + 1
-            if first < tokens.shape[1] and rows.pads_ended_rows:
+            if 1 < first < tokens.shape[1] and rows.pads_ended_rows:
                 tokens = tokens.clone()
-                tokens[a, max(first, 0) :] = rows.pad_token_id
+                tokens[a, first:] = rows.pad_token_id
                 is_changed = True
         return tokens, is_changed
 
