@@ -7,8 +7,8 @@ import torch
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from hf_eagle3 import TreeConfig, metrics, vocabulary
-from hf_eagle3.generation.drafting import Warp, rank_children
 from hf_eagle3.generation.noise import StepNoise
+from hf_eagle3.generation.ranking import Warp, rank_children
 
 
 def test_draft_vocabulary_offsets():

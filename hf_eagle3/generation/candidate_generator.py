@@ -11,7 +11,8 @@ from transformers.generation.candidate_generator import CandidateGenerator
 
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import Target
-from .drafting import Drafter, Entries, Warp
+from .drafting import Drafter, Entries
+from .ranking import Warp
 from .stats import new_stats
 
 

@@ -15,11 +15,12 @@ from .. import target as targets
 from ..modeling_eagle3 import Eagle3DraftModel
 from . import tree as trees
 from .draft_state import attach_state, prompt_entries
-from .drafting import Drafter, Entries, Warp
+from .drafting import Drafter, Entries
 from .fallback import crosses_rope_threshold, plain_decode
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
 from .processors import Kind, StopChecker, TokenChooser, length_limit
+from .ranking import Warp
 from .rows import Rows
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from transformers import LogitsProcessorList
-from transformers.generation import logits_process as host
 from transformers.utils import logging
 
 from ..modeling_eagle3 import Eagle3DraftModel, grouped_attention
@@ -23,83 +21,15 @@ from ..tree_config import TreeConfig
 from . import tree as trees
 from .draft_cache import DraftCache, DraftState
 from .noise import StepNoise
+from .ranking import Warp, rank_children, truncated
 from .stats import SpeculationStats
 from .transfer import on_device
 
 
 logger = logging.get_logger(__name__)
 
-# Draft tokens considered for top-p: what lies beyond has no mass worth proposing, and a full sort per level is dear.
-TOP_P_CANDIDATES = 1024
 # Elements of one attention mask while reading a long prompt.
 MASK_ELEMENTS = 2**23
-
-
-@dataclass(frozen=True)
-class Warp:
-    """The request's own warping of a distribution, applied to the draft's before its children are ranked by noise."""
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    @classmethod
-    def of(cls, processors: LogitsProcessorList) -> "Warp":
-        values = {}
-        for p in processors:
-            if isinstance(p, host.TemperatureLogitsWarper):
-                values["temperature"] = p.temperature
-            elif isinstance(p, host.TopKLogitsWarper):
-                values["top_k"] = p.top_k
-            elif isinstance(p, host.TopPLogitsWarper):
-                values["top_p"] = float(p.top_p)
-        return cls(**values)
-
-
-def rank_children(
-    logits: torch.Tensor, num_children: int, gumbel: torch.Tensor | None = None, warp: Warp | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    The `num_children` best continuations: (log-scores, draft ids), both (A, n, k), best first.
-
-    Without noise the score is log q. Under shared noise the draft predicts the sample: candidates are ranked by
-    z = log q - log E of the step whose token they would be, q warped as the request warps p, and the log-softmax of z
-    stands for the probability of acceptance.
-
-    Args:
-        logits: (A, n, D).
-        gumbel: -log E of the step, (A, D).
-        warp: The request's temperature, top-k and top-p.
-    """
-    logits = logits.float()
-    if gumbel is None:
-        scores, ids = logits.topk(num_children, dim=-1)
-        return scores - logits.logsumexp(dim=-1, keepdim=True), ids
-    if warp.temperature != 1.0:
-        logits = logits / warp.temperature
-    if warp.top_k is None and warp.top_p is None:
-        z = logits + gumbel[:, None]
-        scores, ids = z.topk(num_children, dim=-1)
-        return scores - z.logsumexp(dim=-1, keepdim=True), ids
-    wanted = warp.top_k if warp.top_k is not None else TOP_P_CANDIDATES
-    values, candidates = logits.topk(min(max(wanted, num_children), logits.shape[-1]), dim=-1)
-    if warp.top_k is not None:
-        values[..., warp.top_k :] = -torch.inf
-    if warp.top_p is not None:
-        total = (values if warp.top_k is not None else logits).logsumexp(dim=-1, keepdim=True)
-        before = (values - total).exp().cumsum(dim=-1).roll(1, dims=-1)
-        before[..., 0] = 0.0
-        values = values.masked_fill(before >= warp.top_p, -torch.inf)
-    z = values + gumbel[:, None].expand(-1, logits.shape[1], -1).gather(2, candidates)
-    scores, places = z.topk(num_children, dim=-1)
-    return scores - z.logsumexp(dim=-1, keepdim=True), candidates.gather(2, places)
-
-
-def _truncated(logits: torch.Tensor, warp: Warp) -> torch.Tensor:
-    """The request's top-k and top-p on the draft's own scores (1, D), by the host's warpers."""
-    if warp.top_k is not None:
-        logits = host.TopKLogitsWarper(warp.top_k)(None, logits)
-    return logits if warp.top_p is None else host.TopPLogitsWarper(warp.top_p)(None, logits)
 
 
 @dataclass
@@ -308,7 +238,7 @@ class Drafter:
         tokens, scores = [], []
         for level in range(length):
             logits = self._logits(normed)[:, 0].float() / warp.temperature
-            logits = self._spread(_truncated(logits, warp) if do_sample else logits)
+            logits = self._spread(truncated(logits, warp) if do_sample else logits)
             probabilities = logits.softmax(dim=-1)
             token = torch.multinomial(probabilities, 1) if do_sample else logits.argmax(dim=-1, keepdim=True)
             tokens.append(token)

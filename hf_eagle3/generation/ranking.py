@@ -1,0 +1,81 @@
+"""Which continuations a draft proposes: by its own probability, or by the noise that the coming step will use.
+
+Pure tensors. Shape letters: A active rows, n nodes, k children per node, D draft vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from transformers import LogitsProcessorList
+from transformers.generation import logits_process as host
+
+
+# Draft tokens considered for top-p: what lies beyond has no mass worth proposing, and a full sort per level is dear.
+TOP_P_CANDIDATES = 1024
+
+
+@dataclass(frozen=True)
+class Warp:
+    """The request's own warping of a distribution, applied to the draft's before its children are ranked by noise."""
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    @classmethod
+    def of(cls, processors: LogitsProcessorList) -> "Warp":
+        values = {}
+        for p in processors:
+            if isinstance(p, host.TemperatureLogitsWarper):
+                values["temperature"] = p.temperature
+            elif isinstance(p, host.TopKLogitsWarper):
+                values["top_k"] = p.top_k
+            elif isinstance(p, host.TopPLogitsWarper):
+                values["top_p"] = float(p.top_p)
+        return cls(**values)
+
+
+def rank_children(
+    logits: torch.Tensor, num_children: int, gumbel: torch.Tensor | None = None, warp: Warp | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The `num_children` best continuations: (log-scores, draft ids), both (A, n, k), best first.
+
+    Without noise the score is log q. Under shared noise the draft predicts the sample: candidates are ranked by
+    z = log q - log E of the step whose token they would be, q warped as the request warps p, and the log-softmax of z
+    stands for the probability of acceptance.
+
+    Args:
+        logits: (A, n, D).
+        gumbel: -log E of the step, (A, D).
+        warp: The request's temperature, top-k and top-p.
+    """
+    logits = logits.float()
+    if gumbel is None:
+        scores, ids = logits.topk(num_children, dim=-1)
+        return scores - logits.logsumexp(dim=-1, keepdim=True), ids
+    if warp.temperature != 1.0:
+        logits = logits / warp.temperature
+    if warp.top_k is None and warp.top_p is None:
+        z = logits + gumbel[:, None]
+        scores, ids = z.topk(num_children, dim=-1)
+        return scores - z.logsumexp(dim=-1, keepdim=True), ids
+    wanted = warp.top_k if warp.top_k is not None else TOP_P_CANDIDATES
+    values, candidates = logits.topk(min(max(wanted, num_children), logits.shape[-1]), dim=-1)
+    if warp.top_k is not None:
+        values[..., warp.top_k :] = -torch.inf
+    if warp.top_p is not None:
+        total = (values if warp.top_k is not None else logits).logsumexp(dim=-1, keepdim=True)
+        before = (values - total).exp().cumsum(dim=-1).roll(1, dims=-1)
+        before[..., 0] = 0.0
+        values = values.masked_fill(before >= warp.top_p, -torch.inf)
+    z = values + gumbel[:, None].expand(-1, logits.shape[1], -1).gather(2, candidates)
+    scores, places = z.topk(num_children, dim=-1)
+    return scores - z.logsumexp(dim=-1, keepdim=True), candidates.gather(2, places)
+
+
+def truncated(logits: torch.Tensor, warp: Warp) -> torch.Tensor:
+    """The request's top-k and top-p on the draft's own scores (1, D), by the host's warpers."""
+    if warp.top_k is not None:
+        logits = host.TopKLogitsWarper(warp.top_k)(None, logits)
+    return logits if warp.top_p is None else host.TopPLogitsWarper(warp.top_p)(None, logits)
