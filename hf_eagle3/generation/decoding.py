@@ -174,8 +174,6 @@ class Generation:
         self.noise = noise
         self.chooser = TokenChooser(self.processors, noise, rows.ids)
         self.is_stepwise = Kind.STEPWISE in (self.chooser.kind, self.stopper.kind)
-        # Without an EOS criterion plain generate lets ended rows run on with real tokens until all have ended.
-        self.runs_on = rows.num_rows > 1 and not self.rows.pads_ended_rows and not self.stopper.only_length
         # Unknown processors may draw random numbers themselves: then noise is drawn at its step, not ahead of it.
         shares_noise = noise is not None and self.tree_config.shared_noise and not self.is_stepwise
         self.drafter = Drafter(
@@ -193,10 +191,12 @@ class Generation:
         # A path has T + 1 places, whatever N is.
         room = max(self.tree_config.num_draft_tokens, self.tree_config.tree_depth) + 1
         self.passes = kind(self.target, self.rows, self.model_kwargs, room, self.max_length)
-        # The host's cache cannot lose rows that it must hand back, nor unknown processors rows that they may look at.
-        keeps_rows = self.is_stepwise or (chain_only and self.returns_cache)
-        self.runs_on |= keeps_rows and self.rows.num_rows > 1
-        self.lockstep = chain_only or self.is_stepwise or self.runs_on
+        # Without an EOS criterion plain generate lets ended rows run on with real tokens until all have ended. The
+        # host's cache cannot lose rows that it must hand back, nor unknown processors rows that they may look at.
+        unpadded = not self.rows.pads_ended_rows and not self.stopper.only_length
+        keeps_rows = unpadded or self.is_stepwise or (chain_only and self.returns_cache)
+        self.runs_on = keeps_rows and self.rows.num_rows > 1
+        self.lockstep = self.passes.lockstep or self.is_stepwise or self.runs_on
 
     # -- one cycle ----------------------------------------------------------------------------------------------------
 
@@ -208,28 +208,20 @@ class Generation:
         roots = rows.roots().to(self.target.model.device)
         rest = self.max_length - min(rows.active_lengths)
         depth = min(self.tree_config.tree_depth, rest - 1)
-        idle = self._idle_places()
+        idle = rows.idle_places
         # Ended rows that are shown to unknown processors stand on their own padding, one step at a time.
         if depth < 1 or (idle and self.is_stepwise):
             return trees.root_only(roots)
-        with self.stats.phase("draft_forward"):
-            positions = on_device(rows.draft_positions, self.drafter.device)
-            with torch.autocast(self.drafter.device.type, enabled=False):
+        positions = on_device(rows.draft_positions, self.drafter.device)
+        with torch.autocast(self.drafter.device.type, enabled=False):
+            with self.stats.phase("draft_forward"):
                 for entries in self.pending:
                     self.drafter.absorb(entries)
             self.pending = []
-        steps = rows.steps
-        with torch.autocast(self.drafter.device.type, enabled=False):
-            tree = self.drafter.grow(roots, positions, self.tree_config.shallower(depth), steps, rows.active)
+            tree = self.drafter.grow(roots, positions, self.tree_config.shallower(depth), rows.steps, rows.active)
         if idle:  # behind their end ended rows are fed padding, as in plain generate
             tree.tokens[idle, 1:] = rows.pad_token_id
         return tree.to(roots.device)
-
-    def _idle_places(self) -> list[int]:
-        """Active rows that ended and are padded."""
-        return [
-            a for a, row in enumerate(self.rows.active) if self.rows.is_done[row] and self.stopper.pads_finished_rows
-        ]
 
     def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk:
         """Tokens chosen along the tree, on the device where plain generate chooses them."""
@@ -272,7 +264,7 @@ class Generation:
         chosen = [row[-3] for row in packed]
         counts = list(chosen)
         if self.lockstep:  # without padding, the tokens of ended rows are still wanted
-            idle = self._idle_places()
+            idle = rows.idle_places
             counts = [min(count for a, count in enumerate(counts) if a not in idle)] * len(counts)
         tokens = [row[:count] for row, count in zip(packed, counts, strict=True)]
         rows.write(walk.tokens)
@@ -341,7 +333,7 @@ class Generation:
             if not rows.is_done[row] or plan.ends[a]:
                 self.stats.count_cycle(row, plan.accepted[a], plan.counts[a], tree.max_depth, plan.is_cut[a])
         rows.commit(plan.counts)
-        self.rows.pad_done()
+        rows.pad_done()
         self.reporter.report(tree, walk, plan)
         self._finish_rows(plan)
 
@@ -364,8 +356,7 @@ class Generation:
             self.drafter.select_rows(kept)
             self.pending = [entries.select_rows(kept) for entries in self.pending]
 
-    # -- the end
-    # ---------------------------------------------------------------------------------------------------------
+    # -- the end ------------------------------------------------------------------------------------------------------
 
     def complete_cache(self) -> None:
         """A cache that outlives the call holds each ended row's last token as well, where others ran on."""

@@ -100,11 +100,15 @@ class Rows:
         for row, count in zip(self.active, counts, strict=True):
             self.lengths[row] += count
 
+    @property
+    def idle_places(self) -> list[int]:
+        """Places of active rows that ended, are padded, and run along beside others."""
+        return [a for a, row in enumerate(self.active) if self.is_done[row] and self.pads_ended_rows]
+
     def pad_done(self) -> None:
-        """Rows that ended but run along beside others hold padding from their end on, as in plain generate."""
-        for row in self.active:
-            if self.is_done[row] and self.pads_ended_rows:
-                self.ids[row, self.ends[row] :] = self.pad_token_id
+        """Idle rows hold padding from their end on, as in plain generate."""
+        for row in (self.active[place] for place in self.idle_places):
+            self.ids[row, self.ends[row] :] = self.pad_token_id
 
     def finish(self, places: list[int]) -> list[int]:
         """Take the rows at `places` of the active ones out; returns the places that stay."""
