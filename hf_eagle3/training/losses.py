@@ -1,0 +1,114 @@
+"""Losses of training-time test: what the draft's distribution is worth against the target's, position by position.
+
+Pure tensor functions. Shape letters: n positions, V target vocabulary, D draft vocabulary, S steps.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+LOSSES = ("soft_cross_entropy", "kl", "lk_alpha", "lk_lambda")
+LK_DECAY = 3.0  # how fast the hybrid turns from KL to acceptance: arXiv 2602.23881, and SpecForge's default
+
+
+@dataclass
+class TargetDistribution:
+    """
+    The target at n positions as the draft vocabulary sees it.
+
+    Attributes:
+        probabilities: Renormalised over the draft vocabulary, (n, D) float32.
+        full_probabilities: The same tokens' probabilities among all V, (n, D) float32.
+        best: The target's argmax as a draft id, (n,); -1 where it is outside the draft vocabulary.
+    """
+
+    probabilities: Tensor
+    full_probabilities: Tensor
+    best: Tensor
+
+    @classmethod
+    def from_logits(cls, logits: Tensor, target_token_ids: Tensor | None) -> "TargetDistribution":
+        """From all logits (n, V) and the draft vocabulary's target ids (D,), `None` for the whole vocabulary."""
+        best = logits.argmax(-1)
+        logits = logits.float()
+        total = logits.logsumexp(-1, keepdim=True)
+        if target_token_ids is None:
+            full = (logits - total).exp()
+            return cls(full, full, best)
+        kept = logits[:, target_token_ids]
+        # target_token_ids ascends: the position of `best` in it, if it is there
+        index = torch.searchsorted(target_token_ids, best).clamp_(max=target_token_ids.numel() - 1)
+        return cls(
+            kept.softmax(-1), (kept - total).exp(), index.where(target_token_ids[index] == best, index.new_tensor(-1))
+        )
+
+
+def soft_cross_entropy(target: TargetDistribution, draft_logits: Tensor) -> Tensor:
+    """-sum p log q with p renormalised over the draft vocabulary, (n,)."""
+    return -(target.probabilities * draft_logits.log_softmax(-1)).sum(-1)
+
+
+def kl_divergence(target: TargetDistribution, draft_logits: Tensor) -> Tensor:
+    """KL(p || q) with p renormalised over the draft vocabulary, (n,)."""
+    return soft_cross_entropy(target, draft_logits) + torch.special.xlogy(
+        target.probabilities, target.probabilities
+    ).sum(-1)
+
+
+def acceptance(target: TargetDistribution, draft_logits: Tensor) -> Tensor:
+    """
+    Chance that one token drawn from the draft is accepted, sum of min(p, q) with p among all V, (n,).
+
+    Source: Leviathan et al. (arXiv 2211.17192), theorem 3.5.
+    """
+    return torch.minimum(target.full_probabilities, draft_logits.softmax(-1)).sum(-1)
+
+
+@dataclass
+class StepTerms:
+    """
+    What one step gave at n positions, (n,) each; only what the loss uses carries a gradient.
+
+    Attributes:
+        divergence: Cross-entropy or KL.
+        acceptance: Chance of acceptance at temperature 1.
+        correct: Whether the draft's argmax is the target's.
+        covered: Whether the target's argmax is in the draft vocabulary.
+    """
+
+    divergence: Tensor
+    acceptance: Tensor
+    correct: Tensor
+    covered: Tensor
+
+    @classmethod
+    def measure(cls, loss: str, target: TargetDistribution, draft_logits: Tensor) -> "StepTerms":
+        """All terms of one step from (n, D) float32 draft logits."""
+        divergence = soft_cross_entropy if loss == "soft_cross_entropy" else kl_divergence
+        with torch.set_grad_enabled(torch.is_grad_enabled() and loss.startswith("lk")):
+            alpha = acceptance(target, draft_logits)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and loss != "lk_alpha"):
+            distance = divergence(target, draft_logits)
+        correct = draft_logits.argmax(-1) == target.best
+        return cls(distance, alpha, correct, target.best >= 0)
+
+
+def step_loss(loss: str, terms: StepTerms, mask: Tensor, denominator: Tensor | float) -> Tensor:
+    """
+    One step's loss: the sum over `mask` (n,) bool divided by `denominator`, which may count other processes' positions.
+
+    `lk_alpha` is -log of the chance of acceptance; `lk_lambda` is w KL + (1 - w)(1 - acceptance) with
+    w = exp(-3 mean acceptance), so that it begins as KL (arXiv 2602.23881).
+    """
+    weight = mask.to(terms.divergence.dtype)
+    if loss == "lk_alpha":
+        alpha = terms.acceptance
+        return -(alpha.clamp_min(torch.finfo(alpha.dtype).tiny).log() * weight).sum() / denominator
+    if loss == "lk_lambda":
+        mean = (terms.acceptance.detach() * weight).sum() / weight.sum().clamp_min(1)
+        share = torch.exp(-LK_DECAY * mean)
+        values = share * terms.divergence + (1 - share) * (1 - terms.acceptance)
+        return (values * weight).sum() / denominator
+    return (terms.divergence * weight).sum() / denominator
