@@ -155,6 +155,7 @@ class Eagle3DraftModel(PreTrainedModel):
     config_class = Eagle3Config
     base_model_prefix = ""
     main_input_name = "inputs_embeds"
+    supports_gradient_checkpointing = True  # read by training-time test: every step is computed again
     _supports_sdpa = True
     _no_split_modules = ["Eagle3DecoderLayer"]
 
@@ -180,6 +181,7 @@ class Eagle3DraftModel(PreTrainedModel):
             # Until a vocabulary is chosen: the first D ids.
             self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
             self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
+        self.gradient_checkpointing = False
         self.post_init()
         self.generation_config = GenerationConfig()
         TreeConfig().write_to(self.generation_config)
@@ -249,6 +251,8 @@ class Eagle3DraftModel(PreTrainedModel):
         attend: Attend | None = None,
         rotary: Rotary | None = None,
         return_dict: bool = True,
+        procedure: Callable | None = None,
+        **procedure_inputs,
     ) -> Eagle3DraftOutput | tuple[torch.Tensor, torch.Tensor]:
         """
         One pass of the draft. Index i pairs the token x_{i+1} with the feature of position i and predicts x_{i+2}.
@@ -263,10 +267,16 @@ class Eagle3DraftModel(PreTrainedModel):
             attend: Attention of the pass; the default is causal. Training-time test passes its own.
             rotary: cos and sin from `rotary`, to share them over several passes.
             return_dict: Whether to return an [`Eagle3DraftOutput`].
+            procedure: Instead of one pass: `procedure(self, **procedure_inputs)`, whose result is returned. Training
+                unrolls the draft here, so that whatever wraps a forward (DDP, FSDP, autocast) wraps it all as one.
 
         Raises:
             ValueError: not exactly one of features and hidden states, or of embeddings and ids, or a wrong width.
         """
+        if procedure is not None:
+            return procedure(self, **procedure_inputs)
+        if procedure_inputs:
+            raise TypeError(f"Unknown arguments {', '.join(map(repr, procedure_inputs))}.")
         if (target_features is None) == (draft_hidden_states is None):
             raise ValueError("Give exactly one of `target_features` and `draft_hidden_states`.")
         if (inputs_embeds is None) == (input_ids is None):

@@ -47,6 +47,9 @@ CHAIN_ONLY = {
     "cpmant": "masks and positions of its own",
 }
 TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask
+# What a head does to its logits after the matrix product, by the name of the configuration's field.
+HEAD_FACTORS, HEAD_DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
+HEAD_SOFT_CAP = "final_logit_softcapping"
 # RoPE whose frequencies depend on the largest position in the pass: a node may not cross the threshold ahead of plain.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -134,6 +137,22 @@ def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
         if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
     ]
     return lists[0] if lists else None
+
+
+def head_options(config) -> dict[str, float]:
+    """What the head of a target does to its logits beyond the matrix product, by the configuration's field names."""
+    names = (*HEAD_FACTORS, *HEAD_DIVISORS, HEAD_SOFT_CAP)
+    return {name: value for name in names if (value := getattr(config, name, None))}
+
+
+def shaped_logits(logits: torch.Tensor, options: dict[str, float]) -> torch.Tensor:
+    """Logits as the model gives them, from the bare product and `head_options`."""
+    for name in HEAD_FACTORS:
+        logits = logits * options.get(name, 1)
+    for name in HEAD_DIVISORS:
+        logits = logits / options.get(name, 1)
+    cap = options.get(HEAD_SOFT_CAP)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 class Target:
@@ -227,6 +246,47 @@ class Target:
         """Rows of the output head for `ids` (D,), for drafts that store no head of their own, (D, H)."""
         weight = self.model.get_output_embeddings().weight
         return weight if ids is None else weight[ids.to(weight.device)]
+
+    def run_decoder(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
+        """One pass without head or cache: the host's output, whose `last_hidden_state` is what the head reads."""
+        return self.model.get_decoder()(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            use_cache=False,
+            output_hidden_states=not self.uses_hooks,
+            return_dict=True,
+        )
+
+    def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(tapped features (B, L, F), last hidden states (B, L, H)) of sequences padded on the right, no gradient."""
+        with torch.no_grad(), self.attached():
+            with self.capturing():
+                outputs = self.run_decoder(input_ids, attention_mask)
+            return self.features(outputs), outputs.last_hidden_state
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) of last hidden states (..., H); `check_head` says whether this is all the head does."""
+        return shaped_logits(self.model.get_output_embeddings()(hidden), head_options(self.config))
+
+    @torch.no_grad()
+    def check_head(self, input_ids: torch.Tensor) -> None:
+        """
+        Compare `head` with the model's own logits on one short row, (1, L).
+
+        Raises:
+            ValueError: the head does more than is known here (scaling, capping, another projection).
+        """
+        mask = torch.ones_like(input_ids)
+        expected = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float()
+        found = self.head(self.run_decoder(input_ids, mask).last_hidden_state).to(expected.device).float()
+        scale = expected.std().clamp_min(1e-6)
+        difference = float((found - expected).abs().max() / scale) if found.shape == expected.shape else float("inf")
+        if not difference < (1e-3 if self.model.dtype == torch.float32 else 0.1):
+            raise ValueError(
+                f"The head of {type(self.model).__name__} is not a projection of the last hidden states with a known "
+                f"scale or soft cap: its logits differ by {difference:.3g} standard deviations. Training needs the "
+                "head alone; please report the architecture."
+            )
 
     def decoding_optimised(self):
         """The host's switch of experts implementations while decoding (transformers 5.10 on)."""

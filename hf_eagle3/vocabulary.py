@@ -54,3 +54,25 @@ def complete_mapping(
     if t2d is not None and not torch.equal(derived, t2d.bool().cpu()):
         raise ValueError("`t2d` does not mark the tokens that `d2t` maps to; one of the two is from another draft.")
     return offsets, derived
+
+
+def choose_target_ids(counts: torch.Tensor, draft_vocab_size: int) -> torch.Tensor:
+    """
+    The `draft_vocab_size` commonest tokens, ascending, (D,) int64.
+
+    Args:
+        counts: How often each target token is to be predicted, (V,). Count the assistant's tokens only, best of text
+            that the target wrote itself.
+        draft_vocab_size: Where fewer distinct tokens occur, the lowest unused ids fill up.
+
+    Raises:
+        ValueError: more than V tokens asked for, or nothing was counted.
+
+    Source: the most frequent tokens of the training data, as in the original repository.
+    """
+    if not 0 < draft_vocab_size <= counts.numel():
+        raise ValueError(f"`draft_vocab_size` is {draft_vocab_size}; it must lie between 1 and {counts.numel()}.")
+    if not counts.any():
+        raise ValueError("No token was counted: every loss mask is empty.")
+    # A stable sort: among equals, and so among the unused, the lowest id comes first.
+    return counts.sort(descending=True, stable=True).indices[:draft_vocab_size].sort().values

@@ -1,0 +1,8 @@
+"""Training of draft models: `Eagle3Trainer`, its arguments and losses, and drafts to begin with."""
+
+from .arguments import RECIPES, Eagle3TrainingArguments
+from .new_draft import count_tokens, new_draft
+from .trainer import Eagle3Trainer
+
+
+__all__ = ["RECIPES", "Eagle3Trainer", "Eagle3TrainingArguments", "count_tokens", "new_draft"]

@@ -75,13 +75,18 @@ class StepTerms:
         divergence: Cross-entropy or KL.
         acceptance: Chance of acceptance at temperature 1.
         correct: Whether the draft's argmax is the target's.
-        covered: Whether the target's argmax is in the draft vocabulary.
+        best: The target's argmax as a draft id; -1 where it is outside the draft vocabulary.
     """
 
     divergence: Tensor
     acceptance: Tensor
     correct: Tensor
-    covered: Tensor
+    best: Tensor
+
+    @property
+    def covered(self) -> Tensor:
+        """Whether the target's argmax is in the draft vocabulary."""
+        return self.best >= 0
 
     @classmethod
     def measure(cls, loss: str, target: TargetDistribution, draft_logits: Tensor) -> "StepTerms":
@@ -92,7 +97,7 @@ class StepTerms:
         with torch.set_grad_enabled(torch.is_grad_enabled() and loss != "lk_alpha"):
             distance = divergence(target, draft_logits)
         correct = draft_logits.argmax(-1) == target.best
-        return cls(distance, alpha, correct, target.best >= 0)
+        return cls(distance, alpha, correct, target.best)
 
 
 def step_loss(loss: str, terms: StepTerms, mask: Tensor, denominator: Tensor | float) -> Tensor:

@@ -132,7 +132,7 @@ def measure(
         out = []
         for chunk in chunks:
             step = StepTerms.measure(config.loss, target, draft_head(chunk).float())
-            out += [step.divergence, step.acceptance, step.correct, step.covered]
+            out += [step.divergence, step.acceptance, step.correct, step.best]
         return tuple(out)
 
     collected: list[tuple[Tensor, ...]] = []

@@ -1,0 +1,285 @@
+"""Offline features: what training reads of the target, computed once and kept in half precision.
+
+A folder holds `features-00000.safetensors`, ... (samples one after the other), `target.safetensors` (embedding and
+head, so that training needs the target no more) and `provenance.json`, by which the folder refuses another target.
+About 2 (F + H) bytes per token: for an 8B target 32 KB, so a billion tokens are 30 TB. Online training needs none of it.
+
+Shape letters: L tokens of a sample, H hidden of the target, F tapped features, V vocabulary.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..configuration_eagle3 import Eagle3Config
+from ..target import Target, head_options, shaped_logits, unwrap_peft
+
+
+PROVENANCE, TARGET_FILE = "provenance.json", "target.safetensors"
+FORMAT = 1
+COLUMNS = ("input_ids", "loss_mask", "target_features", "last_hidden_states")
+
+
+@dataclass
+class Provenance:
+    """
+    What the features are of. Two folders with equal provenance (shards aside) may be mixed.
+
+    Attributes:
+        target: Name or path the target was loaded from, and `revision`, its commit on the Hub where known.
+        fingerprint: Of the target's embedding and final norms, which fine-tuning changes.
+        target_layer_ids: Tapped layers.
+        template_hash: Of the tokenizer's chat template.
+        head: Scale and soft cap of the target's head.
+        shards: Samples in each file.
+    """
+
+    target: str
+    revision: str | None
+    fingerprint: str
+    target_layer_ids: list[int]
+    hidden_size: int
+    vocab_size: int
+    dtype: str
+    template_hash: str
+    max_length: int
+    head: dict[str, float] = field(default_factory=dict)
+    shards: list[int] = field(default_factory=list)
+    format: int = FORMAT
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, target: Target, dtype: torch.dtype, tokenizer, max_length: int
+    ) -> "Provenance":
+        return cls(
+            target=model.config.name_or_path,
+            revision=getattr(model.config, "_commit_hash", None),
+            fingerprint=fingerprint(model),
+            target_layer_ids=target.layer_ids,
+            hidden_size=target.config.hidden_size,
+            vocab_size=target.config.vocab_size,
+            dtype=str(dtype).removeprefix("torch."),
+            template_hash=template_hash(tokenizer),
+            max_length=max_length,
+            head=head_options(target.config),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> "Provenance":
+        path = folder / PROVENANCE
+        if not path.is_file():
+            raise ValueError(f"`{folder}` has no {PROVENANCE}; make it by `hf-eagle3 prepare features`.")
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        if stored.get("format") != FORMAT:
+            raise ValueError(f"`{folder}` has features of format {stored.get('format')}, this version reads {FORMAT}.")
+        return cls(**stored)
+
+    def write(self, folder: Path) -> None:
+        temporary = folder / (PROVENANCE + ".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        os.replace(temporary, folder / PROVENANCE)
+
+    def refuse_other(self, other: "Provenance", folder: Path) -> None:
+        """
+        Raises:
+            ValueError: the other features are of another target, template or shape; each difference is named.
+        """
+        skipped = {"shards", "target", "revision"}  # a moved or renamed target is the same if its weights are
+        mine, theirs = asdict(self), asdict(other)
+        different = [
+            f"{name}: {mine[name]} there, {theirs[name]} here"
+            for name in mine
+            if name not in skipped and mine[name] != theirs[name]
+        ]
+        if different:
+            raise ValueError(
+                f"The features in `{folder}` belong to another target or set-up ({'; '.join(different)}). Use another "
+                "folder."
+            )
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Of a few weights of the target; equal however it is loaded in the same precision."""
+    digest = hashlib.sha256()
+    weight = model.get_input_embeddings().weight
+    for tensor in (weight[:: max(len(weight) // 64, 1)], *(p for n, p in model.named_parameters() if "norm" in n)):
+        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def template_hash(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    template = tokenizer.chat_template if tokenizer is not None else None
+    return hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16]
+
+
+def estimate_bytes(num_tokens: int, target: Target) -> int:
+    """Size on disk of the features of so many tokens."""
+    width = (len(target.layer_ids) + 1) * target.config.hidden_size
+    return num_tokens * (2 * width + 16) + 4 * target.config.vocab_size * target.config.hidden_size
+
+
+class FeatureWriter:
+    """
+    Writes features of tokenised samples; an interrupted run goes on where it was.
+
+    Args:
+        folder: Where to.
+        model: The target.
+        draft_config: Says which layers are tapped.
+        tokenizer: The one that made the tokens; its template is recorded.
+        dtype: Half precision the features are kept in; bfloat16 cannot overflow.
+        max_length: Samples are cut to it.
+        samples_per_shard: Samples in one file.
+
+    Raises:
+        ValueError: the folder holds features of another target or set-up.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: PreTrainedModel,
+        draft_config: Eagle3Config,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+        max_length: int = 2048,
+        samples_per_shard: int = 512,
+    ):
+        if dtype not in (torch.bfloat16, torch.float16):
+            raise ValueError(f"`dtype` is {dtype}; features are kept in bfloat16 or float16.")
+        self.folder, self.dtype, self.max_length = Path(folder), dtype, max_length
+        self.samples_per_shard = samples_per_shard
+        base = unwrap_peft(model)
+        self.target = Target(base, draft_config)
+        self.provenance = Provenance.of(base, self.target, dtype, tokenizer, max_length)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / PROVENANCE).exists():
+            stored = Provenance.read(self.folder)
+            stored.refuse_other(self.provenance, self.folder)
+            self.provenance.shards = stored.shards
+        else:
+            head, embedding = base.get_output_embeddings().weight, base.get_input_embeddings().weight
+            weights = {"embedding": embedding.detach().cpu().contiguous()}
+            if head.data_ptr() != embedding.data_ptr():
+                weights["head"] = head.detach().cpu().contiguous()
+            save_file(weights, self.folder / TARGET_FILE)
+            self.provenance.write(self.folder)
+
+    def write(self, samples: Sequence[dict], progress: Iterable | None = None) -> int:
+        """
+        Compute and write what is missing of `samples` ({"input_ids", "loss_mask"}); returns how many were written.
+        """
+        done = sum(self.provenance.shards)
+        device, written = self.target.embedding_weight.device, 0
+        for start in range(done, len(samples), self.samples_per_shard):
+            shard: dict[str, Tensor] = {}
+            chosen = range(start, min(start + self.samples_per_shard, len(samples)))
+            for index in chosen:
+                ids = torch.tensor([samples[index]["input_ids"][: self.max_length]], device=device)
+                if index == 0:
+                    self.target.check_head(ids[:, :32])
+                features, hidden = self.target.read(ids, torch.ones_like(ids))
+                values = (ids[0], torch.tensor(samples[index]["loss_mask"][: self.max_length]), features[0], hidden[0])
+                for name, value in zip(COLUMNS, values, strict=True):
+                    value = value.to(self.dtype) if value.is_floating_point() else value.to(torch.int32)
+                    shard[f"{index - start}.{name}"] = value.cpu().contiguous()
+            number = len(self.provenance.shards)
+            save_file(shard, self.folder / f"{shard_name(number)}.tmp")
+            os.replace(self.folder / f"{shard_name(number)}.tmp", self.folder / shard_name(number))
+            self.provenance.shards.append(len(chosen))
+            self.provenance.write(self.folder)
+            written += len(chosen)
+            if progress is not None:
+                progress.update(len(chosen))
+        return written
+
+
+def shard_name(number: int) -> str:
+    return f"features-{number:05d}.safetensors"
+
+
+class FeatureDataset(torch.utils.data.Dataset):
+    """The samples of a feature folder, read from disk as they are asked for."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.places = [
+            (number, index)
+            for number, count in enumerate(Provenance.read(self.folder).shards)
+            for index in range(count)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, position: int) -> dict[str, Tensor]:
+        number, index = self.places[position]
+        with safe_open(self.folder / shard_name(number), "pt") as shard:
+            return {name: shard.get_tensor(f"{index}.{name}") for name in COLUMNS}
+
+
+class CachedTarget:
+    """
+    Stands for the target when features were computed beforehand: its embedding and head alone.
+
+    Args:
+        folder: Written by [`FeatureWriter`] or `hf-eagle3 prepare features`.
+        model: The target itself, to check that the features are its own.
+        tokenizer: Likewise for the chat template.
+
+    Raises:
+        ValueError: the features are another target's.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        model: PreTrainedModel | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        self.folder = Path(folder)
+        self.provenance = Provenance.read(self.folder)
+        if model is not None and fingerprint(unwrap_peft(model)) != self.provenance.fingerprint:
+            raise ValueError(
+                f"The features in `{folder}` were computed by `{self.provenance.target}`; the weights of "
+                f"`{model.config.name_or_path}` are others."
+            )
+        if tokenizer is not None and template_hash(tokenizer) != self.provenance.template_hash:
+            raise ValueError(f"The features in `{folder}` were computed with another chat template.")
+        weights = load_file(self.folder / TARGET_FILE)
+        self.embedding = weights["embedding"]
+        self.head_weight = weights.get("head", self.embedding)
+
+    def check_fits(self, config: Eagle3Config) -> None:
+        """Raises ValueError where a draft reads other layers or another target."""
+        found = (config.target_layer_ids, config.target_hidden_size, config.vocab_size)
+        expected = (self.provenance.target_layer_ids, self.provenance.hidden_size, self.provenance.vocab_size)
+        for name, mine, theirs in zip(("target_layer_ids", "target_hidden_size", "vocab_size"), found, expected):
+            if mine != theirs:
+                raise ValueError(f"The draft has `{name}` {mine}, the features in `{self.folder}` have {theirs}.")
+
+    def to(self, device: torch.device) -> None:
+        tied = self.head_weight is self.embedding
+        self.embedding = self.embedding.to(device)
+        self.head_weight = self.embedding if tied else self.head_weight.to(device)
+
+    def embedding_rows(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids.to(self.embedding.device), self.embedding)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (n, V) of last hidden states (n, H)."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return shaped_logits(F.linear(hidden.to(self.head_weight.dtype), self.head_weight), self.provenance.head)
+
+    def head_rows(self, ids: Tensor | None) -> Tensor:
+        return self.head_weight if ids is None else self.head_weight[ids.to(self.head_weight.device)]

@@ -1,0 +1,76 @@
+"""A draft to begin training with: sizes from the target, a draft vocabulary, and a start that is not blind."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from .. import vocabulary
+from ..configuration_eagle3 import Eagle3Config
+from ..modeling_eagle3 import Eagle3DraftModel
+from ..target import Target, unwrap_peft
+
+
+FC_SCALE = 0.3  # of the random part of `fc` beside the identity on the deepest tap
+
+
+def count_tokens(samples: Iterable[dict], vocab_size: int) -> torch.Tensor:
+    """How often each token is to be predicted in tokenised samples ({"input_ids", "loss_mask"}), (V,) int64."""
+    counts = torch.zeros(vocab_size, dtype=torch.long)
+    for sample in samples:
+        ids, mask = torch.as_tensor(sample["input_ids"]).long(), torch.as_tensor(sample["loss_mask"]).bool()
+        counts += ids[mask].bincount(minlength=vocab_size)
+    return counts
+
+
+def new_draft(
+    target_model: PreTrainedModel,
+    draft_vocab_size: int | None = None,
+    token_counts: torch.Tensor | None = None,
+    from_target: bool = True,
+    **overrides,
+) -> Eagle3DraftModel:
+    """
+    An untrained draft for a target, in float32.
+
+    Args:
+        target_model: The target.
+        draft_vocab_size: Tokens the draft can propose (D). `None`: all that the target knows.
+        token_counts: How often each token is to be predicted, (V,), see [`count_tokens`]; needed when D < V.
+        from_target: Start `lm_head` from the target's rows, and `fc` as the identity on the deepest tapped layer beside
+            a smaller random part. `False`: random, as the original code.
+        overrides: Fields of [`Eagle3Config`].
+
+    Raises:
+        ValueError: a draft vocabulary without counts, or sizes that do not fit.
+    """
+    base = unwrap_peft(target_model)
+    if draft_vocab_size is not None:
+        overrides["draft_vocab_size"] = draft_vocab_size
+    config = Eagle3Config.from_target(base, **overrides)
+    if config.has_vocabulary_mapping and token_counts is None:
+        raise ValueError(
+            f"`draft_vocab_size` {config.draft_vocab_size} of {config.vocab_size} needs `token_counts`, to know which."
+        )
+    draft = Eagle3DraftModel(config)
+    if config.has_vocabulary_mapping:
+        ids = vocabulary.choose_target_ids(token_counts, config.draft_vocab_size)
+        offsets, mask = vocabulary.mapping_from_target_ids(ids, config.vocab_size)
+        draft.d2t.copy_(offsets)
+        draft.t2d.copy_(mask)
+    if from_target:
+        start_from_target(draft, Target(base, config))
+    return draft
+
+
+@torch.no_grad()
+def start_from_target(draft: Eagle3DraftModel, target: Target) -> None:
+    """Head and fusion that already say something; only where widths allow it."""
+    config = draft.config
+    if config.hidden_size != config.target_hidden_size:
+        return
+    if draft.lm_head is not None:
+        draft.lm_head.weight.copy_(target.head_rows(draft.target_token_ids))
+    nn.init.normal_(draft.fc.weight, std=FC_SCALE / config.fused_features_size**0.5)
+    draft.fc.weight[:, -config.hidden_size :] += torch.eye(config.hidden_size)

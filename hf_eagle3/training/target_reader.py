@@ -1,0 +1,97 @@
+"""What training reads of the frozen target, run online: features, last hidden states, embedding rows, head.
+
+Packed rows are taken apart for the target's pass, so that any architecture may be the target. Does not know the draft's
+weights. Shape letters: B batch, L sequence, H hidden, F tapped features, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from ..configuration_eagle3 import Eagle3Config
+from ..target import Target, unwrap_peft
+from .attention import Segments
+
+
+CHECKED_TOKENS = 32  # of the first sample, for the comparison of heads
+
+
+def segments_of(document_ids: Tensor) -> Segments:
+    """The documents packed into rows, (B, L) ids with -1 at padding; `None` where no row holds more than one."""
+    if not (document_ids > 0).any():
+        return None
+    segments = []
+    for row, ids in enumerate(document_ids.tolist()):
+        start = 0
+        for column in range(1, len(ids) + 1):
+            if column == len(ids) or ids[column] != ids[start]:
+                if ids[start] >= 0:
+                    segments.append((row, start, column))
+                start = column
+    return tuple(segments)
+
+
+class TargetReader:
+    """
+    The frozen target of a training run.
+
+    Args:
+        model: The target, in any precision, quantised, sharded by `device_map` or inside PEFT (its active adapter is
+            then what the draft learns).
+        draft_config: The draft's configuration.
+
+    Raises:
+        ValueError: draft and target do not fit.
+    """
+
+    def __init__(self, model: PreTrainedModel, draft_config: Eagle3Config):
+        self.model = model
+        self.base = unwrap_peft(model)
+        self.target = Target(self.base, draft_config)
+        self.head_checked = False
+        model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        """Move the target, unless it was placed by a device map or is quantised."""
+        placed = getattr(self.base, "hf_device_map", None) or getattr(self.base, "is_quantized", False)
+        if not placed and self.base.device != device:
+            self.model.to(device)
+
+    def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(tapped features (B, L, F), last hidden states (B, L, H)) of a batch of the collator; no gradient."""
+        ids, documents = batch["input_ids"], batch["document_ids"]
+        # The caller's autocast is for the draft; the target runs as it was loaded.
+        with torch.autocast(ids.device.type, enabled=False):
+            if not self.head_checked:
+                first = ids[:1, : int((documents[0] == 0).sum())]
+                self.target.check_head(first[:, :CHECKED_TOKENS])
+                self.head_checked = True
+            segments = segments_of(documents)
+            if segments is None:
+                return self.target.read(ids, (documents >= 0).long())
+            rows = [ids[row, start:end] for row, start, end in segments]
+            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
+            parts = self.target.read(pad_sequence(rows, batch_first=True), mask)
+        packed = []
+        for part in parts:
+            whole = part.new_zeros(*ids.shape, part.shape[-1])
+            for index, (row, start, end) in enumerate(segments):
+                whole[row, start:end] = part[index, : end - start]
+            packed.append(whole)
+        return packed[0], packed[1]
+
+    def embedding_rows(self, ids: Tensor) -> Tensor:
+        """The target's embedding rows, (..., H), without gradient."""
+        return self.target.embedding_rows(ids).detach()
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits (n, V) of last hidden states (n, H), on the hidden states' device."""
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self.target.head(hidden).to(hidden.device)
+
+    def head_rows(self, ids: Tensor | None) -> Tensor:
+        """The head's rows of some tokens, (D, H)."""
+        return self.target.head_rows(ids).detach()

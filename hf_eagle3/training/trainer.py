@@ -1,0 +1,314 @@
+"""`Eagle3Trainer`: a `transformers.Trainer` whose model is the draft and whose loss is training-time test.
+
+Only what differs from `Trainer` is here: what the target supplies, the loss and its denominators over accumulated
+batches and processes, figures, and evaluation by speculative generation. Optimiser, schedules, precision, launchers,
+checkpoints and logging are the Trainer's.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, Trainer
+
+from ..data.collator import Eagle3DataCollator
+from ..data.features import CachedTarget
+from ..data.loading import tokenised
+from ..generation.stats import record
+from ..modeling_eagle3 import Eagle3DraftModel
+from ..target import unwrap_peft
+from .arguments import Eagle3TrainingArguments
+from .figures import Figures
+from .objective import Measured, Positions, count_positions, measure, shifted
+from .target_reader import TargetReader, segments_of
+from .training_time_test import training_time_test
+
+
+logger = logging.getLogger(__name__)
+LOW_COVERAGE = 0.9
+LOW_AGREEMENT = 0.25
+PLAIN_TEXT_PROMPT = 32  # tokens that start generation where a sample has no prompt
+
+
+class Eagle3Trainer(Trainer):
+    """
+    Trains a draft model for a target model by training-time test.
+
+    Args:
+        model: The draft, e.g. from [`new_draft`].
+        target_model: The frozen target, loaded any way, or a [`CachedTarget`] over offline features.
+        args: [`Eagle3TrainingArguments`].
+        train_dataset, eval_dataset: Conversations, text or tokens (see `hf_eagle3.data.conversations`).
+        processing_class: The target's tokenizer; needed unless the data is tokenised.
+        peft_config: Train the draft by this PEFT configuration, e.g. a `LoraConfig`; the adapter is what is saved.
+        kwargs: Further arguments of `Trainer`.
+
+    Raises:
+        ValueError: draft, target and data do not fit; nothing to learn from.
+        FloatingPointError: while training, a loss that is not finite.
+
+    Source: EAGLE-3 (arXiv 2503.01840), sections 3.2 and 4.
+    """
+
+    def __init__(
+        self,
+        model: Eagle3DraftModel,
+        target_model: PreTrainedModel | CachedTarget,
+        args: Eagle3TrainingArguments | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
+        processing_class=None,
+        data_collator: Eagle3DataCollator | None = None,
+        peft_config=None,
+        **kwargs,
+    ):
+        args = args if args is not None else Eagle3TrainingArguments(output_dir="eagle3-draft")
+        draft = unwrap_peft(model)
+        if not isinstance(draft, Eagle3DraftModel):
+            raise TypeError(f"`model` is a {type(draft).__name__}; it must be the draft, an `Eagle3DraftModel`.")
+        self.reader = (
+            target_model if isinstance(target_model, CachedTarget) else TargetReader(target_model, draft.config)
+        )
+        if isinstance(self.reader, CachedTarget):
+            self.reader.check_fits(draft.config)
+        if args.feature_loss_weight and draft.config.hidden_size != draft.config.target_hidden_size:
+            raise ValueError(
+                f"`feature_loss_weight` compares the draft's states ({draft.config.hidden_size} wide) with the "
+                f"target's ({draft.config.target_hidden_size}); it needs equal widths."
+            )
+        self.objective = args.objective()
+        model = self._prepare_draft(model, draft, args, peft_config)
+        train_dataset = self._tokenised(train_dataset, processing_class, args, "Training data")
+        if isinstance(eval_dataset, dict):
+            eval_dataset = {
+                name: self._tokenised(part, processing_class, args, f"Evaluation data {name!r}")
+                for name, part in eval_dataset.items()
+            }
+        else:
+            eval_dataset = self._tokenised(eval_dataset, processing_class, args, "Evaluation data")
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator or Eagle3DataCollator(max_length=args.max_length, packing=args.packing),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            **kwargs,
+        )
+        # Our loss is divided by what all accumulated batches count together.
+        self.model_accepts_loss_kwargs = True
+        self.reader.to(self.args.device)
+        self._figures: dict[bool, Figures | None] = {True: None, False: None}  # by whether the model trains
+        self._warned: set[str] = set()
+
+    @staticmethod
+    def _prepare_draft(model, draft: Eagle3DraftModel, args: Eagle3TrainingArguments, peft_config):
+        if draft.embed_tokens is not None:
+            draft.embed_tokens.requires_grad_(False)
+        if draft.lm_head is not None and not args.train_lm_head:
+            draft.lm_head.requires_grad_(False)
+        if peft_config is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, peft_config)
+        return model
+
+    @staticmethod
+    def _tokenised(dataset, tokenizer, args: Eagle3TrainingArguments, name: str):
+        if not isinstance(dataset, (Dataset, IterableDataset)):
+            return dataset  # offline features, or a torch dataset of tokens
+        return tokenised(dataset, tokenizer, args.max_length, name=name)
+
+    # Loss
+
+    def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
+        """The batches of one optimiser step, and what each step's loss is divided by over all of them, (S,)."""
+        batches = []
+        for _ in range(num_batches):
+            try:
+                batches.append(next(epoch_iterator))
+            except StopIteration:
+                break
+        return batches, self._denominators(batches, device) if batches else None
+
+    def _denominators(self, batches: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        counts = sum(
+            count_positions(self.objective, self._positions(batch), self.args.training_time_test_steps).to(device)
+            for batch in batches
+        )
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            # Every process's gradient is averaged with the others': hence the mean count, not the sum.
+            counts = self.accelerator.reduce(counts, "mean")
+        return counts.clamp_min(1)
+
+    def _positions(self, batch: dict[str, Tensor]) -> Positions:
+        return Positions.from_masks(
+            batch["loss_mask"], batch["document_ids"], batch["position_ids"], self.objective.loss_mask_shift
+        )
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ):
+        """The loss of one batch; `num_items_in_batch` is what `get_batch_samples` counted, (S,)."""
+        if num_items_in_batch is None:
+            num_items_in_batch = self._denominators([inputs], self.args.device)
+        if "target_features" in inputs:
+            features, hidden = inputs["target_features"], inputs["last_hidden_states"]
+        else:
+            features, hidden = self.reader.read(inputs)
+        measured: Measured = model(
+            procedure=self._unroll,
+            batch=inputs,
+            features=features,
+            hidden=hidden,
+            denominators=num_items_in_batch,
+        )["measured"]
+        self._check_finite(measured)
+        self._note(measured, inputs, model.training)
+        return (measured.loss, {"measured": measured}) if return_outputs else measured.loss
+
+    def _unroll(self, draft: Eagle3DraftModel, batch, features, hidden, denominators) -> dict[str, Measured]:
+        device = batch["input_ids"].device
+        own = draft.config.embed_trained or draft.config.hidden_size != draft.config.target_hidden_size
+        rows = draft.embed_tokens(batch["input_ids"]) if own else self.reader.embedding_rows(batch["input_ids"])
+        dtype = draft.fc.weight.dtype
+        normed, _ = training_time_test(
+            draft,
+            rows.to(device, dtype),
+            features.to(device, dtype),
+            self.args.training_time_test_steps,
+            batch["position_ids"],
+            segments_of(batch["document_ids"]),
+            draft.gradient_checkpointing and draft.training,
+        )
+        ids = draft.target_token_ids
+        if draft.lm_head is not None:
+            draft_head = draft.lm_head
+        else:
+            frozen = self.reader.head_rows(ids).to(device)
+
+            def draft_head(states: Tensor) -> Tensor:
+                return nn.functional.linear(states.to(frozen.dtype), frozen)
+
+        positions = self._positions(batch)
+        out = measure(
+            self.objective, normed, hidden, self._target_head, draft_head, ids, positions, denominators
+        )
+        return {"measured": out}
+
+    def _target_head(self, hidden: Tensor) -> Tensor:
+        return self.reader.head(hidden).to(self.args.device)
+
+    def _check_finite(self, measured: Measured) -> None:
+        if not torch.isfinite(measured.loss):
+            raise FloatingPointError(
+                f"The loss is {measured.loss.item()} at optimiser step {self.state.global_step} (per "
+                f"training-time-test step: {[round(x, 4) for x in measured.step_losses.tolist()]}). Lower "
+                f"`learning_rate` ({self.args.learning_rate}), use bf16 instead of fp16, or look for non-finite hidden "
+                "states of the target."
+            )
+
+    # Figures
+
+    def _note(self, measured: Measured, batch: dict[str, Tensor], training: bool) -> None:
+        device = measured.loss.device
+        if self._figures[training] is None:
+            self._figures[training] = Figures.zeros(self.args.training_time_test_steps, device)
+        following = shifted(batch["input_ids"], 1).flatten()[measured.positions.index]
+        draft = unwrap_peft(self.accelerator.unwrap_model(self.model))
+        self._figures[training].add(measured, following, draft.target_token_ids)
+
+    def _take_figures(self, training: bool) -> Figures | None:
+        figures, self._figures[training] = self._figures[training], None
+        if figures is None:
+            return None
+        figures = figures.reduced(self.accelerator)
+        if figures.coverage < LOW_COVERAGE:
+            self._warn_once(
+                "coverage",
+                f"The draft vocabulary holds only {figures.coverage:.1%} of the target's best tokens; everything else "
+                "is rejected. Choose it from the target's own text (`hf-eagle3 prepare vocabulary`) or enlarge "
+                "`draft_vocab_size`.",
+            )
+        if figures.agreement < LOW_AGREEMENT:
+            self._warn_once(
+                "agreement",
+                f"Only {figures.agreement:.1%} of the training text's tokens are what the target would have said. Is "
+                "this the chat template and tokenizer it is used with? If so, let it write the answers itself "
+                "(`hf-eagle3 prepare regenerate`).",
+            )
+        return figures
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            logger.warning(message)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the figures of the steps since the last log to a training log."""
+        if "loss" in logs and (figures := self._take_figures(training=True)) is not None:
+            logs.update(figures.ratios())
+        super().log(logs, start_time)
+
+    # Evaluation
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The loss alone; figures are collected on the side."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+        """`Trainer`'s, and the draft's figures and true acceptance length among its metrics."""
+        self._figures[False] = None
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        figures = self._take_figures(training=False)
+        found = figures.ratios() if figures is not None else {}
+        if self.args.num_generation_prompts:
+            found |= self.generation_figures(dataloader.dataset)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in found.items()})
+        return output
+
+    @torch.no_grad()
+    def generation_figures(self, dataset) -> dict[str, float]:
+        """
+        `acceptance_length`: tau of greedy speculative generation after the prompts of the first samples of `dataset`.
+        Empty where the target is not there (offline features) or the draft is sharded (FSDP, DeepSpeed ZeRO-3).
+        """
+        if isinstance(self.reader, CachedTarget) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return {}
+        draft: Eagle3DraftModel = unwrap_peft(self.accelerator.unwrap_model(self.model))
+        sizes = self.args.generation_tree_sizes()
+        view = draft.with_tree(sizes[0], **sizes[1]) if sizes else draft
+        device = self.reader.base.device
+        mine = range(self.args.process_index, self.args.num_generation_prompts, self.args.world_size)
+        with record() as stats, torch.autocast(device.type, enabled=False):
+            for index, sample in enumerate(dataset):
+                if index >= self.args.num_generation_prompts:
+                    break
+                if index in mine:
+                    prompt = torch.tensor([prompt_of(sample)], device=device)
+                    self.reader.base.generate(
+                        input_ids=prompt,
+                        attention_mask=torch.ones_like(prompt),
+                        max_new_tokens=self.args.generation_max_new_tokens,
+                        do_sample=False,
+                        assistant_model=view,
+                    )
+        counts = torch.tensor([stats.num_committed_tokens, stats.num_cycles], device=self.args.device)
+        committed, cycles = self.accelerator.reduce(counts, "sum").tolist()
+        return {"acceptance_length": round(committed / cycles, 4)} if cycles else {}
+
+
+def prompt_of(sample: dict) -> list[int]:
+    """The tokens before the first answer; of plain text the beginning."""
+    ids, mask = list(sample["input_ids"]), list(sample["loss_mask"])
+    start = mask.index(1) if 1 in mask else 0
+    return ids[:start] if start > 1 else ids[: min(PLAIN_TEXT_PROMPT, max(len(ids) // 2, 1))]
