@@ -80,6 +80,13 @@ def causal_attend(attention_mask: torch.Tensor | None = None) -> Attend:
     return attend
 
 
+class RMSNorm(nn.RMSNorm):
+    """Runs in its input's precision also where autocast leaves the weight in another, so that it stays one kernel."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(states, self.normalized_shape, self.weight.to(states.dtype), self.eps)
+
+
 class Eagle3Attention(nn.Module):
     """Self-attention whose projections read `input_size` columns: 2H in the first layer."""
 
@@ -94,8 +101,8 @@ class Eagle3Attention(nn.Module):
         self.k_proj = nn.Linear(input_size, key_size, bias=config.attention_bias)
         self.v_proj = nn.Linear(input_size, key_size, bias=config.attention_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.attention_bias)
-        self.q_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.use_qk_norm else None
-        self.k_norm = nn.RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.use_qk_norm else None
+        self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.use_qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.use_qk_norm else None
 
     def forward(self, states: torch.Tensor, rotary: Rotary, attend: Attend) -> torch.Tensor:
         batch, length, _ = states.shape
@@ -119,10 +126,10 @@ class Eagle3DecoderLayer(nn.Module):
         super().__init__()
         is_first, size, eps = layer_index == 0, config.hidden_size, config.rms_norm_eps
         self.norm_before_residual = config.norm_before_residual
-        self.input_layernorm = nn.RMSNorm(size, eps=eps)
-        self.hidden_norm = nn.RMSNorm(size, eps=eps) if is_first else None
+        self.input_layernorm = RMSNorm(size, eps=eps)
+        self.hidden_norm = RMSNorm(size, eps=eps) if is_first else None
         self.self_attn = Eagle3Attention(config, 2 * size if is_first else size, layer_index)
-        self.post_attention_layernorm = nn.RMSNorm(size, eps=eps)
+        self.post_attention_layernorm = RMSNorm(size, eps=eps)
         self.mlp = LlamaMLP(config)
 
     def forward(
@@ -163,9 +170,9 @@ class Eagle3DraftModel(PreTrainedModel):
         super().__init__(config)
         size, eps = config.hidden_size, config.rms_norm_eps
         self.fc = nn.Linear(config.fused_features_size, size, bias=False)
-        self.input_norm = nn.RMSNorm(config.fused_features_size, eps=eps) if config.norm_before_fc else None
+        self.input_norm = RMSNorm(config.fused_features_size, eps=eps) if config.norm_before_fc else None
         self.fc_norm = (
-            nn.ModuleList(nn.RMSNorm(config.target_hidden_size, eps=eps) for _ in range(config.num_tapped_layers))
+            nn.ModuleList(RMSNorm(config.target_hidden_size, eps=eps) for _ in range(config.num_tapped_layers))
             if config.fc_norm
             else None
         )
@@ -173,7 +180,7 @@ class Eagle3DraftModel(PreTrainedModel):
         self.layers = nn.ModuleDict(
             {str(i): Eagle3DecoderLayer(config, i) for i in range(1, config.num_hidden_layers)}
         )
-        self.norm = nn.RMSNorm(size, eps=eps)
+        self.norm = RMSNorm(size, eps=eps)
         self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False) if config.has_lm_head else None
         self.embed_tokens = nn.Embedding(config.vocab_size, size) if config.has_embed_tokens else None
         self.rotary_emb = LlamaRotaryEmbedding(config)

@@ -5,10 +5,10 @@ import sys
 
 from transformers.utils import logging
 
-from . import generate
+from . import generate, prepare, train
 
 
-COMMANDS = {"generate": generate}
+COMMANDS = {"generate": generate, "prepare": prepare, "train": train}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,7 +18,10 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
-        sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False)
+        parents = module.parents() if module is train else []
+        sub = commands.add_parser(
+            name, help=module.HELP, description=module.HELP, allow_abbrev=False, parents=parents
+        )
         module.add_arguments(sub)
     return top
 
@@ -30,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.disable_progress_bar()
     try:
         return COMMANDS[arguments.command].run(arguments)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"hf-eagle3 {arguments.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """What several commands share: loading a pair, devices, prompts."""
 
 import argparse
+from importlib.util import find_spec
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -63,3 +64,9 @@ def encode(
     if inputs["input_ids"].shape[1] == 0:
         raise ValueError("`--prompt` is empty; give at least one token.")
     return inputs.to(device)
+
+
+def needs_extra(extra: str, modules: tuple[str, ...]) -> None:
+    """Raises ValueError with the command to run where an optional part is not installed."""
+    if missing := [name for name in modules if find_spec(name) is None]:
+        raise ValueError(f"This needs {', '.join(missing)}: pip install 'hf-eagle3[{extra}]'")

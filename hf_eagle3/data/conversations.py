@@ -57,6 +57,8 @@ def messages_of(sample: Mapping) -> list[Message] | None:
     Raises:
         ValueError: no known column, or an unknown speaker.
     """
+    if sample.get("input_ids") is not None:  # tokens win: they are exactly what was generated
+        return None
     if sample.get("messages") is not None:
         return [dict(message) for message in sample["messages"]]
     if sample.get("conversations") is not None:
@@ -77,7 +79,7 @@ def messages_of(sample: Mapping) -> list[Message] | None:
         if isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]
         return [*prompt, *completion]
-    if sample.get("text") is not None or sample.get("input_ids") is not None:
+    if sample.get("text") is not None:
         return None
     raise ValueError(f"A sample has the columns {sorted(sample)}; needed are {SHAPES}.")
 

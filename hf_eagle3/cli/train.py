@@ -1,0 +1,215 @@
+"""`hf-eagle3 train`: a draft for a target, from conversations, by flags or a config file."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
+
+from ..modeling_eagle3 import Eagle3DraftModel
+from .loading import needs_extra
+
+
+HELP = "train a draft for a target by training-time test"
+EXTRA = ("accelerate", "datasets")
+DEFAULT_DRAFT_VOCABULARY = 32000  # the original code's, where the target knows more tokens
+MOST_HELD_OUT, HELD_OUT_SHARE = 200, 0.02
+COUNTED_FROM_STREAM = 10_000  # samples of a stream that choose the draft vocabulary
+LORA_MODULES = ["fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to train on what (also as keys of --config)")
+    options = {
+        "--config": {"help": "YAML or JSON file with any of these options; flags win over it"},
+        "--recipe": {"choices": ("paper", "specforge", "speculators"), "help": "a whole recipe (default: paper)"},
+        "--target": {"help": "directory or Hub id of the target model"},
+        "--train-data": {"help": "preset (sharegpt, ultrachat-200k, openthoughts-114k-math), file, folder or Hub id"},
+        "--train-split": {"help": "default: train"},
+        "--eval-data": {"help": "default: 2 %% of the training data, at most 200 samples, are held out"},
+        "--eval-split": {"help": "default: train"},
+        "--streaming": {"action": "store_true", "help": "read the data while training; needs --max-steps"},
+        "--features": {"help": "folder of `prepare features`: train on these instead of running the target"},
+        "--draft": {"help": "go on from this draft instead of a new one"},
+        "--draft-vocab-size": {
+            "type": int,
+            "help": f"tokens the draft can propose (default: {DEFAULT_DRAFT_VOCABULARY}, or all if the target knows no "
+            "more)",
+        },
+        "--vocabulary": {"help": "file of `prepare vocabulary`; default: counted in the training data"},
+        "--draft-option": {
+            "action": "append",
+            "metavar": "NAME=VALUE",
+            "help": "field of Eagle3Config, e.g. intermediate_size=4096 or target_layer_ids=[1,15,28]; repeatable",
+        },
+        "--random-start": {"action": "store_true", "help": "random head and fusion, as the original code"},
+        "--lora-rank": {"type": int, "help": "train a LoRA adapter of this rank; a merged draft is saved too"},
+        "--target-dtype": {"help": "auto, float32, bfloat16, float16 (default: auto)"},
+        "--target-device-map": {"help": "e.g. auto: spread the target over devices (default: one device)"},
+    }
+    for name, settings in options.items():
+        group.add_argument(name, default=argparse.SUPPRESS, **settings)
+
+
+def parents() -> list[argparse.ArgumentParser]:
+    """transformers' training arguments and ours, from the dataclass; nothing is set that was not given."""
+    try:
+        from ..training.arguments import Eagle3TrainingArguments
+    except ImportError:  # said by `run`
+        return []
+    parser = HfArgumentParser(Eagle3TrainingArguments, add_help=False, allow_abbrev=False)
+    for action in parser._actions:
+        if action.help and action.default not in (None, argparse.SUPPRESS, ""):
+            action.help += f" (default: {action.default})".replace("%", "%%")
+        action.default = argparse.SUPPRESS
+    return [parser]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    needs_extra("train", EXTRA)
+    from ..data.features import CachedTarget, FeatureDataset
+    from ..training import Eagle3Trainer, Eagle3TrainingArguments, new_draft
+
+    logging.basicConfig(format="%(message)s")
+    given = vars(arguments)
+    given.pop("command")
+    settings = read_config(given.pop("config", None)) | given
+    own = {name: settings.pop(name, None) for name in own_names()}
+    known = set(Eagle3TrainingArguments.__dataclass_fields__)
+    if unknown := settings.keys() - known:
+        raise ValueError(f"Unknown options in the config file: {', '.join(sorted(unknown))}.")
+    for name in ("target", *(() if own["features"] else ("train_data",))):
+        if own[name] is None:
+            raise ValueError(f"`--{name.replace('_', '-')}` is missing (as a flag or in the config file).")
+    args = Eagle3TrainingArguments.from_recipe(own["recipe"] or "paper", **settings)
+
+    tokenizer = AutoTokenizer.from_pretrained(own["target"])
+    target = load_target(own, args)
+    if own["features"]:
+        data, held_out = split_off(FeatureDataset(own["features"]))
+    else:
+        data, held_out = load_data(own, tokenizer, args)
+    if own["draft"]:
+        draft = Eagle3DraftModel.from_pretrained(own["draft"], dtype=torch.float32)
+    else:
+        vocabulary = target.config.get_text_config(decoder=True).vocab_size
+        size = own["draft_vocab_size"] or min(DEFAULT_DRAFT_VOCABULARY, vocabulary)
+        counts = token_counts(own, data, vocabulary) if size < vocabulary else None
+        draft = new_draft(target, size, counts, not own["random_start"], **draft_options(own["draft_option"]))
+    lora = None
+    if own["lora_rank"]:
+        needs_extra("train", ("peft",))
+        from peft import LoraConfig
+
+        lora = LoraConfig(r=own["lora_rank"], lora_alpha=2 * own["lora_rank"], target_modules=LORA_MODULES)
+    trainer = Eagle3Trainer(
+        model=draft,
+        target_model=CachedTarget(own["features"], target, tokenizer) if own["features"] else target,
+        args=args,
+        train_dataset=data,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
+    trainer.save_model(args.output_dir)
+    if lora is not None and trainer.is_world_process_zero():
+        trainer.accelerator.unwrap_model(trainer.model).merge_and_unload().save_pretrained(
+            str(Path(args.output_dir) / "merged")
+        )
+    if held_out is not None:
+        metrics = trainer.evaluate()
+        if trainer.is_world_process_zero():
+            print(json.dumps(metrics))
+    if trainer.is_world_process_zero():
+        print(f"Draft saved in {args.output_dir}")
+    return 0
+
+
+def own_names() -> list[str]:
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    return [action.dest for action in parser._actions if action.dest != "config"]
+
+
+def read_config(path: str | None) -> dict:
+    if path is None:
+        return {}
+    content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"`--config {path}` must hold options and their values.")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
+
+
+def draft_options(pairs: list[str] | dict | None) -> dict:
+    """`NAME=VALUE` flags, or a mapping from the config file."""
+    if isinstance(pairs, dict) or pairs is None:
+        return pairs or {}
+    out = {}
+    for pair in pairs:
+        name, found, value = pair.partition("=")
+        if not found:
+            raise ValueError(f"`--draft-option {pair}` is not NAME=VALUE.")
+        out[name.replace("-", "_")] = yaml.safe_load(value)
+    return out
+
+
+def load_target(own: dict, args):
+    options = {"dtype": own["target_dtype"] or "auto"}
+    if own["target_device_map"]:
+        return AutoModelForCausalLM.from_pretrained(own["target"], device_map=own["target_device_map"], **options)
+    device = "cpu" if args.use_cpu else args.device
+    return AutoModelForCausalLM.from_pretrained(own["target"], **options).to(device)
+
+
+def load_data(own: dict, tokenizer, args):
+    """(training data, evaluation data), tokenised."""
+    from ..data.loading import load, tokenised
+
+    data = load(own["train_data"], own["train_split"], streaming=bool(own["streaming"]))
+    data = tokenised(data, tokenizer, args.max_length, name=f"`{own['train_data']}`")
+    if own["eval_data"]:
+        held_out = load(own["eval_data"], own["eval_split"])
+        return data, tokenised(held_out, tokenizer, args.max_length, name=f"`{own['eval_data']}`")
+    return (data, None) if own["streaming"] else split_off(data)
+
+
+def split_off(data):
+    """(most of it, a few evenly spread samples for evaluation)."""
+    count = min(MOST_HELD_OUT, int(len(data) * HELD_OUT_SHARE))
+    if not count:
+        return data, None
+    every = len(data) // count
+    chosen = range(0, every * count, every)
+    rest = [i for i in range(len(data)) if i not in set(chosen)]
+    if hasattr(data, "select"):
+        return data.select(rest), data.select(chosen)
+    return torch.utils.data.Subset(data, rest), torch.utils.data.Subset(data, list(chosen))
+
+
+def token_counts(own: dict, data, vocabulary: int) -> torch.Tensor:
+    from ..training import count_tokens
+
+    if own["vocabulary"]:
+        stored = json.loads(Path(own["vocabulary"]).read_text(encoding="utf-8"))
+        if stored.get("vocab_size") != vocabulary:
+            raise ValueError(f"`{own['vocabulary']}` counts {stored.get('vocab_size')} tokens, the target has {vocabulary}.")
+        return torch.tensor(stored["counts"])
+    return count_tokens(data.take(COUNTED_FROM_STREAM) if own["streaming"] else data, vocabulary)
+
+
+def checkpoint_to_resume(args) -> str | None:
+    """`--resume-from-checkpoint true` means the last one, if there is any."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    wish = args.resume_from_checkpoint
+    if wish is None or str(wish).lower() == "false":
+        return None
+    if str(wish).lower() != "true":
+        return wish
+    return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+
+

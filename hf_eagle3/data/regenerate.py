@@ -1,0 +1,275 @@
+"""The target answers the prompts itself: what a draft should learn is what its target says.
+
+In-process (batched, with or without a draft) or through an OpenAI-compatible endpoint. Conversations are written to a
+JSON-lines file one by one as they are finished; a run that was interrupted goes on where it was.
+"""
+
+import json
+import logging
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from .conversations import Message, chat_ids, messages_of
+
+
+logger = logging.getLogger(__name__)
+RETRIED_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """
+    How answers are drawn. `temperatures` take turns, batch by batch; 0 is greedy. Plain text (for targets without chat)
+    is cut after `prompt_tokens` tokens and continued.
+    """
+
+    max_new_tokens: int = 512
+    temperatures: tuple[float, ...] = (1.0,)
+    top_p: float = 1.0
+    seed: int = 0
+    prompt_tokens: int = 32
+
+    def temperature(self, index: int, batch_size: int) -> float:
+        """That of the conversation with this index; a resumed run gives the same."""
+        return self.temperatures[index // batch_size % len(self.temperatures)]
+
+
+@dataclass
+class Job:
+    """One conversation under way: `asked` user turns still to come, `messages` so far; or `text` to be continued."""
+
+    index: int
+    messages: list[Message]
+    asked: list[Message]
+    text: str | None = None
+    tokens: dict | None = None
+
+    @classmethod
+    def from_sample(cls, index: int, sample: dict) -> "Job | None":
+        """The system and user turns of a sample; `None` if there is none to answer."""
+        messages = messages_of(sample)
+        if messages is None:
+            if sample.get("text") is None:
+                raise ValueError("Regeneration needs conversations or `text`; this sample is tokens.")
+            return cls(index, [], [], text=sample["text"])
+        system = [m for m in messages[:1] if m["role"] == "system"]
+        asked = [m for m in messages if m["role"] == "user" and m["content"]]
+        return cls(index, system, asked) if asked else None
+
+    def record(self) -> dict:
+        content = {"messages": self.messages} if self.text is None else {"text": self.text}
+        return {"id": self.index} | content | (self.tokens or {})
+
+
+def finished_ids(path: Path) -> set[int]:
+    """Ids that the file already has; a half-written last line is cut off."""
+    if not path.exists():
+        return set()
+    found, good = set(), 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                found.add(json.loads(line)["id"])
+            except (json.JSONDecodeError, KeyError):
+                if line.endswith(b"\n"):
+                    raise ValueError(f"`{path}` is not a file of regenerated conversations; use another.") from None
+                break
+            good += len(line)
+    os.truncate(path, good)
+    return found
+
+
+def regenerate(
+    samples: Iterable[dict],
+    path: str | Path,
+    answer: Callable[[list[Job]], Iterator[Job]],
+    batch_size: int,
+    progress=None,
+) -> int:
+    """
+    Answer every conversation of `samples` that `path` does not have yet and append it there.
+
+    Args:
+        samples: Conversations in any shape of `conversations`; the answers in them are ignored.
+        path: JSON lines: {"id": place in `samples`, "messages", ...}.
+        answer: Takes a batch of jobs, yields them finished, in any order.
+        batch_size: Jobs given to `answer` at once.
+        progress: Something with `update(n)`.
+
+    Returns:
+        How many were written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done, written = finished_ids(path), 0
+    jobs = (
+        job
+        for index, sample in enumerate(samples)
+        if index not in done and (job := Job.from_sample(index, sample)) is not None
+    )
+    with path.open("a", encoding="utf-8") as file:
+        while batch := list(islice(jobs, batch_size)):
+            for job in answer(batch):
+                file.write(json.dumps(job.record(), ensure_ascii=False) + "\n")
+                file.flush()
+                written += 1
+                if progress is not None:
+                    progress.update(1)
+    return written
+
+
+class InProcess:
+    """
+    Answers by `target.generate`, all turns of a batch of conversations side by side.
+
+    A conversation of one turn is also kept as the very tokens (`input_ids`, `loss_mask`), which training prefers: text
+    encoded again may split differently, and an answer cut by `max_new_tokens` has no end to learn.
+
+    Args:
+        target: The target.
+        tokenizer: Its tokenizer, with a chat template.
+        sampling: How to draw.
+        draft: A draft for it, to be faster.
+    """
+
+    def __init__(
+        self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, draft=None
+    ):
+        self.target, self.tokenizer, self.sampling, self.draft = target, tokenizer, sampling, draft
+        self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+        stops = target.generation_config.eos_token_id
+        self.stops = {stops} if isinstance(stops, int) else set(stops or ())
+
+    def __call__(self, jobs: list[Job]) -> Iterator[Job]:
+        set_seed(self.sampling.seed + jobs[0].index)  # a resumed run draws the same
+        temperature = self.sampling.temperature(jobs[0].index, len(jobs))
+        unfinished = list(jobs)
+        while unfinished:
+            prompts = [self._prompt(job) for job in unfinished]
+            for job, prompt, tokens in zip(unfinished, prompts, self._generate(prompts, temperature), strict=True):
+                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
+                if len(job.messages) <= 1 and not job.asked:
+                    job.tokens = {"input_ids": prompt + tokens, "loss_mask": [0] * len(prompt) + [1] * len(tokens)}
+                if job.text is not None:
+                    job.text = self.tokenizer.decode(prompt + tokens, skip_special_tokens=True)
+                else:
+                    job.messages.append({"role": "assistant", "content": text})
+                if not job.asked:
+                    yield job
+            unfinished = [job for job in unfinished if job.asked]
+
+    def _prompt(self, job: Job) -> list[int]:
+        if job.text is not None:
+            ids = list(self.tokenizer(job.text)["input_ids"])[: self.sampling.prompt_tokens]
+            if not ids:
+                raise ValueError(f"Sample {job.index} has an empty `text`, and the tokenizer starts with no token.")
+            return ids
+        if self.tokenizer.chat_template is None:
+            raise ValueError(
+                "The data is conversations and the tokenizer has no chat template; set the one the target is used with, "
+                "or give `text` to be continued."
+            )
+        job.messages.append(job.asked.pop(0))
+        return chat_ids(self.tokenizer, job.messages, prompt=True)
+
+    @torch.no_grad()
+    def _generate(self, prompts: list[list[int]], temperature: float) -> list[list[int]]:
+        width = max(map(len, prompts))
+        ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        options: dict = {"max_new_tokens": self.sampling.max_new_tokens, "do_sample": temperature > 0}
+        if temperature > 0:
+            options |= {"temperature": temperature, "top_p": self.sampling.top_p, "top_k": 0}
+        if self.draft is not None:
+            options["assistant_model"] = self.draft
+        device = self.target.device
+        out = self.target.generate(
+            input_ids=ids.to(device), attention_mask=mask.to(device), pad_token_id=self.pad, **options
+        )
+        return [up_to_stop(row, self.stops) for row in out[:, width:].tolist()]
+
+
+def up_to_stop(tokens: list[int], stops: set[int]) -> list[int]:
+    """Tokens through the first stop token."""
+    end = next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))
+    return tokens[:end]
+
+
+class Endpoint:
+    """
+    Answers by an OpenAI-compatible chat endpoint (vLLM, SGLang, ...), several conversations at once.
+
+    Args:
+        url: Up to the version, e.g. `http://localhost:8000/v1`. The key, if any, is read from `OPENAI_API_KEY`.
+        model: Name of the served model.
+        sampling: How to draw.
+        concurrency: Most requests under way.
+        retries: Attempts after the first, with growing pauses; for refusals of load and errors of the server only.
+    """
+
+    def __init__(
+        self, url: str, model: str, sampling: Sampling, concurrency: int = 16, retries: int = 5, timeout: float = 600
+    ):
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"`--endpoint` is {url!r}; give an http(s) address such as http://localhost:8000/v1.")
+        self.url, self.model, self.sampling = url.rstrip("/") + "/chat/completions", model, sampling
+        self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
+
+    def __call__(self, jobs: list[Job]) -> Iterator[Job]:
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            waiting = {pool.submit(self._converse, job) for job in jobs}
+            try:
+                while waiting:
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        yield future.result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _converse(self, job: Job) -> Job:
+        if job.text is not None:
+            raise ValueError("A chat endpoint answers conversations; plain `text` can be continued in-process only.")
+        while job.asked:
+            job.messages.append(job.asked.pop(0))
+            job.messages.append({"role": "assistant", "content": self._ask(job.messages, job.index)})
+        return job
+
+    def _ask(self, messages: list[Message], index: int) -> str:
+        body = {
+            "model": self.model,
+            "messages": messages,
+            "max_tokens": self.sampling.max_new_tokens,
+            "temperature": self.sampling.temperature(index, 1),
+            "top_p": self.sampling.top_p,
+            "seed": self.sampling.seed + index,
+        }
+        headers = {"Content-Type": "application/json"}
+        if key := os.environ.get("OPENAI_API_KEY"):
+            headers["Authorization"] = f"Bearer {key}"
+        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        for attempt in range(self.retries + 1):
+            try:
+                with urllib.request.urlopen(request, timeout=self.timeout) as response:
+                    return json.load(response)["choices"][0]["message"]["content"]
+            except urllib.error.HTTPError as error:
+                if error.code not in RETRIED_STATUS or attempt == self.retries:
+                    detail = error.read(500).decode(errors="replace")
+                    raise OSError(f"{self.url} answered {error.code} to conversation {index}: {detail}") from None
+            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+                if attempt == self.retries:
+                    raise OSError(f"{self.url} cannot be reached: {error}") from None
+            except (KeyError, IndexError, TypeError, json.JSONDecodeError):
+                raise OSError(f"{self.url} did not answer as a chat endpoint does.") from None
+            time.sleep(min(2**attempt * 0.5, 30))
+        raise OSError(f"{self.url}: no attempt was made; `retries` is {self.retries}.")
