@@ -247,6 +247,7 @@ class Eagle3Config(PreTrainedConfig):
             out.pop(name, None)
         out["architectures"] = [ARCHITECTURE]
         out["model_type"] = "llama"
+        out["use_cache"] = True  # a Trainer switches it off while it trains
         rope = dict(self.rope_parameters)
         out["rope_parameters"] = rope
         out["rope_theta"] = rope["rope_theta"]  # engines read it at top level

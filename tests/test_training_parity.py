@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import DATA
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -9,8 +10,6 @@ import hf_eagle3
 from hf_eagle3.training.arguments import RECIPES
 from hf_eagle3.training.objective import ObjectiveConfig, Positions, count_positions, measure
 from hf_eagle3.training.training_time_test import training_time_test
-
-from conftest import DATA
 
 
 PARITY = DATA / "parity"

@@ -19,9 +19,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
         parents = module.parents() if module is train else []
-        sub = commands.add_parser(
-            name, help=module.HELP, description=module.HELP, allow_abbrev=False, parents=parents
-        )
+        sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False, parents=parents)
         module.add_arguments(sub)
     return top
 

@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     regenerate.add_argument("--seed", type=int, default=0, help="(default: 0)")
     add_device_arguments(regenerate)
     vocabulary = tasks.add_parser(
-        "vocabulary", help="count the tokens to be predicted and say what a draft vocabulary covers", allow_abbrev=False
+        "vocabulary",
+        help="count the tokens to be predicted and say what a draft vocabulary covers",
+        allow_abbrev=False,
     )
     add_data_arguments(vocabulary)
     vocabulary.add_argument("--target", required=True, help="target model (its tokenizer and configuration are read)")
@@ -105,9 +107,7 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
         arguments.prompt_tokens,
     )
     if arguments.endpoint:
-        answer = Endpoint(
-            arguments.endpoint, arguments.target, sampling, arguments.concurrency, arguments.retries
-        )
+        answer = Endpoint(arguments.endpoint, arguments.target, sampling, arguments.concurrency, arguments.retries)
         batch_size = 8 * arguments.concurrency
     else:
         target = load_target(arguments)
@@ -139,7 +139,9 @@ def vocabulary(arguments: argparse.Namespace, data) -> int:
     size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
     counts = count_tokens(samples, size)
     Path(arguments.output).write_text(
-        json.dumps({"target": arguments.target, "data": arguments.data, "vocab_size": size, "counts": counts.tolist()}),
+        json.dumps(
+            {"target": arguments.target, "data": arguments.data, "vocab_size": size, "counts": counts.tolist()}
+        ),
         encoding="utf-8",
     )
     print(f"{int(counts.sum())} tokens, {int((counts > 0).sum())} of {size} distinct. Share covered by the commonest:")

@@ -196,7 +196,9 @@ def token_counts(own: dict, data, vocabulary: int) -> torch.Tensor:
     if own["vocabulary"]:
         stored = json.loads(Path(own["vocabulary"]).read_text(encoding="utf-8"))
         if stored.get("vocab_size") != vocabulary:
-            raise ValueError(f"`{own['vocabulary']}` counts {stored.get('vocab_size')} tokens, the target has {vocabulary}.")
+            raise ValueError(
+                f"`{own['vocabulary']}` counts {stored.get('vocab_size')} tokens, the target has {vocabulary}."
+            )
         return torch.tensor(stored["counts"])
     return count_tokens(data.take(COUNTED_FROM_STREAM) if own["streaming"] else data, vocabulary)
 
@@ -211,5 +213,3 @@ def checkpoint_to_resume(args) -> str | None:
     if str(wish).lower() != "true":
         return wish
     return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
-
-

@@ -66,7 +66,9 @@ def messages_of(sample: Mapping) -> list[Message] | None:
         for turn in sample["conversations"]:
             speaker = turn.get("from", turn.get("role"))
             if speaker not in SHAREGPT_ROLES:
-                raise ValueError(f"`conversations` has the speaker {speaker!r}; known are {', '.join(SHAREGPT_ROLES)}.")
+                raise ValueError(
+                    f"`conversations` has the speaker {speaker!r}; known are {', '.join(SHAREGPT_ROLES)}."
+                )
             turns.append({"role": SHAREGPT_ROLES[speaker], "content": turn.get("value", turn.get("content"))})
         # ShareGPT's chats may begin in the middle.
         while turns and turns[0]["role"] == "assistant":

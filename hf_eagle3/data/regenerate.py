@@ -13,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -39,32 +39,36 @@ class Sampling:
     seed: int = 0
     prompt_tokens: int = 32
 
-    def temperature(self, index: int, batch_size: int) -> float:
-        """That of the conversation with this index; a resumed run gives the same."""
-        return self.temperatures[index // batch_size % len(self.temperatures)]
+    def temperature(self, batch: int) -> float:
+        """That of a batch."""
+        return self.temperatures[batch % len(self.temperatures)]
 
 
 @dataclass
 class Job:
-    """One conversation under way: `asked` user turns still to come, `messages` so far; or `text` to be continued."""
+    """
+    One conversation under way: `asked` user turns still to come, `messages` so far; or `text` to be continued. `batch`
+    is the place of its batch in the data, whatever of it was done before.
+    """
 
     index: int
     messages: list[Message]
     asked: list[Message]
+    batch: int = 0
     text: str | None = None
     tokens: dict | None = None
 
     @classmethod
-    def from_sample(cls, index: int, sample: dict) -> "Job | None":
+    def from_sample(cls, index: int, sample: dict, batch: int = 0) -> "Job | None":
         """The system and user turns of a sample; `None` if there is none to answer."""
         messages = messages_of(sample)
         if messages is None:
             if sample.get("text") is None:
                 raise ValueError("Regeneration needs conversations or `text`; this sample is tokens.")
-            return cls(index, [], [], text=sample["text"])
+            return cls(index, [], [], batch, text=sample["text"])
         system = [m for m in messages[:1] if m["role"] == "system"]
         asked = [m for m in messages if m["role"] == "user" and m["content"]]
-        return cls(index, system, asked) if asked else None
+        return cls(index, system, asked, batch) if asked else None
 
     def record(self) -> dict:
         content = {"messages": self.messages} if self.text is None else {"text": self.text}
@@ -115,11 +119,11 @@ def regenerate(
     jobs = (
         job
         for index, sample in enumerate(samples)
-        if index not in done and (job := Job.from_sample(index, sample)) is not None
+        if index not in done and (job := Job.from_sample(index, sample, index // batch_size)) is not None
     )
     with path.open("a", encoding="utf-8") as file:
-        while batch := list(islice(jobs, batch_size)):
-            for job in answer(batch):
+        for _, batch in groupby(jobs, key=lambda job: job.batch):
+            for job in answer(list(batch)):
                 file.write(json.dumps(job.record(), ensure_ascii=False) + "\n")
                 file.flush()
                 written += 1
@@ -142,17 +146,15 @@ class InProcess:
         draft: A draft for it, to be faster.
     """
 
-    def __init__(
-        self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, draft=None
-    ):
+    def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, draft=None):
         self.target, self.tokenizer, self.sampling, self.draft = target, tokenizer, sampling, draft
         self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
         stops = target.generation_config.eos_token_id
         self.stops = {stops} if isinstance(stops, int) else set(stops or ())
 
     def __call__(self, jobs: list[Job]) -> Iterator[Job]:
-        set_seed(self.sampling.seed + jobs[0].index)  # a resumed run draws the same
-        temperature = self.sampling.temperature(jobs[0].index, len(jobs))
+        set_seed(self.sampling.seed + jobs[0].index)  # not the same draws again where a run resumes
+        temperature = self.sampling.temperature(jobs[0].batch)
         unfinished = list(jobs)
         while unfinished:
             prompts = [self._prompt(job) for job in unfinished]
@@ -242,17 +244,17 @@ class Endpoint:
             raise ValueError("A chat endpoint answers conversations; plain `text` can be continued in-process only.")
         while job.asked:
             job.messages.append(job.asked.pop(0))
-            job.messages.append({"role": "assistant", "content": self._ask(job.messages, job.index)})
+            job.messages.append({"role": "assistant", "content": self._ask(job)})
         return job
 
-    def _ask(self, messages: list[Message], index: int) -> str:
+    def _ask(self, job: Job) -> str:
         body = {
             "model": self.model,
-            "messages": messages,
+            "messages": job.messages,
             "max_tokens": self.sampling.max_new_tokens,
-            "temperature": self.sampling.temperature(index, 1),
+            "temperature": self.sampling.temperature(job.batch),
             "top_p": self.sampling.top_p,
-            "seed": self.sampling.seed + index,
+            "seed": self.sampling.seed + job.index,
         }
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
@@ -265,7 +267,7 @@ class Endpoint:
             except urllib.error.HTTPError as error:
                 if error.code not in RETRIED_STATUS or attempt == self.retries:
                     detail = error.read(500).decode(errors="replace")
-                    raise OSError(f"{self.url} answered {error.code} to conversation {index}: {detail}") from None
+                    raise OSError(f"{self.url} answered {error.code} to conversation {job.index}: {detail}") from None
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
                 if attempt == self.retries:
                     raise OSError(f"{self.url} cannot be reached: {error}") from None

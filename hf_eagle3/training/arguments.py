@@ -64,7 +64,9 @@ class Eagle3TrainingArguments(TrainingArguments):
     # Training-time test
     training_time_test_steps: int = field(
         default=7,
-        metadata={"help": "Times the draft is unrolled over its own outputs. Original code: 7; 1 is EAGLE's training."},
+        metadata={
+            "help": "Times the draft is unrolled over its own outputs. Original code: 7; 1 is EAGLE's training."
+        },
     )
     step_decay: float = field(
         default=0.8, metadata={"help": "Step k's loss weighs step_decay^k. Original code and SpecForge: 0.8."}
@@ -133,9 +135,7 @@ class Eagle3TrainingArguments(TrainingArguments):
             "true acceptance length. 0: off."
         },
     )
-    generation_max_new_tokens: int = field(
-        default=64, metadata={"help": "New tokens per prompt of that measurement."}
-    )
+    generation_max_new_tokens: int = field(default=64, metadata={"help": "New tokens per prompt of that measurement."})
     generation_tree: str = field(
         default="chain:5",
         metadata={

@@ -145,9 +145,7 @@ def causal_backward(grad, query, key, value, out, lse, state: tuple) -> tuple[Te
     """Gradients of queries, keys and values of the causal part, given the merged output and log-sum-exp."""
     ops, (kernel, *kept) = torch.ops.aten, state
     if kernel == "cpu":
-        return ops._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, query, key, value, out, lse, 0.0, True
-        )
+        return ops._scaled_dot_product_flash_attention_for_cpu_backward(grad, query, key, value, out, lse, 0.0, True)
     if kernel == "flash":
         cum_q, cum_k, max_q, max_k, seed, offset = kept
         return ops._scaled_dot_product_flash_attention_backward(

@@ -51,9 +51,10 @@ class Figures:
         self.totals[COVERED] += first.covered.sum()
         self.totals[AGREED] += (first.covered & (best == next_tokens)).sum()
         self.totals[POSITIONS] += len(positions.index)
-        whole = present.all(0)
-        self.totals[CHAIN_TOKENS] += correct[:, whole].long().cumprod(0).sum() + whole.sum()
-        self.totals[CHAINS] += whole.sum()
+        whole = present.all(0).nonzero()[:, 0]
+        tokens, chains = walk(whole.tolist(), correct[:, whole].long().cumprod(0).sum(0).tolist())
+        self.totals[CHAIN_TOKENS] += tokens
+        self.totals[CHAINS] += chains
         self.totals[BATCHES] += 1
 
     def reduced(self, accelerator) -> "Figures":
@@ -75,8 +76,8 @@ class Figures:
         Named figures. All are teacher-forced: given the text's true prefix.
 
         `accuracy_k`: the draft's best token at step k is the target's. `acceptance_k`: chance that a token drawn from
-        the draft is accepted at temperature 1. `simulated_acceptance_length`: 1 + draft tokens right in a row, of
-        chains of S. `vocabulary_coverage`, `text_agreement`: see the properties.
+        the draft is accepted at temperature 1. `simulated_acceptance_length`: tau of chains of S on this text at
+        temperature 0; on the target's own greedy text it is what generation gives. `vocabulary_coverage`, `text_agreement`: see the properties.
         """
         out: dict[str, float] = {}
         rows = self.steps[ROWS].clamp_min(1)
@@ -88,3 +89,20 @@ class Figures:
         out["vocabulary_coverage"] = round(self.coverage, 4)
         out["text_agreement"] = round(self.agreement, 4)
         return out
+
+
+def walk(indices: list[int], accepted: list[int]) -> tuple[int, int]:
+    """
+    (tokens, cycles) of going through the text in cycles: each starts where the one before it ended.
+
+    A mean over all starts would flatter the draft: cycles begin after a rejection, where the text is hard.
+
+    Args:
+        indices: Where a cycle may start, ascending.
+        accepted: Draft tokens accepted from there.
+    """
+    tokens, cycles, start = 0, 0, -1
+    for index, count in zip(indices, accepted, strict=True):
+        if index >= start:
+            tokens, cycles, start = tokens + count + 1, cycles + 1, index + count + 1
+    return tokens, cycles

@@ -197,9 +197,7 @@ class Eagle3Trainer(Trainer):
                 return nn.functional.linear(states.to(frozen.dtype), frozen)
 
         positions = self._positions(batch)
-        out = measure(
-            self.objective, normed, hidden, self._target_head, draft_head, ids, positions, denominators
-        )
+        out = measure(self.objective, normed, hidden, self._target_head, draft_head, ids, positions, denominators)
         return {"measured": out}
 
     def _target_head(self, hidden: Tensor) -> Tensor:
@@ -265,7 +263,9 @@ class Eagle3Trainer(Trainer):
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None
 
-    def evaluation_loop(self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"):
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
+    ):
         """`Trainer`'s, and the draft's figures and true acceptance length among its metrics."""
         self._figures[False] = None
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
