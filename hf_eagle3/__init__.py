@@ -3,6 +3,8 @@
 Importing this package installs the `generate` hook, once. It needs torch and transformers only.
 """
 
+from typing import Any
+
 from ._version import __version__
 from .configuration_eagle3 import Eagle3Config
 from .generation.candidate_generator import Eagle3CandidateGenerator
@@ -14,6 +16,9 @@ from .modeling_eagle3 import Eagle3DraftModel, Eagle3DraftOutput
 from .tree_config import TreeConfig
 
 
+# What needs the extra `train` (accelerate, datasets): imported when first asked for.
+TRAINING = ("Eagle3Trainer", "Eagle3TrainingArguments", "new_draft")
+
 __all__ = [
     "CycleRecord",
     "CycleStreamer",
@@ -21,12 +26,24 @@ __all__ = [
     "Eagle3Config",
     "Eagle3DraftModel",
     "Eagle3DraftOutput",
+    "Eagle3Trainer",
+    "Eagle3TrainingArguments",
     "GenerateEagle3Output",
     "SpeculationStats",
     "TreeConfig",
     "__version__",
     "declare_row_wise",
+    "new_draft",
     "record",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in TRAINING:
+        raise AttributeError(f"module 'hf_eagle3' has no attribute {name!r}")
+    from . import training
+
+    return getattr(training, name)
+
 
 install()

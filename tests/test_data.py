@@ -24,8 +24,9 @@ PLAIN = (
     "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
 )
 MARKED = (
-    "{% for m in messages %}{{ '<' + m['role'] + '> ' }}{% if m['role'] == 'assistant' %}{% generation %}"
-    "{{ m['content'] + ' <end>' }}{% endgeneration %}{{ ' ' }}{% else %}{{ m['content'] + ' <end> ' }}{% endif %}{% endfor %}"
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' }}"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + ' <end>' }}{% endgeneration %}{{ ' ' }}"
+    "{% else %}{{ m['content'] + ' <end> ' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
 )
 # Drops what earlier turns thought, as templates of reasoning models do.

@@ -1,6 +1,7 @@
 """The house: imports point down, importing needs torch and transformers only, files and functions stay short."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ LAYERS = (
     ("modeling_eagle3",),
     ("generation", "data", "hub"),
     ("training", "benchmarks"),
-    ("__init__", "cli"),
+    ("__init__", "cli", "embedded"),
 )
 COME_WITH_TRANSFORMERS = {"huggingface_hub", "packaging", "safetensors"}
 
@@ -58,9 +59,14 @@ def test_files_and_functions_stay_short(path):
             assert node.end_lineno - node.lineno <= 80, f"{node.name} is {node.end_lineno - node.lineno} lines long"
 
 
-@pytest.mark.parametrize(
-    "path", [f for f in FILES if layer_of(f.relative_to(PACKAGE).with_suffix("").parts) < 3], ids=str
-)
+CORE = [
+    f
+    for f in FILES
+    if layer_of(f.relative_to(PACKAGE).with_suffix("").parts) < 3 and f.parent.name != "data"  # `data` is for training
+]
+
+
+@pytest.mark.parametrize("path", CORE, ids=str)
 def test_the_core_needs_torch_and_transformers_only(path):
     allowed = {*sys.stdlib_module_names, "torch", "transformers", *COME_WITH_TRANSFORMERS}
     for node in ast.walk(ast.parse(path.read_text())):
@@ -78,3 +84,12 @@ def test_importing_twice_wraps_once():
     before = GenerationMixin._assisted_decoding
     install()
     assert GenerationMixin._assisted_decoding is before
+
+
+def test_importing_brings_no_optional_package():
+    """(accelerate and peft are imported by transformers itself where they are installed.)"""
+    script = (
+        "import sys, hf_eagle3, hf_eagle3.cli as c; c.parser('demo'); print({m.split('.')[0] for m in sys.modules})"
+    )
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert not {"datasets", "matplotlib", "gradio"} & set(ast.literal_eval(found))

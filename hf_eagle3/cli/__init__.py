@@ -5,20 +5,22 @@ import sys
 
 from transformers.utils import logging
 
-from . import generate, prepare, train
+from . import demo, generate, prepare, train
 
 
-COMMANDS = {"generate": generate, "prepare": prepare, "train": train}
+COMMANDS = {"demo": demo, "generate": generate, "prepare": prepare, "train": train}
 
 
-def parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def parser(command: str | None = None) -> argparse.ArgumentParser:
+    """
+    The whole command line; the hundred options of `train` only where that is the `command`, as they take a while.
+    """
     top = argparse.ArgumentParser(
         prog="hf-eagle3", description="EAGLE-3 tree speculation for Hugging Face Transformers."
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     for name, module in COMMANDS.items():
-        parents = module.parents() if module is train else []
+        parents = module.parents() if name == command == "train" else []
         sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False, parents=parents)
         module.add_arguments(sub)
     return top
@@ -26,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point; mistakes of the caller end in one line and exit code 2."""
-    arguments = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = parser(argv[0] if argv else None).parse_args(argv)
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:

@@ -34,6 +34,11 @@ def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3Dra
     device = arguments.device or best_device()
     target = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=arguments.dtype).to(device).eval()
     draft = Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(device).eval()
+    return target, with_tree(draft, arguments), AutoTokenizer.from_pretrained(arguments.target)
+
+
+def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3DraftModel:
+    """The draft with the tree that the options of `add_tree_arguments` ask for."""
     sizes = {
         name: value
         for name in ("num_draft_tokens", "tree_depth", "tree_top_k")
@@ -41,8 +46,7 @@ def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3Dra
     }
     if arguments.no_shared_noise:
         sizes["shared_noise"] = False
-    draft = draft.with_tree(arguments.tree or draft.tree_config.tree_mode, **sizes)
-    return target, draft, AutoTokenizer.from_pretrained(arguments.target)
+    return draft.with_tree(arguments.tree or draft.tree_config.tree_mode, **sizes)
 
 
 def best_device() -> str:

@@ -36,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--draft": {"help": "go on from this draft instead of a new one"},
         "--draft-vocab-size": {
             "type": int,
-            "help": f"tokens the draft can propose (default: {DEFAULT_DRAFT_VOCABULARY}, or all if the target knows no "
-            "more)",
+            "help": f"tokens the draft can propose (default: {DEFAULT_DRAFT_VOCABULARY}, or all if the target "
+            "knows no more)",
         },
         "--vocabulary": {"help": "file of `prepare vocabulary`; default: counted in the training data"},
         "--draft-option": {
@@ -74,8 +74,7 @@ def run(arguments: argparse.Namespace) -> int:
     from ..training import Eagle3Trainer, Eagle3TrainingArguments, new_draft
 
     logging.basicConfig(format="%(message)s")
-    given = vars(arguments)
-    given.pop("command")
+    given = {name: value for name, value in vars(arguments).items() if name != "command"}
     settings = read_config(given.pop("config", None)) | given
     own = {name: settings.pop(name, None) for name in own_names()}
     known = set(Eagle3TrainingArguments.__dataclass_fields__)

@@ -136,8 +136,8 @@ def tokenise_messages(messages: list[Message], tokenizer: PreTrainedTokenizerBas
     tokenizer = needed(tokenizer)
     if tokenizer.chat_template is None:
         raise ValueError(
-            "The data is conversations and the tokenizer has no chat template; set `tokenizer.chat_template` to the one "
-            "the target is used with, or give `text` or `input_ids`."
+            "The data is conversations and the tokenizer has no chat template; set `tokenizer.chat_template` to "
+            "the one the target is used with, or give `text` or `input_ids`."
         )
     if marks_generation(tokenizer):
         out = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)

@@ -2,7 +2,8 @@
 
 A folder holds `features-00000.safetensors`, ... (samples one after the other), `target.safetensors` (embedding and
 head, so that training needs the target no more) and `provenance.json`, by which the folder refuses another target.
-About 2 (F + H) bytes per token: for an 8B target 32 KB, so a billion tokens are 30 TB. Online training needs none of it.
+About 2 (F + H) bytes per token: for an 8B target 32 KB, so a billion tokens are 30 TB. Online training needs none of
+it.
 
 Shape letters: L tokens of a sample, H hidden of the target, F tapped features, V vocabulary.
 """
@@ -262,9 +263,10 @@ class CachedTarget:
 
     def check_fits(self, config: Eagle3Config) -> None:
         """Raises ValueError where a draft reads other layers or another target."""
+        names = ("target_layer_ids", "target_hidden_size", "vocab_size")
         found = (config.target_layer_ids, config.target_hidden_size, config.vocab_size)
         expected = (self.provenance.target_layer_ids, self.provenance.hidden_size, self.provenance.vocab_size)
-        for name, mine, theirs in zip(("target_layer_ids", "target_hidden_size", "vocab_size"), found, expected):
+        for name, mine, theirs in zip(names, found, expected, strict=True):
             if mine != theirs:
                 raise ValueError(f"The draft has `{name}` {mine}, the features in `{self.folder}` have {theirs}.")
 

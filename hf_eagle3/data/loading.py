@@ -120,8 +120,8 @@ def report(states: Counter, name: str) -> None:
     if not states["used"] and not states["partial"]:
         raise ValueError(
             f"{name}: none of {total} samples has a token to learn from ({states['empty']} without one of the "
-            f"assistant's, or cut off before it by `max_length`; {states['unmarked']} where the chat template does not "
-            "show which tokens are the assistant's). Check the roles, the template and `max_length`."
+            f"assistant's, or cut off before it by `max_length`; {states['unmarked']} where the chat template "
+            "does not show which tokens are the assistant's). Check the roles, the template and `max_length`."
         )
     for state, reason in (
         ("empty", "have no token to learn from (no assistant turn, or cut off by `max_length`) and are left out"),

@@ -29,8 +29,8 @@ RETRIED_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
 @dataclass(frozen=True)
 class Sampling:
     """
-    How answers are drawn. `temperatures` take turns, batch by batch; 0 is greedy. Plain text (for targets without chat)
-    is cut after `prompt_tokens` tokens and continued.
+    How answers are drawn. `temperatures` take turns, batch by batch; 0 is greedy. Plain text (for targets without
+    chat) is cut after `prompt_tokens` tokens and continued.
     """
 
     max_new_tokens: int = 512
@@ -178,8 +178,8 @@ class InProcess:
             return ids
         if self.tokenizer.chat_template is None:
             raise ValueError(
-                "The data is conversations and the tokenizer has no chat template; set the one the target is used with, "
-                "or give `text` to be continued."
+                "The data is conversations and the tokenizer has no chat template; set the one the target is "
+                "used with, or give `text` to be continued."
             )
         job.messages.append(job.asked.pop(0))
         return chat_ids(self.tokenizer, job.messages, prompt=True)

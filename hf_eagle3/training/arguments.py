@@ -12,8 +12,8 @@ from .losses import LOSSES
 from .objective import ObjectiveConfig
 
 
-# Whole recipes as values of fields. Facts: reading SpecForge (git a6b6b023) and speculators 0.9.0; their recorded losses
-# and gradients are in tests/data/parity.
+# Whole recipes as values of fields. Facts: reading SpecForge (git a6b6b023) and speculators 0.9.0; their recorded
+# losses and gradients are in tests/data/parity.
 RECIPES: dict[str, dict] = {
     "paper": {},
     "specforge": {

@@ -77,7 +77,8 @@ class Figures:
 
         `accuracy_k`: the draft's best token at step k is the target's. `acceptance_k`: chance that a token drawn from
         the draft is accepted at temperature 1. `simulated_acceptance_length`: tau of chains of S on this text at
-        temperature 0; on the target's own greedy text it is what generation gives. `vocabulary_coverage`, `text_agreement`: see the properties.
+        temperature 0; on the target's own greedy text it is what generation gives. `vocabulary_coverage`,
+        `text_agreement`: see the properties.
         """
         out: dict[str, float] = {}
         rows = self.steps[ROWS].clamp_min(1)

@@ -102,7 +102,8 @@ class StepTerms:
 
 def step_loss(loss: str, terms: StepTerms, mask: Tensor, denominator: Tensor | float) -> Tensor:
     """
-    One step's loss: the sum over `mask` (n,) bool divided by `denominator`, which may count other processes' positions.
+    One step's loss: the sum over `mask` (n,) bool divided by `denominator`, which may count other processes'
+    positions.
 
     `lk_alpha` is -log of the chance of acceptance; `lk_lambda` is w KL + (1 - w)(1 - acceptance) with
     w = exp(-3 mean acceptance), so that it begins as KL (arXiv 2602.23881).

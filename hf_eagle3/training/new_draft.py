@@ -1,6 +1,7 @@
 """A draft to begin training with: sizes from the target, a draft vocabulary, and a start that is not blind."""
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 import torch
 from torch import nn
@@ -38,14 +39,16 @@ def new_draft(
         target_model: The target.
         draft_vocab_size: Tokens the draft can propose (D). `None`: all that the target knows.
         token_counts: How often each token is to be predicted, (V,), see [`count_tokens`]; needed when D < V.
-        from_target: Start `lm_head` from the target's rows, and `fc` as the identity on the deepest tapped layer beside
-            a smaller random part. `False`: random, as the original code.
+        from_target: Start `lm_head` from the target's rows, and `fc` as the identity on the deepest tapped layer
+            beside a smaller random part. `False`: random, as the original code.
         overrides: Fields of [`Eagle3Config`].
 
     Raises:
         ValueError: a draft vocabulary without counts, or sizes that do not fit.
     """
     base = unwrap_peft(target_model)
+    if unknown := overrides.keys() - {f.name for f in fields(Eagle3Config)}:
+        raise ValueError(f"`Eagle3Config` has no field {', '.join(map(repr, sorted(unknown)))}.")
     if draft_vocab_size is not None:
         overrides["draft_vocab_size"] = draft_vocab_size
     config = Eagle3Config.from_target(base, **overrides)

@@ -1,8 +1,8 @@
 """From unrolled draft states and the target's last hidden states to losses and figures, chunk by chunk.
 
 Both heads are applied to a few hundred positions at a time and again in the backward pass, so neither (B, L, V) nor
-S times (B, L, D) numbers ever exist at once; positions that no loss reads are skipped. Does not know the draft's layers
-nor how the target ran.
+S times (B, L, D) numbers ever exist at once; positions that no loss reads are skipped. Does not know the draft's
+layers nor how the target ran.
 
 Shape letters: B batch, L sequence, H hidden, V target vocabulary, D draft vocabulary, S steps, M positions that count.
 """

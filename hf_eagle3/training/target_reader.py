@@ -1,7 +1,7 @@
 """What training reads of the frozen target, run online: features, last hidden states, embedding rows, head.
 
-Packed rows are taken apart for the target's pass, so that any architecture may be the target. Does not know the draft's
-weights. Shape letters: B batch, L sequence, H hidden, F tapped features, V vocabulary.
+Packed rows are taken apart for the target's pass, so that any architecture may be the target. Does not know the
+draft's weights. Shape letters: B batch, L sequence, H hidden, F tapped features, V vocabulary.
 """
 
 import torch

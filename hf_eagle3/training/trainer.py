@@ -208,8 +208,8 @@ class Eagle3Trainer(Trainer):
             raise FloatingPointError(
                 f"The loss is {measured.loss.item()} at optimiser step {self.state.global_step} (per "
                 f"training-time-test step: {[round(x, 4) for x in measured.step_losses.tolist()]}). Lower "
-                f"`learning_rate` ({self.args.learning_rate}), use bf16 instead of fp16, or look for non-finite hidden "
-                "states of the target."
+                f"`learning_rate` ({self.args.learning_rate}), use bf16 instead of fp16, or look for non-finite "
+                "hidden states of the target."
             )
 
     # Figures

@@ -1,0 +1,103 @@
+"""`hf-eagle3 demo`: the embedded pair writes the same text plainly and with its draft. Offline, no GPU needed."""
+
+import argparse
+import os
+import sys
+import time
+
+import torch
+from transformers import set_seed
+
+from .. import embedded, metrics
+from ..generation.stats import CycleRecord, CycleStreamer, record
+from .loading import add_tree_arguments, encode, with_tree
+
+
+HELP = "see it work: the pair that ships with the package, plain and with its draft, offline on the CPU"
+ACCEPTED, OWN, FAINT, PLAIN = "\033[32m", "\033[1m", "\033[2m", "\033[0m"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompt", action="append", help="instead of the held-out prompts; repeatable")
+    parser.add_argument("--num-prompts", type=int, default=3, help="held-out prompts to run (default: 3)")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
+    parser.add_argument("--device", default="cpu", help="(default: cpu)")
+    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="(default: auto)")
+    add_tree_arguments(parser)
+
+
+class Painter(CycleStreamer):
+    """Keeps every token with whether the draft had proposed it."""
+
+    def __init__(self):
+        self.pieces: list[tuple[list[int], bool]] = []
+
+    def on_cycle(self, record: CycleRecord) -> None:
+        accepted = record.num_accepted_tokens
+        self.pieces += [(record.tokens[:accepted], True), (record.tokens[accepted:], False)]
+
+    def text(self, tokenizer, colored: bool) -> str:
+        """The text, accepted draft tokens in green and the target's own in bold; split where bytes make characters."""
+        out, ids, shown = "", [], ""
+        for tokens, is_draft in self.pieces:
+            ids += tokens
+            whole = tokenizer.decode(ids, skip_special_tokens=True)
+            if whole.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of this character is still to come
+                continue
+            new, shown = whole[len(shown) :], whole
+            out += (ACCEPTED if is_draft else OWN) + new + PLAIN if colored and new else new
+        return out
+
+
+def run(arguments: argparse.Namespace) -> int:
+    target, draft, tokenizer = embedded.load_pair(device=arguments.device)
+    draft = with_tree(draft, arguments)
+    colored = arguments.color == "always" or (
+        arguments.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    )
+    prompts = arguments.prompt or [row["prompt"] for row in embedded.prompts()[: arguments.num_prompts]]
+    options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
+    if options["do_sample"]:
+        options |= {"temperature": arguments.temperature, "top_k": 0}
+
+    def timed(inputs, **extra) -> tuple[torch.Tensor, float]:
+        set_seed(arguments.seed)
+        start = time.perf_counter()
+        out = target.generate(**inputs, **options, **extra)
+        return out[0, inputs["input_ids"].shape[1] :], time.perf_counter() - start
+
+    sizes = draft.tree_config
+    print(
+        f"Target: {target.num_parameters() / 1e6:.1f}M parameters in {target.config.num_hidden_layers} layers. Draft: "
+        f"{draft.num_parameters() / 1e6:.1f}M in one. Tree: {sizes.num_draft_tokens} nodes, {sizes.tree_depth} levels."
+    )
+    if colored:
+        print(f"{ACCEPTED}accepted draft tokens{PLAIN}, {OWN}the target's own{PLAIN}")
+    warm = encode(tokenizer, "Hello", False, target.device)
+    for extra in ({}, {"assistant_model": draft}):
+        target.generate(**warm, max_new_tokens=8, **extra)
+    total_plain = total_fast = 0.0
+    num_tokens, identical = 0, True
+    with record() as stats:
+        for prompt in prompts:
+            inputs = encode(tokenizer, prompt, False, target.device)
+            plain, plain_seconds = timed(inputs)
+            painter = Painter()
+            fast, fast_seconds = timed(inputs, assistant_model=draft, streamer=painter)
+            total_plain, total_fast = total_plain + plain_seconds, total_fast + fast_seconds
+            num_tokens += len(fast)
+            identical &= torch.equal(plain, fast)
+            print(
+                f"\n{FAINT if colored else ''}> {prompt}{PLAIN if colored else ''}\n{painter.text(tokenizer, colored)}"
+            )
+    rows = [
+        ("plain", f"{num_tokens / total_plain:.0f} tokens/s"),
+        ("with the draft", f"{num_tokens / total_fast:.0f} tokens/s"),
+        ("speedup", f"{metrics.speedup(total_plain, total_fast):.2f}x on this machine"),
+        ("acceptance length (tau)", f"{stats.acceptance_length:.2f} tokens per pass of the target"),
+        ("identical", "yes, token for token" if identical else "NO"),
+    ]
+    print("\n" + "\n".join(f"{name:<24} {value}" for name, value in rows))
+    return 0 if identical else 1

@@ -1,0 +1,78 @@
+"""Second half of making the embedded pair: the target answers the training prompts, and a draft learns from that.
+
+`python -m hf_eagle3.embedded.make_draft --text DIR --out DIR`, after `make_target` with the same folders. Only
+commands that every user has: `hf-eagle3 prepare regenerate` and `hf-eagle3 train`.
+"""
+
+import argparse
+import json
+import random
+import sys
+from pathlib import Path
+
+from ..cli import main as command
+from . import text
+
+
+PROMPTS_PER_DOMAIN, LONGEST_PROMPT = 12, 420  # of the shipped held-out prompts; characters
+DRAFT = {"intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 4, "head_dim": 32}
+
+
+def write_held_out(folder: Path, path: Path) -> None:
+    """The held-out prompts that ship: the first short ones of every domain, in turn."""
+    found: dict[str, list[str]] = {}
+    for domain, messages in text.conversations(folder, held_out=True):
+        if len(messages[0]["content"]) < LONGEST_PROMPT:
+            found.setdefault(domain, []).append(messages[0]["content"])
+    rows = [
+        {"domain": domain, "prompt": found[domain][i]} for i in range(PROMPTS_PER_DOMAIN) for domain in text.SOURCES
+    ]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def write_training_prompts(folder: Path, path: Path) -> None:
+    """All prompts that are not held out, shuffled."""
+    rows = [{"messages": messages[:1]} for _, messages in text.conversations(folder, held_out=False)]
+    random.Random(0).shuffle(rows)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def run(*arguments: str) -> None:
+    print("+ hf-eagle3", *arguments, flush=True)
+    if code := command([str(argument) for argument in arguments]):
+        sys.exit(code)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--answers", type=int, default=6000, help="prompts that the target answers (default: 6000)")
+    parser.add_argument("--max-steps", type=int, default=1500, help="(default: 1500)")
+    parser.add_argument(
+        "--steps", type=int, default=7, help="of training-time test; 1 for the comparison (default: 7)"
+    )
+    arguments = parser.parse_args()
+    out: Path = arguments.out
+    write_held_out(arguments.text, out / "prompts.jsonl")
+    write_training_prompts(arguments.text, out / "training_prompts.jsonl")
+    run(
+        *("prepare", "regenerate", "--data", str(out / "training_prompts.jsonl"), "--target", str(out / "target")),
+        *("--output", str(out / "answers.jsonl"), "--limit", str(arguments.answers), "--dtype", "bfloat16"),
+        *("--temperature", "1", "0", "--batch-size", "128", "--max-new-tokens", "200"),
+    )
+    folder = out / ("draft" if arguments.steps == 7 else f"draft-{arguments.steps}-step")
+    run(
+        *("train", "--target", str(out / "target"), "--target-dtype", "float32", "--output-dir", str(folder)),
+        *("--train-data", str(out / "answers.jsonl"), "--draft-vocab-size", "896", "--max-length", "512"),
+        *(f"--draft-option={name}={value}" for name, value in DRAFT.items()),
+        *("--training-time-test-steps", str(arguments.steps), "--max-steps", str(arguments.max_steps)),
+        *("--per-device-train-batch-size", "16", "--learning-rate", "2e-3", "--lr-scheduler-type", "cosine"),
+        *("--warmup-steps", "50", "--max-grad-norm", "1", "--bf16", "true", "--logging-steps", "50"),
+        *("--eval-strategy", "steps", "--eval-steps", "250", "--save-steps", "250", "--save-total-limit", "1"),
+        *("--report-to", "none", "--disable-tqdm", "true"),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""`hf-eagle3 prepare` and `train` from conversations to a draft, and what they say to mistakes."""
+
+import json
+
+import pytest
+import torch
+from models import tiny_target
+from safetensors.torch import load_file
+from test_data import CHAT, word_tokenizer
+
+import hf_eagle3
+from hf_eagle3.cli import main
+
+
+SIZES = ["head_dim=8", "num_attention_heads=4", "num_key_value_heads=2", "intermediate_size=48"]
+QUICK = ["--use-cpu", "true", "--report-to", "none", "--disable-tqdm", "true", "--training-time-test-steps", "2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A target with a chat tokenizer, and chats to learn from."""
+    folder = tmp_path_factory.mktemp("training")
+    target = tiny_target()
+    target.generation_config.eos_token_id = 4
+    target.save_pretrained(folder / "target")
+    word_tokenizer().save_pretrained(folder / "target")
+    chats = [{"messages": CHAT[: 2 + 2 * (i % 2)]} for i in range(60)]
+    (folder / "chats.jsonl").write_text("\n".join(map(json.dumps, chats)))
+    return folder
+
+
+def train(folder, out, *arguments: str) -> list[str]:
+    options = [text for size in SIZES for text in ("--draft-option", size)]
+    return [
+        *("train", "--target", str(folder / "target"), "--output-dir", str(out), *QUICK, *options),
+        *("--max-steps", "3", "--save-strategy", "no", *arguments),
+    ]
+
+
+def test_from_prompts_to_a_draft(folder, capsys):
+    """regenerate, vocabulary, features, train online and offline, generate."""
+    target, data = str(folder / "target"), str(folder / "answers.jsonl")
+    common = ["--target", target, "--device", "cpu"]
+    prepare = ["prepare", "regenerate", "--data", str(folder / "chats.jsonl"), "--output", data, *common]
+    assert main([*prepare, "--max-new-tokens", "12", "--limit", "40"]) == 0
+    assert "40 conversations written" in capsys.readouterr().out
+    assert main([*prepare, "--max-new-tokens", "12"]) == 0
+    assert "20 conversations written" in capsys.readouterr().out
+
+    counted = str(folder / "counts.json")
+    assert main(["prepare", "vocabulary", "--data", data, "--target", target, "--output", counted]) == 0
+    assert "distinct" in capsys.readouterr().out
+    features = ["prepare", "features", "--data", data, *common, "--output", str(folder / "features")]
+    assert main([*features, "--estimate"]) == 0
+    assert "GiB" in capsys.readouterr().out
+    assert not (folder / "features").exists()
+    assert main(features) == 0
+
+    online, offline = folder / "online", folder / "offline"
+    shared = ("--draft-vocab-size", "9", "--vocabulary", counted, "--num-generation-prompts", "1")
+    assert main(train(folder, online, "--train-data", data, *shared)) == 0
+    assert '"eval_acceptance_length"' in capsys.readouterr().out
+    assert main(train(folder, offline, "--features", str(folder / "features"), *shared)) == 0
+    capsys.readouterr()
+    for out in (online, offline):
+        draft = hf_eagle3.Eagle3DraftModel.from_pretrained(out)
+        assert draft.config.draft_vocab_size == 9
+        assert draft.config.intermediate_size == 48
+    prompt = ["generate", "--target", target, "--draft", str(online), "--prompt", "why so", "--tree", "chain"]
+    assert main([*prompt, "--device", "cpu", "--max-new-tokens", "12", "--compare", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["identical"] is True
+
+
+def test_a_config_file_with_flags_over_it(folder, tmp_path, capsys):
+    config = tmp_path / "train.yaml"
+    config.write_text(
+        f"target: {folder / 'target'}\ntrain-data: {folder / 'chats.jsonl'}\noutput_dir: {tmp_path / 'out'}\n"
+        "recipe: speculators\nmax_steps: 2\nlearning_rate: 0.001\nuse_cpu: true\nreport_to: none\n"
+        "draft_option: {head_dim: 8, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 40}\n"
+        "num_generation_prompts: 0\n"
+    )
+    assert main(["train", "--config", str(config), "--max-steps", "1", "--training-time-test-steps", "2"]) == 0
+    logged = capsys.readouterr().out
+    assert "eval_accuracy_1" in logged
+    assert "eval_accuracy_2" not in logged
+    assert hf_eagle3.Eagle3DraftModel.from_pretrained(tmp_path / "out").config.intermediate_size == 40
+
+
+def test_resume_true_takes_the_last_checkpoint(folder, tmp_path, capsys):
+    data = ("--train-data", str(folder / "chats.jsonl"), "--save-strategy", "steps", "--save-steps", "2")
+    last = ("--num-generation-prompts", "0", "--resume-from-checkpoint", "true")
+    assert main(train(folder, tmp_path, *data, *last, "--max-steps", "2")) == 0  # nothing to resume yet
+    before = load_file(tmp_path / "checkpoint-2" / "model.safetensors")["fc.weight"]
+    assert main(train(folder, tmp_path, *data, *last, "--max-steps", "4")) == 0
+    assert not torch.equal(before, load_file(tmp_path / "model.safetensors")["fc.weight"])
+    assert json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # what peft asks of transformers
+def test_lora_saves_adapter_and_merged_draft(folder, tmp_path):
+    arguments = ("--train-data", str(folder / "chats.jsonl"), "--lora-rank", "2", "--num-generation-prompts", "0")
+    assert main(train(folder, tmp_path, *arguments)) == 0
+    assert (tmp_path / "adapter_model.safetensors").exists()
+    hf_eagle3.Eagle3DraftModel.from_pretrained(tmp_path / "merged")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train-data", "{folder}/missing.jsonl"], "missing.jsonl"),
+        ([], "--train-data"),
+        (["--train-data", "{folder}/chats.jsonl", "--draft-option", "width"], "NAME=VALUE"),
+        (["--train-data", "{folder}/chats.jsonl", "--draft-option", "width=3"], "width"),
+        (["--train-data", "{folder}/chats.jsonl", "--max-length", "5"], "none of 60 samples"),
+        (["--train-data", "{folder}/chats.jsonl", "--draft-vocab-size", "99"], "draft_vocab_size"),
+        (["--train-data", "{folder}/chats.jsonl", "--step-decay", "2"], "step_decay"),
+        (["--features", "{folder}/target"], "prepare features"),
+    ],
+    ids=["file", "data", "option", "field", "length", "vocabulary", "value", "features"],
+)
+def test_mistakes_end_in_one_line(folder, tmp_path, capsys, arguments, message):
+    arguments = [a.format(folder=folder) for a in arguments]
+    assert main(train(folder, tmp_path, *arguments)) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("hf-eagle3 train:")
+    assert message in error
+
+
+def test_every_field_of_the_arguments_has_its_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("Peak learning rate", "--training-time-test-steps", "Original code: 7", "--config", "--packing"):
+        assert words in text
