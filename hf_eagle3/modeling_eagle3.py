@@ -161,7 +161,7 @@ class Eagle3DraftModel(PreTrainedModel):
 
     config_class = Eagle3Config
     base_model_prefix = ""
-    main_input_name = "inputs_embeds"
+    main_input_name = "input_ids"
     supports_gradient_checkpointing = True  # read by training-time test: every step is computed again
     _supports_sdpa = True
     _no_split_modules = ["Eagle3DecoderLayer"]

@@ -75,7 +75,7 @@ def test_a_config_file_with_flags_over_it(folder, tmp_path, capsys):
     config = tmp_path / "train.yaml"
     config.write_text(
         f"target: {folder / 'target'}\ntrain-data: {folder / 'chats.jsonl'}\noutput_dir: {tmp_path / 'out'}\n"
-        "recipe: speculators\nmax_steps: 2\nlearning_rate: 0.001\nuse_cpu: true\nreport_to: none\n"
+        "recipe: speculators\nmax_steps: 2\nlearning_rate: 1e-3\nuse_cpu: true\nreport_to: none\n"
         "draft_option: {head_dim: 8, num_attention_heads: 4, num_key_value_heads: 2, intermediate_size: 40}\n"
         "num_generation_prompts: 0\n"
     )
@@ -115,8 +115,12 @@ def test_lora_saves_adapter_and_merged_draft(folder, tmp_path):
         (["--train-data", "{folder}/chats.jsonl", "--draft-vocab-size", "99"], "draft_vocab_size"),
         (["--train-data", "{folder}/chats.jsonl", "--step-decay", "2"], "step_decay"),
         (["--features", "{folder}/target"], "prepare features"),
+        (["--features", "{folder}/target", "--eval-data", "x"], "held out instead"),
+        (["--train-data", "{folder}/chats.jsonl", "--draft-option", "intermediate_size=many"], "intermediate_size"),
+        (["--train-data", "{folder}/chats.jsonl", "--draft-option", "target_layer_ids=[1,"], "not YAML"),
+        (["--train-data", "{folder}/target/config.json"], "A sample has the columns"),
     ],
-    ids=["file", "data", "option", "field", "length", "vocabulary", "value", "features"],
+    ids=str,
 )
 def test_mistakes_end_in_one_line(folder, tmp_path, capsys, arguments, message):
     arguments = [a.format(folder=folder) for a in arguments]

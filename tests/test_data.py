@@ -135,6 +135,32 @@ def test_conversations_need_a_template_and_text_a_tokenizer():
         tokenise({"text": "why"}, None)
 
 
+def test_messages_that_begin_with_an_answer_and_content_in_parts():
+    parts = [{"role": "assistant", "content": "no"}, {"role": "user", "content": [{"type": "text", "text": "why"}]}]
+    assert messages_of({"messages": parts}) == [{"role": "user", "content": "why"}]
+    with pytest.raises(ValueError, match="not text"):
+        messages_of({"messages": [{"role": "user", "content": [{"type": "image"}]}]})
+
+
+def test_padding_of_whoever_made_the_tokens_is_cut():
+    out = tokenise({"input_ids": [0, 6, 7, 0], "attention_mask": [0, 1, 1, 0]}, None)
+    assert (out.input_ids, out.loss_mask) == ([6, 7], [1, 1])
+
+
+def test_what_the_template_writes_behind_the_end_token_is_not_learnt():
+    chatty = PLAIN.replace("' <end> '", "' <end> be '")
+    out = tokenise({"messages": CHAT[:2]}, word_tokenizer(chatty))
+    assert words(out.input_ids) == "<user> why so <end> be <assistant> yes <end> be"
+    assert out.loss_mask == [0] * 6 + [1, 1, 0]
+
+
+def test_one_sample_that_the_template_refuses_does_not_stop_the_rest(caplog):
+    strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + PLAIN
+    chats = [{"messages": CHAT}, {"messages": [{"role": "system", "content": "be kind"}, *CHAT]}]
+    assert len(tokenised(Dataset.from_list(chats), word_tokenizer(strict), 64)) == 1
+    assert "no system" in caplog.text
+
+
 def test_samples_without_an_answer_are_counted_and_left_out(caplog):
     data = Dataset.from_list([{"messages": CHAT}, {"messages": CHAT[:1]}, {"messages": CHAT}])
     out = tokenised(data, word_tokenizer(), 64)

@@ -67,6 +67,31 @@ def test_another_target_is_refused(tmp_path):
     CachedTarget(tmp_path, tiny_target())
 
 
+def test_an_adapter_makes_another_target(tmp_path):
+    peft = pytest.importorskip("peft")
+    write(tmp_path)
+    config = peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"])
+    adapted = peft.get_peft_model(tiny_target(), config)
+    with pytest.raises(ValueError, match="the weights of"):
+        CachedTarget(tmp_path, adapted)
+    with pytest.raises(ValueError, match="fingerprint"):
+        write(tmp_path, adapted.merge_and_unload())
+
+
+def test_other_samples_are_refused(tmp_path):
+    writer = write(tmp_path)
+    with pytest.raises(ValueError, match="other samples"):
+        writer.write(list(written(seed=4).select(range(12))))
+
+
+def test_the_heads_bias_is_kept(tmp_path):
+    target = tiny_target()
+    target.lm_head.bias = torch.nn.Parameter(torch.randn(24))
+    write(tmp_path, target)
+    hidden = torch.randn(3, 32)
+    torch.testing.assert_close(CachedTarget(tmp_path).head(hidden), target.lm_head(hidden))
+
+
 def test_another_set_up_is_refused(tmp_path):
     write(tmp_path)
     with pytest.raises(ValueError, match="max_length: 2048 there, 16 here"):

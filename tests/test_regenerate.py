@@ -79,7 +79,7 @@ def test_tokens_cannot_be_regenerated():
 @pytest.fixture
 def server(monkeypatch):
     """An endpoint that refuses every first request and answers with how many turns it saw."""
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(module, "PAUSE", 0)
     seen, running, lock = [], [0, 0], threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -90,7 +90,8 @@ def server(monkeypatch):
                 running[0] += 1
                 running[1] = max(running)
                 first = sum(b == body for b in seen) == 1
-            status = 400 if body["model"] == "wrong" else 503 if first else 200
+            too_long = body["messages"][-1]["content"] == "too long"
+            status = 404 if body["model"] == "wrong" else 400 if too_long else 503 if first else 200
             content = f"answer {len(body['messages'])}"
             answer = {"choices": [{"message": {"content": content}}]} if body["model"] != "odd" else {"choices": []}
             with lock:
@@ -120,14 +121,47 @@ def test_an_endpoint_is_asked_turn_by_turn_and_again_after_a_refusal(tmp_path, s
     assert seen[0]["max_tokens"] == 512
 
 
-@pytest.mark.parametrize(("name", "message"), [("wrong", "answered 400"), ("odd", "did not answer as a chat")])
+@pytest.mark.parametrize(("name", "message"), [("wrong", "answered 404"), ("odd", "did not answer as a chat")])
 def test_an_endpoint_that_refuses_for_good_is_an_error(tmp_path, server, name, message):
     with pytest.raises(OSError, match=message):
         regenerate([{"messages": CHAT}], tmp_path / "out", Endpoint(server[0], name, Sampling()), batch_size=1)
 
 
+def test_one_conversation_that_is_refused_does_not_stop_the_others(tmp_path, server, caplog):
+    path = tmp_path / "out.jsonl"
+    chats = [{"messages": CHAT[:1]}, {"prompt": "too long"}, {"prompt": "why"}]
+    assert regenerate(chats, path, Endpoint(server[0], "m", Sampling(), concurrency=2), batch_size=3) == 2
+    assert sorted(row["id"] for row in answers(path)) == [0, 2]
+    assert "1 conversations were not answered, the first: conversation 1" in caplog.text
+
+
+@pytest.mark.parametrize("message", [{"content": None}, {"content": ""}])
+def test_an_answer_without_text_is_refused(message):
+    with pytest.raises(module.Refused, match="no text"):
+        module.said({"choices": [{"message": message}]})
+
+
+def test_reasoning_that_a_server_parts_off_is_joined_again():
+    message = {"content": "4", "reasoning_content": "2 + 2"}
+    assert module.said({"choices": [{"message": message}]}) == "<think>\n2 + 2\n</think>\n\n4"
+
+
+def test_a_line_cut_inside_a_character_or_before_its_end_is_done_again(tmp_path):
+    whole = json.dumps({"id": 1, "messages": "é"}, ensure_ascii=False).encode()
+    for rest in (whole[:-3], whole):
+        (tmp_path / "out").write_bytes(b'{"id": 0}\n' + rest)
+        assert finished_ids(tmp_path / "out") == {0}
+        assert (tmp_path / "out").read_bytes() == b'{"id": 0}\n'
+
+
+def test_one_answer_after_a_system_message_keeps_its_tokens(tmp_path):
+    path = tmp_path / "out.jsonl"
+    regenerate([{"messages": [{"role": "system", "content": "be kind"}, CHAT[0]]}], path, in_process(), batch_size=1)
+    assert "input_ids" in answers(path)[0]
+
+
 def test_an_endpoint_that_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(module, "PAUSE", 0)
     endpoint = Endpoint("http://127.0.0.1:9", "m", Sampling(), retries=1)
     with pytest.raises(OSError, match="cannot be reached"):
         regenerate([{"messages": CHAT}], tmp_path / "out", endpoint, batch_size=1)

@@ -130,6 +130,29 @@ def test_feature_regression_alone_trains_the_states(tmp_path):
     assert both[0] > plain[0] + 1e-3
 
 
+def test_evaluate_takes_conversations_as_the_constructor_does(tmp_path):
+    run = trainer(tmp_path, max_steps=1)
+    raw = written(6, seed=3).add_column("note", ["x"] * 6)
+    assert run.evaluate(raw)["eval_loss"] == pytest.approx(run.predict(raw).metrics["test_loss"])
+
+
+def test_a_stream_gives_the_same_curve(tmp_path, plain_curve):
+    ordered = curve(tmp_path, data=written(), train_sampling_strategy="sequential")
+    close(curve(tmp_path, data=written().to_iterable_dataset()), ordered)
+    assert ordered != pytest.approx(plain_curve, rel=1e-3)
+
+
+def test_tokens_seen_are_counted(tmp_path):
+    run = trainer(tmp_path, max_steps=1, include_num_input_tokens_seen=True)
+    run.train()
+    assert run.state.num_input_tokens_seen > 0
+
+
+def test_a_draft_in_half_precision_is_warned_of(tmp_path, caplog):
+    trainer(tmp_path, draft=fresh_draft().to(torch.bfloat16))
+    assert "lost in rounding" in caplog.text
+
+
 def test_a_frozen_head_stays(tmp_path):
     draft = fresh_draft()
     before = draft.lm_head.weight.clone()
@@ -314,6 +337,9 @@ def test_something_else_than_a_draft_is_refused(tmp_path):
         ({"generation_tree": "static:500,2,3"}, "drafts only"),
         ({"max_length": 2}, "max_length"),
         ({"head_chunk_size": 0}, "head_chunk_size"),
+        ({"neftune_noise_alpha": 5.0}, "neftune_noise_alpha"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"remove_unused_columns": True}, "remove_unused_columns"),
     ],
     ids=str,
 )

@@ -89,6 +89,20 @@ def test_indices_outside_every_document_stay_finite_and_still():
     assert keys[0].grad[1].abs().max() == 0
 
 
+def test_the_backward_kernel_gets_dense_memory(monkeypatch):
+    """CUDA's reads output and log-sum-exp without strides; a packed document is a slice of both."""
+    seen = []
+
+    def backward(grad, query, key, value, out, lse, state):
+        seen.append(out.is_contiguous() and lse.is_contiguous())
+        return torch.zeros_like(query), torch.zeros_like(query), torch.zeros_like(query)
+
+    monkeypatch.setattr(attention, "causal_backward", backward)
+    query, keys, values = tensors(2, 2)
+    training_time_test_attention(query, keys, values, PACKED).sum().backward()
+    assert seen == [True] * 3
+
+
 def test_the_kernels_of_cuda_still_take_what_we_give_them():
     """Not run here: their schemas are compared, so that a torch that changes them is noticed."""
     ops = torch.ops.aten

@@ -29,13 +29,14 @@ def parser(command: str | None = None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; mistakes of the caller end in one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    arguments = parser(argv[0] if argv else None).parse_args(argv)
+    command = argv[0] if argv else None
     if not sys.stderr.isatty():
         logging.disable_progress_bar()
     try:
+        arguments = parser(command).parse_args(train.expand_config(argv) if command == "train" else argv)
         return COMMANDS[arguments.command].run(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"hf-eagle3 {arguments.command}: {error}", file=sys.stderr)
+        print(f"hf-eagle3 {command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

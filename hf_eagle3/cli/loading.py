@@ -9,11 +9,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from ..modeling_eagle3 import Eagle3DraftModel
 
 
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def positive(text: str) -> int:
+    """An argument type: a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="directory or Hub id of the target model")
     parser.add_argument("--draft", required=True, help="directory or Hub id of its EAGLE-3 draft model")
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", default="auto", choices=dtypes, help="of both models (default: auto)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of both models (default: auto)")
     parser.add_argument("--device", default=None, help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
 
 

@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import best_device, needs_extra
+from .loading import DTYPES, best_device, needs_extra, positive
 
 
 HELP = "prepare training data: regenerate answers, choose the draft vocabulary, compute features beforehand"
@@ -26,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     regenerate.add_argument("--target", required=True, help="target model, or the model's name at --endpoint")
     regenerate.add_argument("--endpoint", help="OpenAI-compatible address, e.g. http://localhost:8000/v1")
     regenerate.add_argument("--draft", help="a draft for the target, to be faster in-process")
-    regenerate.add_argument("--batch-size", type=int, default=32, help="conversations side by side (default: 32)")
-    regenerate.add_argument("--concurrency", type=int, default=16, help="requests under way (default: 16)")
+    regenerate.add_argument("--batch-size", type=positive, default=32, help="conversations side by side (default: 32)")
+    regenerate.add_argument("--concurrency", type=positive, default=16, help="requests under way (default: 16)")
     regenerate.add_argument("--retries", type=int, default=5, help="of a request that failed (default: 5)")
-    regenerate.add_argument("--max-new-tokens", type=int, default=512, help="per answer (default: 512)")
+    regenerate.add_argument("--max-new-tokens", type=positive, default=512, help="per answer (default: 512)")
     regenerate.add_argument(
         "--temperature",
         type=float,
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="0 is greedy; several take turns, batch by batch (default: 1)",
     )
     regenerate.add_argument(
-        "--prompt-tokens", type=int, default=32, help="of plain text that is to be continued (default: 32)"
+        "--prompt-tokens", type=positive, default=32, help="of plain text that is to be continued (default: 32)"
     )
     regenerate.add_argument("--top-p", type=float, default=1.0, help="(default: 1)")
     regenerate.add_argument("--seed", type=int, default=0, help="(default: 0)")
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_arguments(vocabulary)
     vocabulary.add_argument("--target", required=True, help="target model (its tokenizer and configuration are read)")
     vocabulary.add_argument("--output", required=True, help="JSON file for `train --vocabulary`")
-    vocabulary.add_argument("--max-length", type=int, default=2048, help="of a sample, in tokens (default: 2048)")
+    vocabulary.add_argument("--max-length", type=positive, default=2048, help="of a sample, in tokens (default: 2048)")
     features = tasks.add_parser(
         "features", help="compute the target's hidden states beforehand (large; resumes)", allow_abbrev=False
     )
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     features.add_argument("--target", required=True, help="target model")
     features.add_argument("--output", required=True, help="folder for `train --features`")
     features.add_argument("--draft", help="tap the layers of this draft (default: those of a new one)")
-    features.add_argument("--max-length", type=int, default=2048, help="of a sample, in tokens (default: 2048)")
+    features.add_argument("--max-length", type=positive, default=2048, help="of a sample, in tokens (default: 2048)")
     features.add_argument(
         "--store-dtype", choices=("bfloat16", "float16"), default="bfloat16", help="(default: bfloat16)"
     )
@@ -70,12 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="preset, file, folder or Hub id")
     parser.add_argument("--split", help="default: train")
-    parser.add_argument("--limit", type=int, help="only the first so many samples")
+    parser.add_argument("--limit", type=positive, help="only the first so many samples")
 
 
 def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    dtypes = ("auto", "float32", "bfloat16", "float16")
-    parser.add_argument("--dtype", default="auto", choices=dtypes, help="of the target (default: auto)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the target (default: auto)")
     parser.add_argument("--device", help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
 
 

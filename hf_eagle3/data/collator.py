@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
+TOKEN_COLUMNS = ("input_ids", "loss_mask")
 OFFLINE_COLUMNS = ("target_features", "last_hidden_states")
 
 
@@ -33,7 +34,12 @@ class Eagle3DataCollator:
     packing: bool = False
 
     def __call__(self, samples: list[dict]) -> dict[str, Tensor]:
-        samples = [{name: self._column(name, value) for name, value in sample.items()} for sample in samples]
+        samples = [
+            {name: self._column(name, sample[name]) for name in (*TOKEN_COLUMNS, *OFFLINE_COLUMNS) if name in sample}
+            for sample in samples
+        ]
+        for sample in samples:
+            sample.setdefault("loss_mask", torch.ones_like(sample["input_ids"]))
         rows = self._pack(samples) if self.packing else [[sample] for sample in samples]
         batch = {
             "input_ids": self._fill(rows, "input_ids", self.pad_token_id),

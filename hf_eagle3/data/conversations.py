@@ -22,9 +22,12 @@ SHAREGPT_ROLES = {
     "chatgpt": "assistant",
     "assistant": "assistant",
     "bard": "assistant",
+    "bing": "assistant",
     "system": "system",
     "tool": "tool",
     "function": "tool",
+    "observation": "tool",
+    "function_call": "assistant",
 }
 SHAPES = "`messages`, `conversations`, `prompt` with `completion`, `text`, or `input_ids`"
 Message = dict[str, str]
@@ -60,7 +63,7 @@ def messages_of(sample: Mapping) -> list[Message] | None:
     if sample.get("input_ids") is not None:  # tokens win: they are exactly what was generated
         return None
     if sample.get("messages") is not None:
-        return [dict(message) for message in sample["messages"]]
+        return from_the_first_question([dict(message) for message in sample["messages"]])
     if sample.get("conversations") is not None:
         turns = []
         for turn in sample["conversations"]:
@@ -70,20 +73,37 @@ def messages_of(sample: Mapping) -> list[Message] | None:
                     f"`conversations` has the speaker {speaker!r}; known are {', '.join(SHAREGPT_ROLES)}."
                 )
             turns.append({"role": SHAREGPT_ROLES[speaker], "content": turn.get("value", turn.get("content"))})
-        # ShareGPT's chats may begin in the middle.
-        while turns and turns[0]["role"] == "assistant":
-            turns.pop(0)
-        return turns
+        return from_the_first_question(turns)
     if sample.get("prompt") is not None and sample.get("completion") is not None:
         prompt, completion = sample["prompt"], sample["completion"]
         if isinstance(prompt, str):
             prompt = [{"role": "user", "content": prompt}]
         if isinstance(completion, str):
             completion = [{"role": "assistant", "content": completion}]
-        return [*prompt, *completion]
+        return from_the_first_question([*prompt, *completion])
     if sample.get("text") is not None:
         return None
     raise ValueError(f"A sample has the columns {sorted(sample)}; needed are {SHAPES}.")
+
+
+def from_the_first_question(messages: list[Message]) -> list[Message]:
+    """Messages as plain text each, without answers before the first question (chats may begin in the middle)."""
+    start = next((i for i, message in enumerate(messages) if message["role"] != "assistant"), len(messages))
+    return [message | {"content": plain_text(message.get("content"))} for message in messages[start:]]
+
+
+def plain_text(content) -> str:
+    """
+    Raises:
+        ValueError: parts that are not text.
+    """
+    if isinstance(content, str):
+        return content
+    if content is None:
+        return ""
+    if all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
+        return "".join(part["text"] for part in content)
+    raise ValueError("A message holds parts that are not text; drafts are trained on text.")
 
 
 def tokenise(sample: Mapping, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None = None) -> Tokenised:
@@ -102,6 +122,9 @@ def tokenise(sample: Mapping, tokenizer: PreTrainedTokenizerBase | None, max_len
         out = tokenise_messages(messages, tokenizer)
     elif sample.get("input_ids") is not None:
         out = Tokenised(list(sample["input_ids"]), given_mask(sample))
+        if sample.get("attention_mask") is not None:  # padding of whoever made the tokens
+            seen = [i for i, x in enumerate(sample["attention_mask"]) if x]
+            out = Tokenised([out.input_ids[i] for i in seen], [out.loss_mask[i] for i in seen])
     else:
         ids = needed(tokenizer)(sample["text"])["input_ids"]
         out = Tokenised(ids, [1] * len(ids))
@@ -112,12 +135,15 @@ def tokenise(sample: Mapping, tokenizer: PreTrainedTokenizerBase | None, max_len
 
 def given_mask(sample: Mapping) -> list[int]:
     """The mask that comes with tokens; ones where none does."""
+    mask = [1] * len(sample["input_ids"])
     for name in ("loss_mask", "assistant_masks"):
         if sample.get(name) is not None:
-            return [int(bool(x)) for x in sample[name]]
-    if sample.get("labels") is not None:
-        return [int(x != -100) for x in sample["labels"]]
-    return [1] * len(sample["input_ids"])
+            mask = [int(bool(x)) for x in sample[name]]
+            break
+    else:
+        if sample.get("labels") is not None:
+            mask = [int(x != -100) for x in sample["labels"]]
+    return mask
 
 
 def needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
@@ -149,15 +175,23 @@ def tokenise_messages(messages: list[Message], tokenizer: PreTrainedTokenizerBas
         start = chat_ids(tokenizer, messages[:index], prompt=True)
         end = chat_ids(tokenizer, messages[: index + 1], prompt=False)
         if full[: len(end)] == end and end[: len(start)] == start:
-            mask[len(start) : len(end)] = [1] * (len(end) - len(start))
+            stop = spoken_until(end, len(start), tokenizer.eos_token_id)
+            mask[len(start) : stop] = [1] * (stop - len(start))
         elif index == turns[-1]:
             raise TemplateMismatch(
                 "The chat template gives different tokens for a chat and for its beginning, so that the assistant's "
-                "tokens cannot be told; add {% generation %} marks to the template."
+                "tokens cannot be told; add {% generation %} marks to the template, or train on what `hf-eagle3 "
+                "prepare regenerate` writes, which keeps the tokens themselves."
             )
         else:  # it rewrites earlier turns, as templates do that drop their reasoning
             partial = True
     return Tokenised(full, mask, partial)
+
+
+def spoken_until(ids: list[int], start: int, eos_token_id: int | None) -> int:
+    """End of what the assistant says: through its end token, without what the template writes behind that."""
+    ends = [i for i in range(start, len(ids)) if ids[i] == eos_token_id]
+    return ends[-1] + 1 if ends else len(ids)
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt: bool) -> list[int]:

@@ -11,7 +11,7 @@ Shape letters: L tokens of a sample, H hidden of the target, F tapped features, 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ..target import Target, head_options, shaped_logits, unwrap_peft
 
 PROVENANCE, TARGET_FILE = "provenance.json", "target.safetensors"
 FORMAT = 1
+FINGERPRINT_NUMBERS = 64  # of each weight
 COLUMNS = ("input_ids", "loss_mask", "target_features", "last_hidden_states")
 
 
@@ -38,11 +39,11 @@ class Provenance:
 
     Attributes:
         target: Name or path the target was loaded from, and `revision`, its commit on the Hub where known.
-        fingerprint: Of the target's embedding and final norms, which fine-tuning changes.
+        fingerprint: Of every weight of the target, adapters included.
         target_layer_ids: Tapped layers.
         template_hash: Of the tokenizer's chat template.
         head: Scale and soft cap of the target's head.
-        shards: Samples in each file.
+        shards: Samples in each file, and `contents`, a hash of their tokens.
     """
 
     target: str
@@ -56,6 +57,7 @@ class Provenance:
     max_length: int
     head: dict[str, float] = field(default_factory=dict)
     shards: list[int] = field(default_factory=list)
+    contents: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     @classmethod
@@ -95,7 +97,12 @@ class Provenance:
         Raises:
             ValueError: the other features are of another target, template or shape; each difference is named.
         """
-        skipped = {"shards", "target", "revision"}  # a moved or renamed target is the same if its weights are
+        skipped = {
+            "shards",
+            "contents",
+            "target",
+            "revision",
+        }  # a moved or renamed target is the same if its weights are
         mine, theirs = asdict(self), asdict(other)
         different = [
             f"{name}: {mine[name]} there, {theirs[name]} here"
@@ -110,11 +117,23 @@ class Provenance:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Of a few weights of the target; equal however it is loaded in the same precision."""
+    """Of some numbers of every weight, rounded to bfloat16, so that the precision of loading does not matter."""
     digest = hashlib.sha256()
-    weight = model.get_input_embeddings().weight
-    for tensor in (weight[:: max(len(weight) // 64, 1)], *(p for n, p in model.named_parameters() if "norm" in n)):
-        digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    for name, parameter in sorted(model.named_parameters()):
+        if parameter.is_meta:  # offloaded
+            continue
+        flat = parameter.detach().reshape(-1)
+        some = flat[:: max(flat.numel() // FINGERPRINT_NUMBERS, 1)].to("cpu")
+        digest.update(name.encode())
+        digest.update(some.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def content_hash(samples: Iterable[dict]) -> str:
+    """Of the tokens of some samples."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(json.dumps(list(sample["input_ids"])).encode())
     return digest.hexdigest()[:16]
 
 
@@ -167,19 +186,16 @@ class FeatureWriter:
         if (self.folder / PROVENANCE).exists():
             stored = Provenance.read(self.folder)
             stored.refuse_other(self.provenance, self.folder)
-            self.provenance.shards = stored.shards
+            self.provenance.shards, self.provenance.contents = stored.shards, stored.contents
         else:
-            head, embedding = base.get_output_embeddings().weight, base.get_input_embeddings().weight
-            weights = {"embedding": embedding.detach().cpu().contiguous()}
-            if head.data_ptr() != embedding.data_ptr():
-                weights["head"] = head.detach().cpu().contiguous()
-            save_file(weights, self.folder / TARGET_FILE)
+            save_file(head_weights(base), self.folder / TARGET_FILE)
             self.provenance.write(self.folder)
 
     def write(self, samples: Sequence[dict], progress: Iterable | None = None) -> int:
         """
         Compute and write what is missing of `samples` ({"input_ids", "loss_mask"}); returns how many were written.
         """
+        self._refuse_other_samples(samples)
         done = sum(self.provenance.shards)
         device, written = self.target.embedding_weight.device, 0
         for start in range(done, len(samples), self.samples_per_shard):
@@ -198,11 +214,43 @@ class FeatureWriter:
             save_file(shard, self.folder / f"{shard_name(number)}.tmp")
             os.replace(self.folder / f"{shard_name(number)}.tmp", self.folder / shard_name(number))
             self.provenance.shards.append(len(chosen))
+            self.provenance.contents.append(content_hash(samples[i] for i in chosen))
             self.provenance.write(self.folder)
             written += len(chosen)
             if progress is not None:
                 progress.update(len(chosen))
         return written
+
+    def _refuse_other_samples(self, samples: Sequence[dict]) -> None:
+        start = 0
+        for count, expected in zip(self.provenance.shards, self.provenance.contents, strict=True):
+            chosen = range(start, start + count)
+            start += count
+            if start > len(samples) or content_hash(samples[i] for i in chosen) != expected:
+                raise ValueError(
+                    f"`{self.folder}` holds features of other samples (up to number {start}); use another folder."
+                )
+
+
+def head_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """
+    Embedding and head of a target, as they are kept beside its features.
+
+    Raises:
+        ValueError: a head that is more than a matrix (quantised, or with an adapter).
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
+    if type(head) is not torch.nn.Linear:
+        raise ValueError(
+            f"The target's head is a {type(head).__name__}; features beforehand need a plain one. Merge its "
+            "adapter, or train online."
+        )
+    weights = {"embedding": embedding.detach().cpu().contiguous()}
+    if head.weight.data_ptr() != embedding.data_ptr():
+        weights["head"] = head.weight.detach().cpu().contiguous()
+    if head.bias is not None:
+        weights["bias"] = head.bias.detach().cpu().contiguous()
+    return weights
 
 
 def shard_name(number: int) -> str:
@@ -224,9 +272,16 @@ class FeatureDataset(torch.utils.data.Dataset):
         return len(self.places)
 
     def __getitem__(self, position: int) -> dict[str, Tensor]:
+        return self._read(position, COLUMNS)
+
+    def tokens(self) -> Iterator[dict[str, Tensor]]:
+        """`input_ids` and `loss_mask` of every sample, without reading its features."""
+        return (self._read(position, COLUMNS[:2]) for position in range(len(self)))
+
+    def _read(self, position: int, names: Sequence[str]) -> dict[str, Tensor]:
         number, index = self.places[position]
         with safe_open(self.folder / shard_name(number), "pt") as shard:
-            return {name: shard.get_tensor(f"{index}.{name}") for name in COLUMNS}
+            return {name: shard.get_tensor(f"{index}.{name}") for name in names}
 
 
 class CachedTarget:
@@ -260,6 +315,7 @@ class CachedTarget:
         weights = load_file(self.folder / TARGET_FILE)
         self.embedding = weights["embedding"]
         self.head_weight = weights.get("head", self.embedding)
+        self.head_bias = weights.get("bias")
 
     def check_fits(self, config: Eagle3Config) -> None:
         """Raises ValueError where a draft reads other layers or another target."""
@@ -274,6 +330,7 @@ class CachedTarget:
         tied = self.head_weight is self.embedding
         self.embedding = self.embedding.to(device)
         self.head_weight = self.embedding if tied else self.head_weight.to(device)
+        self.head_bias = self.head_bias if self.head_bias is None else self.head_bias.to(device)
 
     def embedding_rows(self, ids: Tensor) -> Tensor:
         return F.embedding(ids.to(self.embedding.device), self.embedding)
@@ -281,7 +338,8 @@ class CachedTarget:
     def head(self, hidden: Tensor) -> Tensor:
         """Logits (n, V) of last hidden states (n, H)."""
         with torch.autocast(hidden.device.type, enabled=False):
-            return shaped_logits(F.linear(hidden.to(self.head_weight.dtype), self.head_weight), self.provenance.head)
+            product = F.linear(hidden.to(self.head_weight.dtype), self.head_weight, self.head_bias)
+            return shaped_logits(product, self.provenance.head)
 
     def head_rows(self, ids: Tensor | None) -> Tensor:
         return self.head_weight if ids is None else self.head_weight[ids.to(self.head_weight.device)]

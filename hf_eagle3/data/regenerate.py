@@ -7,7 +7,7 @@ JSON-lines file one by one as they are finished; a run that was interrupted goes
 import json
 import logging
 import os
-import time
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +17,7 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
+from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from .conversations import Message, chat_ids, messages_of
@@ -24,6 +25,12 @@ from .conversations import Message, chat_ids, messages_of
 
 logger = logging.getLogger(__name__)
 RETRIED_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
+HOPELESS_STATUS = (401, 403, 404)  # no conversation would fare better
+PAUSE = 0.5  # seconds before the first retry, doubling
+
+
+class Refused(Exception):
+    """One conversation cannot be answered; others may."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Sampling:
 class Job:
     """
     One conversation under way: `asked` user turns still to come, `messages` so far; or `text` to be continued. `batch`
-    is the place of its batch in the data, whatever of it was done before.
+    is the place of its batch in the data, whatever of it was done before. `problem` says why it could not be answered.
     """
 
     index: int
@@ -57,10 +64,13 @@ class Job:
     batch: int = 0
     text: str | None = None
     tokens: dict | None = None
+    problem: str | None = None
 
     @classmethod
     def from_sample(cls, index: int, sample: dict, batch: int = 0) -> "Job | None":
         """The system and user turns of a sample; `None` if there is none to answer."""
+        if isinstance(sample.get("prompt"), str) and sample.get("completion") is None:
+            sample = {"prompt": sample["prompt"], "completion": ""}
         messages = messages_of(sample)
         if messages is None:
             if sample.get("text") is None:
@@ -82,13 +92,17 @@ def finished_ids(path: Path) -> set[int]:
     found, good = set(), 0
     with path.open("rb") as file:
         for line in file:
+            if not line.endswith(b"\n"):
+                break
             try:
                 found.add(json.loads(line)["id"])
-            except (json.JSONDecodeError, KeyError):
-                if line.endswith(b"\n"):
-                    raise ValueError(f"`{path}` is not a file of regenerated conversations; use another.") from None
-                break
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(f"`{path}` is not a file of regenerated conversations; use another.") from None
             good += len(line)
+    if good == 0 and path.stat().st_size and not found:
+        with path.open("rb") as file:
+            if not file.read(6).startswith(b'{"id"'):
+                raise ValueError(f"`{path}` is not a file of regenerated conversations; use another.")
     os.truncate(path, good)
     return found
 
@@ -111,11 +125,15 @@ def regenerate(
         progress: Something with `update(n)`.
 
     Returns:
-        How many were written.
+        How many were written. Conversations that could not be answered are said and left out; a later run tries again.
+
+    Raises:
+        ValueError: `path` is another kind of file, or a sample has no turns to answer.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     done, written = finished_ids(path), 0
+    problems: list[str] = []
     jobs = (
         job
         for index, sample in enumerate(samples)
@@ -124,11 +142,16 @@ def regenerate(
     with path.open("a", encoding="utf-8") as file:
         for _, batch in groupby(jobs, key=lambda job: job.batch):
             for job in answer(list(batch)):
+                if progress is not None:
+                    progress.update(1)
+                if job.problem is not None:
+                    problems.append(f"conversation {job.index}: {job.problem}")
+                    continue
                 file.write(json.dumps(job.record(), ensure_ascii=False) + "\n")
                 file.flush()
                 written += 1
-                if progress is not None:
-                    progress.update(1)
+    if problems:
+        logger.warning("%d conversations were not answered, the first: %s", len(problems), problems[0])
     return written
 
 
@@ -157,10 +180,19 @@ class InProcess:
         temperature = self.sampling.temperature(jobs[0].batch)
         unfinished = list(jobs)
         while unfinished:
-            prompts = [self._prompt(job) for job in unfinished]
+            prompts = []
+            for job in list(unfinished):
+                try:
+                    prompts.append(self._prompt(job))
+                except TemplateError as error:  # a template may refuse a system message, or two questions in a row
+                    job.problem = f"the chat template refuses it: {error}"
+                    unfinished.remove(job)
+                    yield job
+            if not prompts:
+                return
             for job, prompt, tokens in zip(unfinished, prompts, self._generate(prompts, temperature), strict=True):
                 text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                if len(job.messages) <= 1 and not job.asked:
+                if not job.asked and not any(m["role"] == "assistant" for m in job.messages):
                     job.tokens = {"input_ids": prompt + tokens, "loss_mask": [0] * len(prompt) + [1] * len(tokens)}
                 if job.text is not None:
                     job.text = self.tokenizer.decode(prompt + tokens, skip_special_tokens=True)
@@ -228,26 +260,46 @@ class Endpoint:
         self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
 
     def __call__(self, jobs: list[Job]) -> Iterator[Job]:
+        stop = threading.Event()
+        failure: OSError | None = None
         with ThreadPoolExecutor(self.concurrency) as pool:
-            waiting = {pool.submit(self._converse, job) for job in jobs}
+            waiting = {pool.submit(self._converse, job, stop) for job in jobs}
             try:
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
                     for future in done:
-                        yield future.result()
+                        try:
+                            job = future.result()
+                        except OSError as error:  # nobody will be answered: keep what is done, ask no more
+                            failure = failure or error
+                            stop.set()
+                            continue
+                        if job is not None:
+                            yield job
             finally:
+                stop.set()
                 for future in waiting:
                     future.cancel()
+        if failure is not None:
+            raise failure
 
-    def _converse(self, job: Job) -> Job:
+    def _converse(self, job: Job, stop: threading.Event) -> Job | None:
+        """The job with its answers or its problem; `None` where the run is being stopped."""
         if job.text is not None:
-            raise ValueError("A chat endpoint answers conversations; plain `text` can be continued in-process only.")
-        while job.asked:
+            job.problem = "a chat endpoint cannot continue plain `text`; that is done in-process"
+        while job.asked and job.problem is None:
             job.messages.append(job.asked.pop(0))
-            job.messages.append({"role": "assistant", "content": self._ask(job)})
+            try:
+                content = self._ask(job, stop)
+            except Refused as refusal:
+                job.problem = str(refusal)
+                break
+            if content is None:
+                return None
+            job.messages.append({"role": "assistant", "content": content})
         return job
 
-    def _ask(self, job: Job) -> str:
+    def _ask(self, job: Job, stop: threading.Event) -> str | None:
         body = {
             "model": self.model,
             "messages": job.messages,
@@ -260,18 +312,39 @@ class Endpoint:
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
+        problem = ""
         for attempt in range(self.retries + 1):
+            if stop.wait(min(2**attempt * PAUSE, 30) if attempt else 0):
+                return None
             try:
                 with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return json.load(response)["choices"][0]["message"]["content"]
+                    return said(json.load(response))
             except urllib.error.HTTPError as error:
-                if error.code not in RETRIED_STATUS or attempt == self.retries:
-                    detail = error.read(500).decode(errors="replace")
-                    raise OSError(f"{self.url} answered {error.code} to conversation {job.index}: {detail}") from None
+                problem = f"{self.url} answered {error.code}: {error.read(500).decode(errors='replace')}"
+                if error.code in HOPELESS_STATUS:
+                    raise OSError(problem) from None
+                if error.code not in RETRIED_STATUS:
+                    raise Refused(problem) from None
             except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                if attempt == self.retries:
-                    raise OSError(f"{self.url} cannot be reached: {error}") from None
-            except (KeyError, IndexError, TypeError, json.JSONDecodeError):
+                problem = f"{self.url} cannot be reached: {error}"
+            except ValueError:
                 raise OSError(f"{self.url} did not answer as a chat endpoint does.") from None
-            time.sleep(min(2**attempt * 0.5, 30))
-        raise OSError(f"{self.url}: no attempt was made; `retries` is {self.retries}.")
+        raise OSError(problem)
+
+
+def said(answer: dict) -> str:
+    """
+    The text of a chat completion, reasoning included where the server parts it off.
+
+    Raises:
+        Refused: no text.
+        ValueError: not a chat completion.
+    """
+    try:
+        message = answer["choices"][0]["message"]
+        content, reasoning = message.get("content"), message.get("reasoning_content")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise ValueError("not a chat completion") from None
+    if not content:
+        raise Refused("the answer has no text (cut off while it was reasoning?); raise `--max-new-tokens`")
+    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}" if reasoning else content

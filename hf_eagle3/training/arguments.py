@@ -97,8 +97,9 @@ class Eagle3TrainingArguments(TrainingArguments):
     mean_over: str = field(
         default="loss_mask",
         metadata={
-            "help": "loss_mask: mean over positions that count, over all processes and accumulated batches; all: over "
-            "every position of the batch, padding too (SpecForge).",
+            "help": "loss_mask: mean over positions whose token is loss-masked, over all processes and accumulated "
+            "batches (those left out by mask_outside_vocabulary count as 0, so losses of different draft "
+            "vocabularies do not compare); all: over every position of the batch, padding too (SpecForge).",
             "choices": ["loss_mask", "all"],
         },
     )
@@ -146,6 +147,17 @@ class Eagle3TrainingArguments(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            # Streamed batches are padded to different lengths; each process reads its own instead of being sent a
+            # part.
+            self.accelerator_config.dispatch_batches = False
+        for name, useless in (("neftune_noise_alpha", None), ("label_smoothing_factor", 0.0)):
+            if getattr(self, name) != useless:
+                raise ValueError(f"`{name}` is for language models; training of a draft has no use for it.")
+        if self.remove_unused_columns:
+            raise ValueError(
+                "`remove_unused_columns` must be off: the draft's forward does not name the data's columns."
+            )
         if self.training_time_test_steps < 1:
             raise ValueError(f"`training_time_test_steps` is {self.training_time_test_steps}; it must be at least 1.")
         for name in ("loss", "mean_over", "loss_mask_shift"):

@@ -54,8 +54,8 @@ class TrainingTimeTestAttention(torch.autograd.Function):
                 query[part],
                 expand(key[part], groups),
                 expand(value[part], groups),
-                out[part],
-                merged[part],
+                out[part].contiguous(),  # CUDA's kernel reads these two without strides
+                merged[part].contiguous(),
                 state,
             )
         keys, values = later[: len(later) // 2], later[len(later) // 2 :]

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -21,6 +22,10 @@ def count_tokens(samples: Iterable[dict], vocab_size: int) -> torch.Tensor:
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for sample in samples:
         ids, mask = torch.as_tensor(sample["input_ids"]).long(), torch.as_tensor(sample["loss_mask"]).bool()
+        if len(ids) and int(ids.max()) >= vocab_size:
+            raise ValueError(
+                f"A sample holds token {int(ids.max())}, the target knows {vocab_size}: another tokenizer's."
+            )
         counts += ids[mask].bincount(minlength=vocab_size)
     return counts
 
@@ -51,7 +56,10 @@ def new_draft(
         raise ValueError(f"`Eagle3Config` has no field {', '.join(map(repr, sorted(unknown)))}.")
     if draft_vocab_size is not None:
         overrides["draft_vocab_size"] = draft_vocab_size
-    config = Eagle3Config.from_target(base, **overrides)
+    try:
+        config = Eagle3Config.from_target(base, **overrides)
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from None
     if config.has_vocabulary_mapping and token_counts is None:
         raise ValueError(
             f"`draft_vocab_size` {config.draft_vocab_size} of {config.vocab_size} needs `token_counts`, to know which."

@@ -78,7 +78,13 @@ class Eagle3Trainer(Trainer):
                 f"`feature_loss_weight` compares the draft's states ({draft.config.hidden_size} wide) with the "
                 f"target's ({draft.config.target_hidden_size}); it needs equal widths."
             )
+        for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(f"`{name}` has no use here: the draft's figures are computed by the trainer itself.")
         self.objective = args.objective()
+        if args.n_gpu > 1:
+            logger.warning("Training on one of %d GPUs; `accelerate launch` uses all.", args.n_gpu)
+            args._n_gpu = 1  # the Trainer would split batches by DataParallel
         model = self._prepare_draft(model, draft, args, peft_config)
         train_dataset = self._tokenised(train_dataset, processing_class, args, "Training data")
         if isinstance(eval_dataset, dict):
@@ -109,6 +115,12 @@ class Eagle3Trainer(Trainer):
             draft.embed_tokens.requires_grad_(False)
         if draft.lm_head is not None and not args.train_lm_head:
             draft.lm_head.requires_grad_(False)
+        if draft.fc.weight.dtype != torch.float32 and peft_config is None:
+            logger.warning(
+                "The draft's weights are %s: small updates are lost in rounding. Load it with dtype=torch.float32 and "
+                "train with `bf16=True`.",
+                draft.fc.weight.dtype,
+            )
         if peft_config is not None:
             from peft import get_peft_model
 
@@ -119,6 +131,8 @@ class Eagle3Trainer(Trainer):
     def _tokenised(dataset, tokenizer, args: Eagle3TrainingArguments, name: str):
         if not isinstance(dataset, (Dataset, IterableDataset)):
             return dataset  # offline features, or a torch dataset of tokens
+        if dataset.column_names is not None and set(dataset.column_names) == {"input_ids", "loss_mask"}:
+            return dataset  # done before
         return tokenised(dataset, tokenizer, args.max_length, name=name)
 
     # Loss
@@ -254,7 +268,23 @@ class Eagle3Trainer(Trainer):
             logs.update(figures.ratios())
         super().log(logs, start_time)
 
+    def train(self, *args, **kwargs):
+        """`Trainer.train`; figures of a run before are forgotten."""
+        self._figures[True] = None
+        return super().train(*args, **kwargs)
+
     # Evaluation
+
+    def evaluate(self, eval_dataset=None, *args, **kwargs):
+        """`Trainer.evaluate`, on conversations too."""
+        return super().evaluate(self._tokenised_later(eval_dataset), *args, **kwargs)
+
+    def predict(self, test_dataset, *args, **kwargs):
+        """`Trainer.predict`: no predictions, but the metrics of `evaluate`."""
+        return super().predict(self._tokenised_later(test_dataset), *args, **kwargs)
+
+    def _tokenised_later(self, dataset):
+        return self._tokenised(dataset, self.processing_class, self.args, "Evaluation data")
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss alone; figures are collected on the side."""
