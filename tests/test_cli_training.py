@@ -96,7 +96,6 @@ def test_resume_true_takes_the_last_checkpoint(folder, tmp_path, capsys):
     assert json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # what peft asks of transformers
 def test_lora_saves_adapter_and_merged_draft(folder, tmp_path):
     arguments = ("--train-data", str(folder / "chats.jsonl"), "--lora-rank", "2", "--num-generation-prompts", "0")
     assert main(train(folder, tmp_path, *arguments)) == 0

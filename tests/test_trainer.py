@@ -253,7 +253,6 @@ def test_true_and_simulated_acceptance_length_agree_on_the_targets_own_greedy_te
     assert found["eval_acceptance_length"] == pytest.approx(found["eval_simulated_acceptance_length"], rel=0.1)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # what peft asks of transformers
 def test_lora_trains_saves_and_merges(tmp_path):
     peft = pytest.importorskip("peft")
     draft = fresh_draft()
@@ -281,7 +280,6 @@ def test_lora_trains_saves_and_merges(tmp_path):
     assert_close(loaded(embeds, features).logits, merged(embeds, features).logits)
 
 
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 def test_a_target_with_adapters_teaches_the_adapted_model(tmp_path, plain_curve):
     peft = pytest.importorskip("peft")
     torch.manual_seed(3)
