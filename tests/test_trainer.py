@@ -323,6 +323,8 @@ def test_other_targets_draft_is_refused(tmp_path):
 def test_something_else_than_a_draft_is_refused(tmp_path):
     with pytest.raises(TypeError, match="LlamaForCausalLM"):
         trainer(tmp_path, draft=tiny_target())
+    with pytest.raises(TypeError, match="loaded target"):
+        trainer(tmp_path, target="some/model", draft=fresh_draft())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Each field's help is its documentation; the command line and the tests read it.
 
 from dataclasses import dataclass, field, fields
 
+import torch
 from transformers import TrainingArguments
 
 from ..tree_config import TreeConfig
@@ -146,6 +147,8 @@ class Eagle3TrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
+        # transformers refuses bf16 on a machine without an accelerator unless this is said.
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
             # Streamed batches are padded to different lengths; each process reads its own instead of being sent a
