@@ -68,10 +68,10 @@ class Eagle3Trainer(Trainer):
         draft = unwrap_peft(model)
         if not isinstance(draft, Eagle3DraftModel):
             raise TypeError(f"`model` is a {type(draft).__name__}; it must be the draft, an `Eagle3DraftModel`.")
-        if not isinstance(target_model, CachedTarget) and not isinstance(unwrap_peft(target_model), PreTrainedModel):
+        if not isinstance(unwrap_peft(target_model), (CachedTarget, PreTrainedModel)):
             raise TypeError(
-                f"`target_model` is a {type(target_model).__name__}; it must be the loaded target, or a `CachedTarget` "
-                "over features computed beforehand."
+                f"`target_model` is a {type(target_model).__name__}; it must be the loaded target, or a "
+                "`CachedTarget` over features computed beforehand."
             )
         self.reader = (
             target_model if isinstance(target_model, CachedTarget) else TargetReader(target_model, draft.config)
