@@ -246,6 +246,10 @@ def test_packed_documents_do_not_reach_into_each_other():
     positions = Positions.from_masks(batch["loss_mask"], batch["document_ids"], batch["position_ids"], 1)
     assert positions.index.tolist() == [1, 2, 3, 6]
     assert positions.depth.tolist() == [1, 2, 3, 1]
+    # The last token of a document does not predict the first of the next, though that one counts
+    batch = Eagle3DataCollator(max_length=8, packing=True)([SAMPLES[0], SAMPLES[2]])
+    positions = Positions.from_masks(batch["loss_mask"], batch["document_ids"], batch["position_ids"], 1)
+    assert positions.index.tolist() == [1]
 
 
 def test_shifted_fills_with_zeros():
