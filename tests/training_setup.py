@@ -32,8 +32,9 @@ def written(count: int = 48, seed: int = 0) -> Dataset:
 
 
 def fresh_draft(target=None, size: int = 14, **options):
-    torch.manual_seed(1)
-    return new_draft(target or tiny_target(), size, count_tokens(written(), VOCAB), **DRAFT_SIZES | options)
+    target, counts = target or tiny_target(), count_tokens(written(), VOCAB)
+    torch.manual_seed(1)  # after what draws numbers of its own, or only once
+    return new_draft(target, size, counts, **DRAFT_SIZES | options)
 
 
 def trainer(folder, target=None, draft=None, data=None, eval_data=None, trainer_options=None, **arguments):
