@@ -46,11 +46,11 @@ def measure(way: str, length: int) -> dict:
     def once() -> None:
         if way == "seven single steps":
             for _ in range(STEPS):
-                training_time_test(draft, embeds, features, 1)[0][0].square().mean().backward()
+                training_time_test(draft, embeds, features, 1)[0].square().mean().backward()
         else:
-            sum(x.square().mean() for x in training_time_test(draft, embeds, features, STEPS)[0]).backward()
+            sum(x.square().mean() for x in training_time_test(draft, embeds, features, STEPS)).backward()
 
-    training_time_test(draft, embeds[:, :64], features[:, :64], 1)[0][0].sum().backward()
+    training_time_test(draft, embeds[:, :64], features[:, :64], 1)[0].sum().backward()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     once()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

@@ -47,7 +47,7 @@ def run(case: str):
     ids = inputs["input_ids"].view(1, -1)
     rows = load_file(PARITY / "speculators_tiny" / "model.safetensors")["embed_tokens.weight"][ids]
     mask = inputs["loss_mask"].view(1, -1).long()
-    normed, _ = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps)
+    normed = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps)
     positions = Positions.from_masks(mask, torch.zeros_like(ids), torch.arange(48)[None], config.loss_mask_shift)
     measured = measure(
         config,

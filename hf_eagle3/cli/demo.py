@@ -3,14 +3,12 @@
 import argparse
 import os
 import sys
-import time
 
 import torch
-from transformers import set_seed
 
 from .. import embedded, metrics
 from ..generation.stats import CycleRecord, CycleStreamer, record
-from .loading import add_tree_arguments, encode, positive, with_tree
+from .loading import add_tree_arguments, encode, positive, timed, with_tree
 
 
 HELP = "see it work: the pair that ships with the package, plain and with its draft, offline on the CPU"
@@ -62,12 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
     if options["do_sample"]:
         options |= {"temperature": arguments.temperature, "top_k": 0}
 
-    def timed(inputs, **extra) -> tuple[torch.Tensor, float]:
-        set_seed(arguments.seed)
-        start = time.perf_counter()
-        out = target.generate(**inputs, **options, **extra)
-        return out[0, inputs["input_ids"].shape[1] :], time.perf_counter() - start
-
     sizes = draft.tree_config
     print(
         f"Target: {target.num_parameters() / 1e6:.1f}M parameters in {target.config.num_hidden_layers} layers. Draft: "
@@ -83,9 +75,11 @@ def run(arguments: argparse.Namespace) -> int:
     with record() as stats:
         for prompt in prompts:
             inputs = encode(tokenizer, prompt, False, target.device)
-            plain, plain_seconds = timed(inputs)
+            plain, plain_seconds = timed(target, inputs, arguments.seed, **options)
             painter = Painter()
-            fast, fast_seconds = timed(inputs, assistant_model=draft, streamer=painter)
+            fast, fast_seconds = timed(
+                target, inputs, arguments.seed, **options, assistant_model=draft, streamer=painter
+            )
             total_plain, total_fast = total_plain + plain_seconds, total_fast + fast_seconds
             num_tokens += len(fast)
             identical &= torch.equal(plain, fast)

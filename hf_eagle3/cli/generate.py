@@ -4,14 +4,13 @@
 import argparse
 import json
 import sys
-import time
 
 import torch
-from transformers import TextStreamer, set_seed
+from transformers import TextStreamer
 
 from .. import metrics
 from ..generation.stats import SpeculationStats, record
-from .loading import add_pair_arguments, add_tree_arguments, encode, load_pair
+from .loading import add_pair_arguments, add_tree_arguments, encode, load_pair, timed
 
 
 HELP = "generate text with a draft; show tokens/s, acceptance and where time goes"
@@ -42,20 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
     if options["do_sample"]:
         options |= {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
 
-    def timed(**extra) -> tuple[torch.Tensor, float]:
-        set_seed(arguments.seed)
-        start = time.perf_counter()
-        out = target.generate(**inputs, **options, **extra)
-        return out[0, inputs["input_ids"].shape[1] :], time.perf_counter() - start
-
     target.generate(**inputs, **options | {"max_new_tokens": WARM_UP_TOKENS}, assistant_model=draft)
     streamer = None if arguments.json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with record() as stats:
-        tokens, seconds = timed(assistant_model=draft, streamer=streamer)
+        tokens, seconds = timed(target, inputs, arguments.seed, **options, assistant_model=draft, streamer=streamer)
     report = describe(tokens, seconds, stats)
     if arguments.compare:
         target.generate(**inputs, **options | {"max_new_tokens": WARM_UP_TOKENS})
-        plain, plain_seconds = timed()
+        plain, plain_seconds = timed(target, inputs, arguments.seed, **options)
         report |= {
             "plain_tokens_per_second": len(plain) / plain_seconds,
             # The same tokens, so tokens per second compare; where they differ, per token.

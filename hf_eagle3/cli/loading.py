@@ -1,10 +1,11 @@
 """What several commands share: loading a pair, devices, prompts."""
 
 import argparse
+import time
 from importlib.util import find_spec
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..modeling_eagle3 import Eagle3DraftModel
 
@@ -22,8 +23,12 @@ def positive(text: str) -> int:
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="directory or Hub id of the target model")
     parser.add_argument("--draft", required=True, help="directory or Hub id of its EAGLE-3 draft model")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of both models (default: auto)")
-    parser.add_argument("--device", default=None, help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
+    add_device_arguments(parser, "both models")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser, models: str) -> None:
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help=f"of {models} (default: auto)")
+    parser.add_argument("--device", help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
 
 
 def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +45,19 @@ def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
     """Target, draft (with the tree asked for) and tokenizer."""
-    device = arguments.device or best_device()
-    target = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=arguments.dtype).to(device).eval()
-    draft = Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(device).eval()
-    return target, with_tree(draft, arguments), AutoTokenizer.from_pretrained(arguments.target)
+    target = load_target(arguments)
+    return target, with_tree(load_draft(arguments, target), arguments), AutoTokenizer.from_pretrained(arguments.target)
+
+
+def load_target(arguments: argparse.Namespace) -> PreTrainedModel:
+    """The target in the precision and on the device asked for."""
+    target = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=arguments.dtype)
+    return target.to(arguments.device or best_device()).eval()
+
+
+def load_draft(arguments: argparse.Namespace, target: PreTrainedModel) -> Eagle3DraftModel:
+    """The draft in its target's precision and beside it."""
+    return Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(target.device).eval()
 
 
 def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3DraftModel:
@@ -77,6 +91,16 @@ def encode(
     if inputs["input_ids"].shape[1] == 0:
         raise ValueError("`--prompt` is empty; give at least one token.")
     return inputs.to(device)
+
+
+def timed(
+    target: PreTrainedModel, inputs: dict[str, torch.Tensor], seed: int, **options
+) -> tuple[torch.Tensor, float]:
+    """(new tokens, seconds) of one call of `generate`, its random numbers begun anew."""
+    set_seed(seed)
+    start = time.perf_counter()
+    out = target.generate(**inputs, **options)
+    return out[0, inputs["input_ids"].shape[1] :], time.perf_counter() - start
 
 
 def needs_extra(extra: str, modules: tuple[str, ...]) -> None:

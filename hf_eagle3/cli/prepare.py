@@ -7,10 +7,9 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import DTYPES, best_device, needs_extra, positive
+from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive
 
 
 HELP = "prepare training data: regenerate answers, choose the draft vocabulary, compute features beforehand"
@@ -42,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     regenerate.add_argument("--top-p", type=float, default=1.0, help="(default: 1)")
     regenerate.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    add_device_arguments(regenerate)
+    add_device_arguments(regenerate, "the target")
     vocabulary = tasks.add_parser(
         "vocabulary",
         help="count the tokens to be predicted and say what a draft vocabulary covers",
@@ -64,18 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--store-dtype", choices=("bfloat16", "float16"), default="bfloat16", help="(default: bfloat16)"
     )
     features.add_argument("--estimate", action="store_true", help="only say how large it would be")
-    add_device_arguments(features)
+    add_device_arguments(features, "the target")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="preset, file, folder or Hub id")
     parser.add_argument("--split", help="default: train")
     parser.add_argument("--limit", type=positive, help="only the first so many samples")
-
-
-def add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the target (default: auto)")
-    parser.add_argument("--device", help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -87,11 +81,6 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.limit is not None:
         data = data.select(range(min(arguments.limit, len(data))))
     return {"regenerate": regenerate, "vocabulary": vocabulary, "features": features}[arguments.task](arguments, data)
-
-
-def load_target(arguments: argparse.Namespace):
-    model = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=arguments.dtype)
-    return model.to(arguments.device or best_device()).eval()
 
 
 def regenerate(arguments: argparse.Namespace, data) -> int:
@@ -110,9 +99,7 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
         batch_size = 8 * arguments.concurrency
     else:
         target = load_target(arguments)
-        draft = None
-        if arguments.draft:
-            draft = Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(target.device).eval()
+        draft = load_draft(arguments, target) if arguments.draft else None
         answer = InProcess(target, AutoTokenizer.from_pretrained(arguments.target), sampling, draft)
         batch_size = arguments.batch_size
     done = len(finished_ids(Path(arguments.output)))

@@ -57,14 +57,18 @@ def make_tokenizer(documents: list[list[dict[str, str]]]) -> PreTrainedTokenizer
     return tokenizer
 
 
-def packed(tokenizer: PreTrainedTokenizerFast, documents: list[list[dict[str, str]]], epochs: int) -> Dataset:
+def encoded(tokenizer: PreTrainedTokenizerFast, documents: list[list[dict[str, str]]]) -> list[list[int]]:
+    """Every conversation as tokens."""
+    return [tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"] for messages in documents]
+
+
+def packed(documents: list[list[int]], epochs: int) -> Dataset:
     """Conversations one after the other in rows of `LENGTH` tokens, in another order each epoch."""
-    encoded = [tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"] for messages in documents]
     shuffled = random.Random(0)
     stream: list[int] = []
     for _ in range(epochs):
-        shuffled.shuffle(encoded)
-        stream.extend(token for ids in encoded for token in ids)
+        shuffled.shuffle(documents)
+        stream.extend(token for ids in documents for token in ids)
     rows = [stream[i : i + LENGTH] for i in range(0, len(stream) - LENGTH + 1, LENGTH)]
     return Dataset.from_dict({"input_ids": rows, "labels": rows})
 
@@ -100,8 +104,8 @@ def main() -> None:
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
-    data = packed(tokenizer, training, epochs=4)
-    tokens = sum(len(tokenizer.apply_chat_template(m, return_dict=True)["input_ids"]) for m in training)
+    documents = encoded(tokenizer, training)
+    tokens = sum(map(len, documents))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokens:,} tokens an epoch")
     trainer = Trainer(
         model=model,
@@ -125,8 +129,8 @@ def main() -> None:
             report_to="none",
             disable_tqdm=True,
         ),
-        train_dataset=data,
-        eval_dataset=packed(tokenizer, held_out, epochs=1),
+        train_dataset=packed(documents, epochs=4),
+        eval_dataset=packed(encoded(tokenizer, held_out), epochs=1),
         data_collator=default_data_collator,
     )
     trainer.train()

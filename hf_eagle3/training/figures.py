@@ -12,14 +12,14 @@ from .objective import Measured
 
 
 # Rows of the table of sums, one number per step each.
-CORRECT, ACCEPTED, ROWS, LOSS = range(4)
+CORRECT, ACCEPTED, ROWS = range(3)
 # Numbers of the second table.
-COVERED, AGREED, POSITIONS, CHAIN_TOKENS, CHAINS, BATCHES = range(6)
+COVERED, AGREED, POSITIONS, CHAIN_TOKENS, CHAINS = range(5)
 
 
 @dataclass
 class Figures:
-    """Sums of what was measured, on one device: `steps` (4, S) and `totals` (6,), float64."""
+    """Sums of what was measured, on one device: `steps` (3, S) and `totals` (5,), float64."""
 
     steps: Tensor
     totals: Tensor
@@ -28,7 +28,7 @@ class Figures:
     def zeros(cls, num_steps: int, device: torch.device) -> "Figures":
         # float32 on devices without float64 (MPS); sums of one logging period
         dtype = torch.float32 if device.type == "mps" else torch.float64
-        return cls(torch.zeros(4, num_steps, dtype=dtype, device=device), torch.zeros(6, dtype=dtype, device=device))
+        return cls(torch.zeros(3, num_steps, dtype=dtype, device=device), torch.zeros(5, dtype=dtype, device=device))
 
     @torch.no_grad()
     def add(self, measured: Measured, next_tokens: Tensor, target_token_ids: Tensor | None) -> None:
@@ -45,7 +45,6 @@ class Figures:
             self.steps[CORRECT, step] += terms.correct[there].sum()
             self.steps[ACCEPTED, step] += terms.acceptance[there].sum()
             self.steps[ROWS, step] += there.sum()
-        self.steps[LOSS] += measured.step_losses
         first = measured.terms[0]
         best = first.best if target_token_ids is None else target_token_ids[first.best.clamp_min(0)]
         self.totals[COVERED] += first.covered.sum()
@@ -55,7 +54,6 @@ class Figures:
         tokens, chains = walk(whole.tolist(), correct[:, whole].long().cumprod(0).sum(0).tolist())
         self.totals[CHAIN_TOKENS] += tokens
         self.totals[CHAINS] += chains
-        self.totals[BATCHES] += 1
 
     def reduced(self, accelerator) -> "Figures":
         """Summed over processes."""

@@ -92,14 +92,12 @@ class Measured:
     Attributes:
         loss: Scalar with gradient.
         terms: Per step.
-        masks: Per step, where the loss was taken, (M,) bool.
         positions: The M positions.
     """
 
     loss: Tensor
     step_losses: Tensor
     terms: list[StepTerms]
-    masks: list[Tensor]
     positions: Positions
 
 
@@ -148,7 +146,7 @@ def measure(
     columns = [torch.cat(parts) for parts in zip(*collected, strict=True)]
     terms = [StepTerms(*columns[4 * step : 4 * step + 4]) for step in range(num_steps)]
 
-    masks, losses = [], []
+    losses = []
     for step, step_terms in enumerate(terms):
         mask = positions.has_row(step)
         if config.mask_outside_vocabulary:
@@ -158,11 +156,10 @@ def measure(
             value = value + config.feature_loss_weight * feature_loss(
                 states[step][rows[step]], hidden[positions.index], mask, denominators[step]
             )
-        masks.append(mask)
         losses.append(value)
     step_losses = torch.stack(losses)
     weights = config.step_decay ** torch.arange(num_steps, device=step_losses.device)
-    return Measured((step_losses * weights).sum(), step_losses.detach(), terms, masks, positions)
+    return Measured((step_losses * weights).sum(), step_losses.detach(), terms, positions)
 
 
 def feature_loss(states: Tensor, target_hidden: Tensor, mask: Tensor, denominator: Tensor) -> Tensor:

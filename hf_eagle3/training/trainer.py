@@ -197,7 +197,7 @@ class Eagle3Trainer(Trainer):
         own = draft.config.embed_trained or draft.config.hidden_size != draft.config.target_hidden_size
         rows = draft.embed_tokens(batch["input_ids"]) if own else self.reader.embedding_rows(batch["input_ids"])
         dtype = draft.fc.weight.dtype
-        normed, _ = training_time_test(
+        normed = training_time_test(
             draft,
             rows.to(device, dtype),
             features.to(device, dtype),

@@ -23,7 +23,7 @@ def training_time_test(
     position_ids: Tensor | None = None,
     segments: Segments = None,
     gradient_checkpointing: bool = False,
-) -> tuple[list[Tensor], list[Tensor]]:
+) -> list[Tensor]:
     """
     Unroll the draft over a batch of sequences padded on the right.
 
@@ -38,8 +38,8 @@ def training_time_test(
         gradient_checkpointing: Keep only each step's outputs and compute the rest again in the backward pass.
 
     Returns:
-        (normed states for the head, fed-back states), one (B, L, H) tensor per step. Index i of step k predicts
-        x[i+2+k]; it means something where that token is in the same document. The last 1 + k indices never do.
+        Normed states for the head, one (B, L, H) tensor per step. Index i of step k predicts x[i+2+k]; it means
+        something where that token is in the same document. The last 1 + k indices never do.
 
     Source: EAGLE-3 (arXiv 2503.01840), section 3.2; alignment as in the original repository's `cnets.py`.
     """
@@ -48,7 +48,7 @@ def training_time_test(
         position_ids = torch.arange(length, device=inputs_embeds.device)[None]
     hidden = draft_model.fuse(target_features)
     memory: list[dict[int, tuple[Tensor, Tensor]]] = []  # keys and values of the steps so far, by layer
-    normed_states, fed_back_states = [], []
+    normed_states = []
     for step in range(num_steps):
         embeds = F.pad(inputs_embeds[:, 1 + step :], (0, 0, 0, min(1 + step, length)))
         rotary = draft_model.rotary(position_ids + step, inputs_embeds.dtype)
@@ -59,8 +59,7 @@ def training_time_test(
             hidden, normed, own = one_step(*arguments)
         memory.append(own)
         normed_states.append(normed)
-        fed_back_states.append(hidden)
-    return normed_states, fed_back_states
+    return normed_states
 
 
 def one_step(draft_model, embeds, hidden, rotary, memory, segments):
