@@ -33,6 +33,7 @@ def main() -> None:
     run.save_model(os.path.join(folder, "final"))
     if run.is_world_process_zero():
         sys.stdout.write("LOSSES " + json.dumps(losses(run)) + "\n")
+    run.accelerator.end_training()  # a process that ends with its process group open may be aborted
 
 
 if __name__ == "__main__":

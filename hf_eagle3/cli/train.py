@@ -120,6 +120,7 @@ def run(arguments: argparse.Namespace) -> int:
         if metrics:
             print(json.dumps(metrics))
         print(f"Draft saved in {args.output_dir}")
+    trainer.accelerator.end_training()  # a process that ends with its process group open may be aborted
     return 0
 
 
