@@ -70,6 +70,26 @@ def test_equals_a_dense_mask_in_value_and_gradient(segments, num_steps, groups):
 
 @pytest.mark.parametrize("segments", [None, PACKED], ids=["whole", "packed"])
 @pytest.mark.usefixtures("kernel")
+def test_some_queries_alone_equal_a_dense_mask(segments):
+    query, keys, values = tensors(3, 2)
+    rows = torch.tensor([1, 2, 7, 8, 9, 13, 17])
+
+    def some(x):
+        return x.transpose(1, 2).flatten(0, 1)[rows].transpose(0, 1)[None]
+
+    later = [keys[0], *map(some, keys[1:])], [values[0], *map(some, values[1:])]
+    found = training_time_test_attention(some(query), *later, segments, rows)
+    expected = some(dense(query, keys, values, segments))
+    assert_close(found, expected)
+    weights = torch.randn_like(found)
+    inputs = [query, *keys, *values]
+    found, expected = (torch.autograd.grad((x * weights).sum(), inputs) for x in (found, expected))
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other)
+
+
+@pytest.mark.parametrize("segments", [None, PACKED], ids=["whole", "packed"])
+@pytest.mark.usefixtures("kernel")
 def test_gradients_by_finite_differences(segments):
     query, keys, values = tensors(3, 2)
 

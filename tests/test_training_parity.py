@@ -34,8 +34,9 @@ CASES = {
 }
 
 
-def run(case: str):
-    """(draft, unrolled states, loss, recorded tensors) of one recorded case."""
+def run(case: str, all_rows: bool = False):
+    """(draft, unrolled states, loss, recorded tensors) of one recorded case; later steps where the trainer has them,
+    or everywhere."""
     folder, recorded, recipe, changes, _ = CASES[case]
     # The plain directory carries no layer ids; they do not matter here, the features are given.
     draft = hf_eagle3.Eagle3DraftModel.from_pretrained(PARITY / folder, target_layer_ids=[1, 3, 4])
@@ -47,8 +48,9 @@ def run(case: str):
     ids = inputs["input_ids"].view(1, -1)
     rows = load_file(PARITY / "speculators_tiny" / "model.safetensors")["embed_tokens.weight"][ids]
     mask = inputs["loss_mask"].view(1, -1).long()
-    normed = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps)
     positions = Positions.from_masks(mask, torch.zeros_like(ids), torch.arange(48)[None], config.loss_mask_shift)
+    later = None if all_rows else positions.later_rows(steps)
+    normed = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps, rows=later)
     measured = measure(
         config,
         normed,
@@ -70,10 +72,20 @@ def test_loss_equals_the_recorded_one(case):
 
 @pytest.mark.parametrize("case", [case for case in CASES if CASES[case][1]])
 def test_logits_of_every_step_equal_the_recorded_ones(case):
-    draft, normed, _, recorded = run(case)
+    draft, normed, _, recorded = run(case, all_rows=True)
     for step, states in enumerate(normed):
         rows = slice(0, 47 - step)
         assert_close(draft.lm_head(states)[:, rows], recorded[f"logits_{step}"][:, rows], atol=1e-5, rtol=1e-5)
+
+
+def test_later_steps_run_only_where_a_loss_reads_them():
+    _, whole, _, _ = run("specforge", all_rows=True)
+    _, normed, _, _ = run("specforge")
+    skipped = (normed[1] == 0).all(-1)
+    assert 0 < skipped.sum() < skipped.numel()
+    assert (normed[0] != 0).any(-1).all()
+    for one, other in zip(whole[1:], normed[1:], strict=True):
+        assert_close(one[~skipped], other[~skipped], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if CASES[case][1]])

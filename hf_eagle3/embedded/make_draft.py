@@ -15,7 +15,7 @@ from . import text
 
 
 PROMPTS_PER_DOMAIN, LONGEST_PROMPT = 12, 420  # of the shipped held-out prompts; characters
-DRAFT = {"intermediate_size": 1024, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32}
+DRAFT = {"intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32}
 
 
 def write_held_out(folder: Path, path: Path) -> None:
@@ -47,8 +47,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--answers", type=int, default=4096, help="prompts that the target answers (default: 4096)")
-    parser.add_argument("--max-steps", type=int, default=700, help="(default: 700)")
+    parser.add_argument("--answers", type=int, default=7000, help="prompts that the target answers (default: 7000)")
+    parser.add_argument("--max-steps", type=int, default=2200, help="(default: 2200)")
     parser.add_argument(
         "--steps", type=int, default=7, help="of training-time test; 1 for the comparison (default: 7)"
     )
@@ -63,14 +63,14 @@ def main() -> None:
     )
     folder = out / ("draft" if arguments.steps == 7 else f"draft-{arguments.steps}-step")
     run(
-        *("train", "--target", str(out / "target"), "--target-dtype", "float32", "--output-dir", str(folder)),
+        *("train", "--target", str(out / "target"), "--target-dtype", "bfloat16", "--output-dir", str(folder)),
         *("--train-data", str(out / "answers.jsonl"), "--draft-vocab-size", "896", "--max-length", "512"),
         *("--packing", "true"),
         *(f"--draft-option={name}={value}" for name, value in DRAFT.items()),
         *("--training-time-test-steps", str(arguments.steps), "--max-steps", str(arguments.max_steps)),
         *("--per-device-train-batch-size", "16", "--learning-rate", "2e-3", "--lr-scheduler-type", "cosine"),
-        *("--warmup-steps", "50", "--max-grad-norm", "1", "--bf16", "true", "--logging-steps", "50"),
-        *("--eval-strategy", "steps", "--eval-steps", "175", "--save-steps", "175", "--save-total-limit", "1"),
+        *("--warmup-steps", "100", "--max-grad-norm", "1", "--bf16", "true", "--logging-steps", "50"),
+        *("--eval-strategy", "steps", "--eval-steps", "550", "--save-steps", "550", "--save-total-limit", "1"),
         *("--report-to", "none", "--disable-tqdm", "true"),
     )
 

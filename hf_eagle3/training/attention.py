@@ -5,7 +5,7 @@ log-sum-exp. So memory grows linearly with the sequence, where a dense mask over
 The backward is written by hand, because no fused attention differentiates its log-sum-exp: called with the *merged*
 output and log-sum-exp, its own backward gives the exact gradients of the causal part.
 
-Does not know the draft model. Shape letters: B batch, L sequence, d head width.
+Does not know the draft model. Shape letters: B batch, L sequence, M queries of a later step, d head width.
 """
 
 import torch
@@ -23,15 +23,19 @@ class TrainingTimeTestAttention(torch.autograd.Function):
     """Call through [`training_time_test_attention`]."""
 
     @staticmethod
-    def forward(ctx, query: Tensor, segments: Segments, key: Tensor, value: Tensor, *later: Tensor) -> Tensor:
-        groups, scale = query.shape[1] // key.shape[1], query.shape[-1] ** -0.5
+    def forward(
+        ctx, query: Tensor, segments: Segments, rows: Tensor | None, key: Tensor, value: Tensor, *later: Tensor
+    ) -> Tensor:
+        groups, scale, shape = query.shape[1] // key.shape[1], query.shape[-1] ** -0.5, key.shape
+        placed = spread(query, rows, shape)
         # Zeros, not empty: queries outside every document must stay finite.
-        causal, log_sum = torch.zeros_like(query), query.new_zeros(query.shape[:3], dtype=sum_dtype(query))
+        causal, log_sum = torch.zeros_like(placed), query.new_zeros(placed.shape[:3], dtype=sum_dtype(query))
         states = []
         for part in parts(segments):
-            out, lse, state = causal_forward(query[part], expand(key[part], groups), expand(value[part], groups))
+            out, lse, state = causal_forward(placed[part], expand(key[part], groups), expand(value[part], groups))
             causal[part], log_sum[part] = out, lse
             states.append(state)
+        causal, log_sum = gathered(causal, rows), gathered(log_sum, rows)
         keys, values = later[: len(later) // 2], later[len(later) // 2 :]
         scores = [(query * expand(k, groups)).sum(-1, dtype=log_sum.dtype) * scale for k in keys]
         merged = torch.logsumexp(torch.stack([log_sum, *scores]), dim=0) if scores else log_sum
@@ -39,25 +43,28 @@ class TrainingTimeTestAttention(torch.autograd.Function):
         for score, v in zip(scores, values, strict=True):
             out = out + (score - merged).exp().to(query.dtype)[..., None] * expand(v, groups)
         ctx.segments, ctx.states, ctx.groups = segments, states, groups
-        ctx.save_for_backward(query, key, value, out, merged, *later)
+        ctx.save_for_backward(query, rows, key, value, out, merged, *later)
         return out
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        query, key, value, out, merged, *later = ctx.saved_tensors
+        query, rows, key, value, out, merged, *later = ctx.saved_tensors
         groups, scale = ctx.groups, query.shape[-1] ** -0.5
         grad = grad.contiguous()
-        grad_query, grad_key, grad_value = (torch.zeros_like(query) for _ in range(3))
+        # Queries that are not there are zeros with a gradient of zero: nothing flows through them.
+        placed = [spread(x, rows, key.shape) for x in (grad, query, out, merged)]
+        grad_query, grad_key, grad_value = (torch.zeros_like(placed[1]) for _ in range(3))
         for part, state in zip(parts(ctx.segments), ctx.states, strict=True):
             grad_query[part], grad_key[part], grad_value[part] = causal_backward(
-                grad[part],
-                query[part],
+                placed[0][part],
+                placed[1][part],
                 expand(key[part], groups),
                 expand(value[part], groups),
-                out[part].contiguous(),  # CUDA's kernel reads these two without strides
-                merged[part].contiguous(),
+                placed[2][part].contiguous(),  # CUDA's kernel reads these two without strides
+                placed[3][part].contiguous(),
                 state,
             )
+        grad_query = gathered(grad_query, rows)
         keys, values = later[: len(later) // 2], later[len(later) // 2 :]
         shift = (grad * out).sum(-1, dtype=merged.dtype)  # what softmax's backward subtracts from every term
         grad_keys, grad_values = [], []
@@ -69,28 +76,48 @@ class TrainingTimeTestAttention(torch.autograd.Function):
             grad_query = grad_query + grad_score * k
             grad_keys.append(fold(grad_score * query, groups))
             grad_values.append(fold(weight * grad, groups))
-        return grad_query, None, fold(grad_key, groups), fold(grad_value, groups), *grad_keys, *grad_values
+        return grad_query, None, None, fold(grad_key, groups), fold(grad_value, groups), *grad_keys, *grad_values
 
 
 def training_time_test_attention(
-    query: Tensor, keys: list[Tensor], values: list[Tensor], segments: Segments = None
+    query: Tensor,
+    keys: list[Tensor],
+    values: list[Tensor],
+    segments: Segments = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """
     Attention of one pass of training-time test.
 
     Args:
-        query: Queries of step k, RoPE applied, (B, heads, L, d).
-        keys, values: Those of steps 0..k, (B, kv heads, L, d) each. Step 0's are attended causally, the others each at
-            the query's own index.
+        query: Queries of step k, RoPE applied, (B, heads, L, d); with `rows`, (1, heads, M, d).
+        keys, values: Those of steps 0..k. Step 0's, (B, kv heads, L, d), are attended causally; the others, one for
+            each query, (B, kv heads, L, d) or (1, kv heads, M, d), at the query's own index.
         segments: Documents packed into the rows, as (row, start, end); a query sees its own document only. Queries
             outside every document give finite values without meaning.
+        rows: Flat indices b * L + i of the queries, ascending, (M,). Default: all.
 
     Returns:
-        (B, heads, L, d).
+        (B, heads, L, d), or (1, heads, M, d).
 
     Source: EAGLE-3 (arXiv 2503.01840), section 3.2 and figure 6; there with a dense mask.
     """
-    return TrainingTimeTestAttention.apply(query, segments, keys[0], values[0], *keys[1:], *values[1:])
+    return TrainingTimeTestAttention.apply(query, segments, rows, keys[0], values[0], *keys[1:], *values[1:])
+
+
+def spread(x: Tensor, rows: Tensor | None, shape: torch.Size) -> Tensor:
+    """(1, heads, M, ...) to (B, heads, L, ...) as in `shape`, zeros elsewhere; without `rows`, x itself."""
+    if rows is None:
+        return x
+    batch, _, length, _ = shape
+    out = x.new_zeros(batch, length, x.shape[1], *x.shape[3:])
+    out.flatten(0, 1).index_copy_(0, rows, x[0].transpose(0, 1))
+    return out.transpose(1, 2).contiguous()
+
+
+def gathered(x: Tensor, rows: Tensor | None) -> Tensor:
+    """The transpose of `spread`."""
+    return x if rows is None else x.transpose(1, 2).flatten(0, 1)[rows].transpose(0, 1)[None].contiguous()
 
 
 def parts(segments: Segments) -> list:

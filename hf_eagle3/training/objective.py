@@ -69,6 +69,14 @@ class Positions:
         """Flat indices of that step's draft rows, (M,); the first row where there is none."""
         return (self.index - 1 - step).where(self.has_row(step), self.index.new_tensor(0))
 
+    def later_rows(self, num_steps: int) -> Tensor:
+        """Flat indices of the draft rows that a step after the first has, ascending, at least one."""
+        wanted = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.index.device)
+        wanted[0] = True
+        for step in range(1, num_steps):
+            wanted[self.rows(step)] = True
+        return wanted.nonzero()[:, 0]
+
 
 def shifted(x: Tensor, shift: int, fill: int = 0) -> Tensor:
     """y[:, j] = x[:, j + shift], `fill` beyond the ends."""

@@ -197,6 +197,7 @@ class Eagle3Trainer(Trainer):
         own = draft.config.embed_trained or draft.config.hidden_size != draft.config.target_hidden_size
         rows = draft.embed_tokens(batch["input_ids"]) if own else self.reader.embedding_rows(batch["input_ids"])
         dtype = draft.fc.weight.dtype
+        positions = self._positions(batch)
         normed = training_time_test(
             draft,
             rows.to(device, dtype),
@@ -204,6 +205,7 @@ class Eagle3Trainer(Trainer):
             self.args.training_time_test_steps,
             batch["position_ids"],
             segments_of(batch["document_ids"]),
+            positions.later_rows(self.args.training_time_test_steps),
             draft.gradient_checkpointing and draft.training,
         )
         ids = draft.target_token_ids
@@ -215,7 +217,6 @@ class Eagle3Trainer(Trainer):
             def draft_head(states: Tensor) -> Tensor:
                 return nn.functional.linear(states.to(frozen.dtype), frozen)
 
-        positions = self._positions(batch)
         out = measure(self.objective, normed, hidden, self._target_head, draft_head, ids, positions, denominators)
         return {"measured": out}
 
