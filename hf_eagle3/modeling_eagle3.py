@@ -211,7 +211,7 @@ class Eagle3DraftModel(PreTrainedModel):
         A view of this draft that shares the weights and drafts differently; nothing shared is mutated.
 
         Args:
-            tree_mode: "static", "chain" or "host_chain".
+            tree_mode: "auto", "static", "chain" or "host_chain".
             sizes: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`; see [`TreeConfig`].
 
         Example:

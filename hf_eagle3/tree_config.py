@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from transformers import GenerationConfig
 
 
-MODES = ("static", "chain", "host_chain")
+MODES = ("auto", "static", "chain", "host_chain")
 # Verification needs a mask of num_draft_tokens x num_draft_tokens and a target pass of as many tokens.
 MAX_DRAFT_TOKENS = 1024
 
@@ -16,8 +16,9 @@ class TreeConfig:
     Sizes of the draft tree.
 
     Args:
-        tree_mode: "static" (EAGLE-2's tree: the best `num_draft_tokens` nodes), "chain" (one child per level), or
-            "host_chain" (a chain inside transformers' own assisted decoding, with that loop's limits).
+        tree_mode: "auto" (as many levels and nodes in each cycle as pay on this machine, none where none do; the sizes
+            are its limits), "static" (EAGLE-2's tree: the best `num_draft_tokens` nodes), "chain" (one child per
+            level), or "host_chain" (a chain inside transformers' own assisted decoding, with that loop's limits).
         num_draft_tokens: Nodes verified per cycle, the root not counted. The original code's `total_token` 60 counts
             the root. For chains it is `tree_depth`.
         tree_depth: Levels below the root: the most draft tokens one cycle can accept. The original code's `depth` 7
@@ -32,7 +33,7 @@ class TreeConfig:
     Source: EAGLE-2 (arXiv 2406.16858); defaults of the original repository.
     """
 
-    tree_mode: str = "static"
+    tree_mode: str = "auto"
     num_draft_tokens: int = 59
     tree_depth: int = 8
     tree_top_k: int = 10
@@ -61,7 +62,7 @@ class TreeConfig:
 
     @property
     def is_chain(self) -> bool:
-        return self.tree_mode != "static"
+        return self.tree_mode in ("chain", "host_chain")
 
     @property
     def pool_size(self) -> int:
@@ -73,10 +74,11 @@ class TreeConfig:
         A copy in another mode; unknown names raise TypeError. Sizes not given are kept within a mode, else defaults.
         """
         kept = self if tree_mode == self.tree_mode else TreeConfig(shared_noise=self.shared_noise)
-        if tree_mode != "static" and "num_draft_tokens" in sizes:
-            sizes.setdefault("tree_depth", sizes.pop("num_draft_tokens"))
-        if tree_mode != "static" and tree_mode != self.tree_mode:
-            sizes.setdefault("tree_depth", 5)
+        if tree_mode in ("chain", "host_chain"):
+            if "num_draft_tokens" in sizes:
+                sizes.setdefault("tree_depth", sizes.pop("num_draft_tokens"))
+            if tree_mode != self.tree_mode:
+                sizes.setdefault("tree_depth", 5)
         return replace(kept, tree_mode=tree_mode, **sizes)
 
     def shallower(self, tree_depth: int) -> "TreeConfig":

@@ -291,9 +291,9 @@ def test_a_view_shares_weights_and_nothing_else(folder):
     draft = Eagle3DraftModel.from_pretrained(folder)
     view = draft.with_tree("chain", tree_depth=3)
     assert view.fc.weight is draft.fc.weight
-    assert draft.tree_config.tree_mode == "static"
+    assert draft.tree_config.tree_mode == "auto"
     assert view.tree_config.tree_depth == 3
-    assert view.with_tree("static").tree_config == draft.tree_config
+    assert view.with_tree("auto").tree_config == draft.tree_config
 
 
 def test_tapped_layers_of_shallow_targets_are_distinct():

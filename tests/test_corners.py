@@ -43,7 +43,7 @@ def make_oracle(monkeypatch, text: torch.Tensor, prompt_length: int, seed: int =
     """Drafts propose a chain of `text` (B, columns), with a share of `mistakes`."""
     generator = torch.Generator().manual_seed(seed)
 
-    def grow(self, root_tokens, positions, config, steps, rows):
+    def grow(self, root_tokens, positions, config, steps, rows, planner):
         chains = []
         for row, step in zip(rows, steps, strict=True):
             truth = text[row, prompt_length + step :][: config.tree_depth]

@@ -12,7 +12,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from hf_eagle3.generation.processors import TokenChooser
-from hf_eagle3.generation.tree import DraftTree, ancestor_mask, best_nodes, chain, root_only
+from hf_eagle3.generation.tree import DraftTree, ancestor_mask, best_first, chain, kept_nodes, root_only
 from hf_eagle3.generation.verification import greedy_walk, stepwise_walk
 
 
@@ -114,13 +114,14 @@ def test_chain_and_root_only():
 
 def test_best_nodes_keep_parents_of_what_they_keep_even_in_ties():
     """Pool: 7 (-1), 8 (-2); below 7: 9 (-1, a log-probability of exactly 0), 7 (-3); below 8: 1 (-2), 2 (-9)."""
-    tree = best_nodes(
+    scores = torch.tensor([[-1.0, -2.0, -1.0, -3.0, -2.0, -9.0]])
+    tree = kept_nodes(
         torch.tensor([5]),
         pool_tokens=torch.tensor([[7, 8, 9, 7, 1, 2]]),
         pool_parents=torch.tensor([[-1, -1, 0, 0, 1, 1]]),
         pool_depths=torch.tensor([1, 1, 2, 2, 2, 2]),
-        pool_scores=torch.tensor([[-1.0, -2.0, -1.0, -3.0, -2.0, -9.0]]),
-        num_draft_tokens=3,
+        pool_scores=scores,
+        kept=best_first(scores).indices[:, :3],
         max_depth=2,
     )
     assert tree.tokens.tolist() == [[5, 7, 8, 9]]

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--answers", type=int, default=7000, help="prompts that the target answers (default: 7000)")
-    parser.add_argument("--max-steps", type=int, default=2200, help="(default: 2200)")
+    parser.add_argument("--max-steps", type=int, default=2000, help="(default: 2000)")
     parser.add_argument(
         "--steps", type=int, default=7, help="of training-time test; 1 for the comparison (default: 7)"
     )
@@ -70,7 +70,7 @@ def main() -> None:
         *("--training-time-test-steps", str(arguments.steps), "--max-steps", str(arguments.max_steps)),
         *("--per-device-train-batch-size", "16", "--learning-rate", "2e-3", "--lr-scheduler-type", "cosine"),
         *("--warmup-steps", "100", "--max-grad-norm", "1", "--bf16", "true", "--logging-steps", "50"),
-        *("--eval-strategy", "steps", "--eval-steps", "550", "--save-steps", "550", "--save-total-limit", "1"),
+        *("--eval-strategy", "steps", "--eval-steps", "500", "--save-steps", "500", "--save-total-limit", "1"),
         *("--report-to", "none", "--disable-tqdm", "true"),
     )
 

@@ -14,11 +14,13 @@ from transformers.generation.streamers import BaseStreamer
 from .. import target as targets
 from ..modeling_eagle3 import Eagle3DraftModel
 from . import tree as trees
+from .costs import cost_table
 from .draft_state import attach_state, prompt_entries
-from .drafting import Drafter, Entries
+from .drafting import Drafter, Entries, joined
 from .fallback import crosses_rope_threshold, plain_decode
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
+from .planning import AutoPlanner
 from .processors import Kind, StopChecker, TokenChooser, length_limit
 from .ranking import Warp
 from .rows import Rows
@@ -26,7 +28,7 @@ from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
 from .target_pass import ChainPass, TreePass, cache_name, cached_columns
 from .transfer import on_device
-from .verification import Walk, greedy_walk, stepwise_walk
+from .verification import Walk, accepted_nodes, greedy_walk, stepwise_walk
 
 
 # A chain's chance of full acceptance falls with its length; used where a target takes no tree.
@@ -77,6 +79,7 @@ def speculative_decode(
                         plan = run.judge(tree, walk)
                     with run.stats.phase("commit"):
                         run.commit(tree, walk, plan, logits, features, outputs)
+                    run.learn(tree, walk, plan)
                 run.complete_cache()
         finally:
             run.close()
@@ -101,11 +104,17 @@ class Generation:
             raise ValueError(f"`assistant_model` cannot speed up {type(model).__name__}: {mode.reason}.")
         self.tree_config = draft.tree_config
         self.tree_config.check_fits(draft.config.draft_vocab_size)
+        is_auto = self.tree_config.tree_mode == "auto"
         if mode.kind == "chain" and not self.tree_config.is_chain:
-            depth = min(CHAIN_DEPTH, self.tree_config.tree_depth)
+            depth = self.tree_config.tree_depth if is_auto else min(CHAIN_DEPTH, self.tree_config.tree_depth)
             self.tree_config = self.tree_config.with_changes("chain", tree_depth=depth)
+        self.planner: AutoPlanner | None = None
+        if is_auto:
+            is_greedy = not generation_config.do_sample
+            self.planner = AutoPlanner(self.tree_config, draft.fc.weight.device, is_greedy)
         self.mode = mode
         self.stats: SpeculationStats = new_stats()
+        self.is_timed = self.stats.synchronize
         self.stats.mode = "chain" if self.tree_config.is_chain else "tree"
         self.stats.reason = mode.reason
         self.returns_cache = bool(generation_config.return_dict_in_generate) or targets.is_users(self.cache)
@@ -212,16 +221,35 @@ class Generation:
         # Ended rows that are shown to unknown processors stand on their own padding, one step at a time.
         if depth < 1 or (idle and self.is_stepwise):
             return trees.root_only(roots)
+        if self.planner is not None:
+            depth = self._begin_planned(depth)
+            if depth < 1:
+                return trees.root_only(roots)
         positions = on_device(rows.draft_positions, self.drafter.device)
         with torch.autocast(self.drafter.device.type, enabled=False):
             with self.stats.phase("draft_forward"):
-                for entries in self.pending:
+                for entries in joined(self.pending):
                     self.drafter.absorb(entries)
             self.pending = []
-            tree = self.drafter.grow(roots, positions, self.tree_config.shallower(depth), rows.steps, rows.active)
+            sizes = self.tree_config.shallower(depth)
+            tree = self.drafter.grow(roots, positions, sizes, rows.steps, rows.active, self.planner)
         if idle:  # behind their end ended rows are fed padding, as in plain generate
             tree.tokens[idle, 1:] = rows.pad_token_id
         return tree.to(roots.device)
+
+    def _begin_planned(self, depth: int) -> int:
+        costs = cost_table(self.model, self.draft.midlayer, len(self.rows.active), max(self.rows.cached_columns))
+        depth = self.planner.begin(costs, depth, self.stats.phase_seconds)
+        if self.drafter.device.type != "cpu":  # where kernels run on, only a synchronised cycle shows what it costs
+            self.stats.synchronize = self.is_timed or self.planner.is_measuring
+        return depth
+
+    def learn(self, tree: trees.DraftTree, walk: Walk, plan: Plan) -> None:
+        """What a planned cycle cost and which of its nodes were accepted, for the next choices."""
+        if self.planner is not None and self.planner.is_underway:
+            is_timed = self.stats.synchronize or self.drafter.device.type == "cpu"
+            accepted = accepted_nodes(tree, walk, on_device(plan.accepted, tree.tokens.device))
+            self.planner.end(tree.scores, accepted, plan.accepted, self.stats.phase_seconds if is_timed else None)
 
     def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk:
         """Tokens chosen along the tree, on the device where plain generate chooses them."""
@@ -382,6 +410,8 @@ class Generation:
         self.reporter.end()
         length = max(rows.lengths)
         self.stats.prompt_lengths = [rows.prompt_length] * rows.num_rows
+        if self.planner is not None:
+            self.stats.choices = self.planner.choices
         self.stats.generated_lengths = [rows.ends.get(r, n) - rows.prompt_length for r, n in enumerate(rows.lengths)]
         publish(self.stats)
         sequences = rows.ids[:, :length].clone()

@@ -10,6 +10,7 @@ Shape letters: A active rows, m new entries, k children and nodes per level, D d
 """
 
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from ..tree_config import TreeConfig
 from . import tree as trees
 from .draft_cache import DraftCache, DraftState
 from .noise import StepNoise
+from .planning import AutoPlanner
 from .ranking import Warp, rank_children, truncated
 from .stats import SpeculationStats
 from .transfer import on_device
@@ -55,6 +57,11 @@ class Entries:
     valid: torch.Tensor | None = None
     embeds: torch.Tensor | None = None
 
+    @property
+    def is_even(self) -> bool:
+        """Whether every row has all m of them."""
+        return self.valid is None and self.embeds is None and min(self.counts) == self.features.shape[1]
+
     def select_rows(self, kept: list[int]) -> "Entries":
         def pick(value):
             return value if value is None else value[on_device(kept, value.device)]
@@ -67,6 +74,23 @@ class Entries:
                 for name in ("tokens", "features", "columns", "positions", "valid", "embeds")
             },
         )
+
+
+def joined(pending: list[Entries]) -> list[Entries]:
+    """Neighbours in one where all rows have equally many entries, as after plain steps: one pass for all of them."""
+    out: list[Entries] = []
+    for is_even, group in groupby(pending, key=lambda entries: entries.is_even):
+        parts = list(group)
+        if not is_even or len(parts) == 1:
+            out += parts
+            continue
+        whole = {
+            name: torch.cat([getattr(part, name) for part in parts], dim=1)
+            for name in ("tokens", "features", "columns", "positions")
+        }
+        counts = [sum(column) for column in zip(*(part.counts for part in parts), strict=True)]
+        out.append(Entries(**whole, counts=counts, last_column=parts[-1].last_column))
+    return out
 
 
 class Drafter:
@@ -180,7 +204,13 @@ class Drafter:
         return self.draft.decode(embeds, self.draft.fuse(features), self.draft.rotary(positions, self.dtype), attend)
 
     def grow(
-        self, root_tokens: torch.Tensor, positions: torch.Tensor, tree: TreeConfig, steps: list[int], rows: list[int]
+        self,
+        root_tokens: torch.Tensor,
+        positions: torch.Tensor,
+        tree: TreeConfig,
+        steps: list[int],
+        rows: list[int],
+        planner: AutoPlanner | None = None,
     ) -> trees.DraftTree:
         """
         A tree below each row's newest entry.
@@ -188,9 +218,10 @@ class Drafter:
         Args:
             root_tokens: The last committed tokens, (A,).
             positions: RoPE position of the newest entry, (A,). Level d lies d further.
-            tree: Sizes.
+            tree: Sizes, the largest allowed with a planner.
             steps: The step that level 1's tokens belong to, per row; for shared noise.
             rows: Original row numbers; for shared noise.
+            planner: Chooses depth, width and number of nodes as it goes.
         """
         top_k, depth, active = tree.tree_top_k, tree.tree_depth, root_tokens.shape[0]
         root_tokens = root_tokens.to(self.device)
@@ -208,22 +239,27 @@ class Drafter:
             pool.start(*self._ranked(logits, top_k, steps, rows, 0))
             hidden = self._hidden.expand(-1, top_k, -1)
         for level in range(1, depth):
+            width = top_k if planner is None else planner.width(level, pool.frontier_scores)
+            if width == 0:
+                break
             with self.stats.phase("draft_forward"):
-                mask = torch.cat((prefix.expand(-1, -1, top_k, -1), pool.mask), dim=-1)
-                start = base + (level - 1) * top_k
+                start = base + pool.columns
+                mask = torch.cat((prefix.expand(-1, -1, width, -1), pool.expand(width)), dim=-1)
 
                 def attend(query, key, value, layer, start=start, mask=mask):
                     return grouped_attention(query, *self.cache.write_nodes(layer, start, key, value), mask)
 
                 rotary = cos[:, :, level - 1 : level], sin[:, :, level - 1 : level]
-                hidden, normed = self.draft.decode(self._embed(pool.frontier_tokens), hidden, rotary, attend)
+                hidden, normed = self.draft.decode(
+                    self._embed(pool.frontier_tokens), hidden[:, :width], rotary, attend
+                )
                 logits = self._logits(normed)
             with self.stats.phase("tree"):
                 parents = pool.extend(*self._ranked(logits, top_k, steps, rows, level))
                 if top_k > 1:
                     hidden = hidden.gather(1, parents[:, :, None].expand(-1, -1, hidden.shape[2]))
         with self.stats.phase("tree"):
-            return pool.finish(root_tokens, tree)
+            return pool.finish(root_tokens, tree.num_draft_tokens, planner)
 
     def draw_chain(self, position: int, length: int, do_sample: bool, warp: Warp) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -294,51 +330,73 @@ class Drafter:
 
 
 class _Pool:
-    """All nodes seen while drafting, level by level, and the frontier: the k nodes expanded next."""
+    """All nodes seen while drafting, level by level, and the frontier: the best k, some of which are expanded next."""
 
     def __init__(self, rows: int, top_k: int, dtype: torch.dtype, device: torch.device):
         self.rows, self.top_k = rows, top_k
-        self.fill = torch.finfo(dtype).min
-        self.eye = torch.eye(top_k, dtype=torch.bool, device=device).expand(rows, 1, -1, -1)
-        self.own = torch.zeros(rows, 1, top_k, top_k, dtype=dtype, device=device).masked_fill_(~self.eye, self.fill)
+        self.own = torch.full((top_k, top_k), torch.finfo(dtype).min, dtype=dtype, device=device).fill_diagonal_(0)
+        self.columns = 0  # of the draft's cache: nodes expanded so far
+        self.size = self.levels = 0  # nodes seen, levels
 
     def start(self, scores: torch.Tensor, tokens: torch.Tensor) -> None:
         """Level 1: the root's children, scores and tokens (A, 1, k)."""
         self.frontier_scores, self.frontier_tokens = scores[:, 0], tokens[:, 0]
         self.frontier_pool = torch.arange(self.top_k, device=tokens.device).expand(self.rows, -1)
-        self.tokens, self.scores = [self.frontier_tokens], [self.frontier_scores]
-        self.parents = [torch.full_like(self.frontier_tokens, -1)]
-        self.size = self.top_k
-        self.mask = self.own  # (A, 1, k, columns of the tree so far): which nodes each frontier node sees
+        self.seen = self.own.new_zeros(self.rows, 1, self.top_k, 0)  # (A, 1, k, columns): what is above each
+        self.tokens, self.scores, self.parents, self.depths = [], [], [], []
+        self._add(self.frontier_tokens, self.frontier_scores, torch.full_like(self.frontier_tokens, -1))
+
+    def _add(self, tokens: torch.Tensor, scores: torch.Tensor, parents: torch.Tensor) -> None:
+        self.levels += 1
+        self.tokens.append(tokens)
+        self.scores.append(scores)
+        self.parents.append(parents)
+        self.depths.append(torch.full_like(tokens[0], self.levels))
+        self.size += tokens.shape[1]
+
+    def expand(self, width: int) -> torch.Tensor:
+        """Take the frontier's best `width` nodes; returns which nodes each of them sees, (A, 1, width, columns)."""
+        self.frontier_scores, self.frontier_tokens, self.frontier_pool = (
+            x[:, :width] for x in (self.frontier_scores, self.frontier_tokens, self.frontier_pool)
+        )
+        own = self.own[:width, :width].expand(self.rows, 1, -1, -1)
+        self.mask = torch.cat((self.seen[:, :, :width], own), dim=3)
+        self.columns += width
+        return self.mask
 
     def extend(self, scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """
-        Children of the frontier, (A, k, k); the best k become the next one. Returns their parents' places (A, k).
+        Children (A, width, k) of what was expanded; the best k are the next frontier. Returns their parents' places
+        (A, k).
         """
+        top_k = scores.shape[2]
         scores = (self.frontier_scores[:, :, None] + scores).flatten(1)
-        tokens = tokens.flatten(1)
-        self.tokens.append(tokens)
-        self.scores.append(scores)
-        self.parents.append(self.frontier_pool.repeat_interleave(self.top_k, dim=1))
-        if self.top_k == 1:
+        tokens, offset = tokens.flatten(1), self.size
+        self._add(tokens, scores, self.frontier_pool.repeat_interleave(top_k, dim=1))
+        if top_k == 1:
             best = parents = torch.zeros_like(tokens)
-            self.frontier_scores, self.frontier_tokens = scores, tokens
-            inherited = self.mask
+            self.frontier_scores, self.frontier_tokens, self.seen = scores, tokens, self.mask
         else:
-            self.frontier_scores, best = scores.topk(self.top_k, dim=1)
-            self.frontier_tokens, parents = tokens.gather(1, best), best // self.top_k
-            inherited = self.mask.gather(2, parents[:, None, :, None].expand(-1, -1, -1, self.mask.shape[3]))
-        self.frontier_pool = self.size + best
-        self.size += scores.shape[1]
-        self.mask = torch.cat((inherited, self.own), dim=3)
+            self.frontier_scores, best = scores.topk(top_k, dim=1)
+            self.frontier_tokens, parents = tokens.gather(1, best), best // top_k
+            self.seen = self.mask.gather(2, parents[:, None, :, None].expand(-1, -1, -1, self.columns))
+        self.frontier_pool = offset + best
         return parents
 
-    def finish(self, root_tokens: torch.Tensor, tree: TreeConfig) -> trees.DraftTree:
+    def finish(self, root_tokens: torch.Tensor, num_draft_tokens: int, planner: AutoPlanner | None) -> trees.DraftTree:
+        """The best `num_draft_tokens` of all nodes seen, or as many as the planner wants."""
         tokens, scores = torch.cat(self.tokens, dim=1), torch.cat(self.scores, dim=1)
         if self.top_k == 1:
-            return trees.chain(root_tokens, tokens, scores)
-        places = torch.arange(self.size, device=tokens.device)  # k nodes of level 1, then k * k per level
-        depths = ((places - self.top_k) // self.top_k**2 + 2).clamp(min=1)
-        return trees.best_nodes(
-            root_tokens, tokens, torch.cat(self.parents, dim=1), depths, scores, tree.num_draft_tokens, tree.tree_depth
+            length = self.size if planner is None else planner.num_nodes(scores, self.levels)
+            return trees.chain(root_tokens, tokens[:, :length], scores[:, :length])
+        best = trees.best_first(scores)
+        wanted = num_draft_tokens if planner is None else planner.num_nodes(best.values, self.levels)
+        return trees.kept_nodes(
+            root_tokens,
+            tokens,
+            torch.cat(self.parents, dim=1),
+            torch.cat(self.depths),
+            scores,
+            best.indices[:, :wanted],
+            self.levels,
         )

@@ -15,6 +15,7 @@ import torch
 from transformers.generation.streamers import BaseStreamer
 
 from .. import metrics
+from .planning import Choice
 
 
 PHASES = ("prefill", "draft_forward", "tree", "verify_forward", "walk", "commit")
@@ -33,6 +34,7 @@ class SpeculationStats:
         num_committed_tokens: Tokens of all rows, the prefill's not counted.
         num_draft_tokens: Draft tokens verified, all rows.
         prompt_lengths, generated_lengths: Per row, in tokens.
+        choices: What the tree mode "auto" did in each turn of the loop; empty in other modes.
         mode, reason: "tree", "chain" or "plain", and why, as decided for the target.
         phase_seconds: Wall clock per phase. On CUDA kernels run on after a phase ends, so set
             `synchronize=True` through `record(synchronize=True)` for a true split (slower).
@@ -46,6 +48,7 @@ class SpeculationStats:
     num_draft_tokens: int = 0
     prompt_lengths: list[int] = field(default_factory=list)
     generated_lengths: list[int] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
     mode: str = ""
     reason: str = ""
     phase_seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
@@ -102,7 +105,7 @@ class SpeculationStats:
 
     def add(self, other: "SpeculationStats") -> None:
         """Append another call's rows and add its counters."""
-        for name in ("accepted_tokens", "tree_depths", "cut", "prompt_lengths", "generated_lengths"):
+        for name in ("accepted_tokens", "tree_depths", "cut", "prompt_lengths", "generated_lengths", "choices"):
             getattr(self, name).extend(getattr(other, name))
         for name in ("num_iterations", "num_committed_tokens", "num_draft_tokens"):
             setattr(self, name, getattr(self, name) + getattr(other, name))

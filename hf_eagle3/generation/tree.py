@@ -69,37 +69,45 @@ def chain(root_tokens: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor)
     )
 
 
-def best_nodes(
+def best_first(pool_scores: torch.Tensor) -> torch.return_types.sort:
+    """
+    Scores (A, M) in falling order, equal ones in the order of their making, with their pool indices.
+
+    A child never scores above its parent and comes later, so any beginning of this order holds the parents of all it
+    holds, ties included (in bf16 log-probabilities of exactly 0.0 occur).
+
+    Source: EAGLE-2 (arXiv 2406.16858), section 4.2.
+    """
+    return pool_scores.sort(dim=1, descending=True, stable=True)
+
+
+def kept_nodes(
     root_tokens: torch.Tensor,
     pool_tokens: torch.Tensor,
     pool_parents: torch.Tensor,
     pool_depths: torch.Tensor,
     pool_scores: torch.Tensor,
-    num_draft_tokens: int,
+    kept: torch.Tensor,
     max_depth: int,
 ) -> DraftTree:
     """
-    The `num_draft_tokens` best of all nodes seen while drafting, ordered by (score, depth, age).
+    The tree of some of the nodes seen while drafting.
 
     Args:
-        root_tokens: (A,).
-        pool_tokens, pool_scores: (A, M), level by level, in the order of their making.
-        pool_parents: (A, M), pool index of each node's parent, -1 below the root.
-        pool_depths: (M,), 1 for the root's children.
-
-    A child never scores above its parent and comes later, so a stable sort keeps every parent of what it keeps, ties
-    included (in bf16 log-probabilities of exactly 0.0 occur).
-
-    Source: EAGLE-2 (arXiv 2406.16858), section 4.2.
+        root_tokens: The last committed tokens, (A,).
+        pool_tokens, pool_scores: All nodes (A, M), level by level, in the order of their making.
+        pool_parents: Pool index of each node's parent, -1 below the root, (A, M).
+        pool_depths: 1 for the root's children, (M,).
+        kept: Pool indices of the nodes to keep, (A, N); with every node its parent.
+        max_depth: Levels drafted.
     """
-    rows = pool_tokens.shape[0]
-    best = pool_scores.sort(dim=1, descending=True, stable=True).indices[:, :num_draft_tokens]
-    kept = best.sort(dim=1).values  # pool order: parents before children
+    rows, num_draft_tokens = kept.shape
+    kept = kept.sort(dim=1).values  # pool order: parents before children
     # Pool index -> node index, with the root's -1 in the last place.
     node_of = kept.new_zeros(rows, pool_tokens.shape[1] + 1)
     node_of.scatter_(1, kept, torch.arange(1, num_draft_tokens + 1, device=kept.device).expand(rows, -1))
     parents = node_of.gather(1, pool_parents.gather(1, kept) % node_of.shape[1])
-    pad = torch.zeros_like(parents[:, :1])
+    pad = torch.zeros_like(root_tokens)[:, None]
     parents = torch.cat((pad - 1, parents), dim=1)
     depths = torch.cat((pad, pool_depths[kept]), dim=1)
     return DraftTree(

@@ -51,6 +51,15 @@ def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
     return Walk(nodes, choices.gather(1, nodes), accepted.sum(dim=1), values.gather(1, nodes).isnan().any(dim=1))
 
 
+def accepted_nodes(tree: DraftTree, walk: Walk, counts: torch.Tensor) -> torch.Tensor:
+    """Which nodes the first `counts` (A,) draft tokens of each row's path are, (A, N + 1) bool; never the root."""
+    is_taken = torch.arange(walk.nodes.shape[1], device=counts.device) <= counts[:, None]
+    out = torch.zeros_like(tree.tokens, dtype=torch.bool)
+    out.scatter_(1, walk.nodes.to(out.device) * is_taken, True)
+    out[:, 0] = False
+    return out
+
+
 def _by_depth(tree: DraftTree, accepted: torch.Tensor) -> torch.Tensor:
     """
     Accepted node of each depth, (A, T + 1), 0 where there is none. Siblings carry different tokens: one per depth.

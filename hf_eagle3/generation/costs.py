@@ -1,0 +1,100 @@
+"""What passes cost here: seconds of verifying n nodes and of drafting d levels, measured in use and then frozen.
+
+One table per (target, draft), and in it per device, dtype, number of rows and length of context, the last two in
+buckets. A size counts once it was timed `SAMPLES` times after a warm-up; from then on it never changes, so that a
+choice made from the table is reproducible. Does not know trees.
+"""
+
+import weakref
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+
+WARM_UPS, SAMPLES = 1, 3
+OPTIMISM = 0.5  # of the slope beyond the sizes measured: enough to try the next, and measure it
+
+
+@dataclass
+class CostCurve:
+    """
+    Seconds as a function of a size: piecewise linear between sizes measured.
+
+    Attributes:
+        points: Seconds of the sizes measured.
+    """
+
+    points: dict[int, float] = field(default_factory=dict)
+    _timings: dict[int, list[float]] = field(default_factory=dict)
+
+    def add(self, size: int, seconds: float) -> None:
+        """One timing; ignored once the size is measured."""
+        if size in self.points:
+            return
+        timings = self._timings.setdefault(size, [])
+        timings.append(seconds)
+        if len(timings) == WARM_UPS + SAMPLES:
+            self.points[size] = min(self._timings.pop(size)[WARM_UPS:])
+
+    def __call__(self, size: int) -> float:
+        """Seconds at `size`; infinite while nothing is measured."""
+        known = sorted(self.points)
+        if not known:
+            return float("inf")
+        if size <= known[0]:
+            return self.points[known[0]]
+        place = bisect_left(known, size)
+        if place < len(known):
+            low, high = known[place - 1], known[place]
+            share = (size - low) / (high - low)
+            return self.points[low] + share * (self.points[high] - self.points[low])
+        last = known[-1]
+        return self.points[last] + self.slope(last) * OPTIMISM * (size - last)
+
+    def slope(self, size: int) -> float:
+        """Seconds per unit around `size`, never negative."""
+        known = sorted(self.points)
+        if len(known) < 2:
+            return 0.0
+        place = min(max(bisect_left(known, size), 1), len(known) - 1)
+        low, high = known[place - 1], known[place]
+        return max(0.0, (self.points[high] - self.points[low]) / (high - low))
+
+
+@dataclass
+class CostTable:
+    """
+    Attributes:
+        verify: Of a target pass over n tokens, the root included, and of choosing and committing; 1 is a plain step.
+        draft: Of drafting d levels.
+    """
+
+    verify: CostCurve = field(default_factory=CostCurve)
+    draft: CostCurve = field(default_factory=lambda: CostCurve({0: 0.0}))
+
+
+# By target, then by a module that all views of a draft share.
+_tables: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def bucket(number: int, base: int, factor: int) -> int:
+    """The smallest of base, base * factor, base * factor², ... that is not below `number`."""
+    while base < number:
+        base *= factor
+    return base
+
+
+def cost_table(target: nn.Module, draft: nn.Module, num_rows: int, context: int) -> CostTable:
+    """The table for a batch of `num_rows` whose longest row has `context` tokens; the same object every time."""
+    by_draft = _tables.setdefault(target, weakref.WeakKeyDictionary())
+    tables = by_draft.setdefault(draft, {})
+    weight = next(target.parameters())
+    key = (weight.device, weight.dtype, torch.get_num_threads(), bucket(num_rows, 1, 2), bucket(context, 512, 4))
+    return tables.setdefault(key, CostTable())
+
+
+def forget_costs() -> None:
+    """Measure anew from here on, for instance after the machine's load has changed."""
+    _tables.clear()
