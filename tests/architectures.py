@@ -40,6 +40,7 @@ SIZES = {
     0: "pad_token_id num_mtp_layers num_nextn_predict_layers mlp_only_layers",
     512: "max_position_embeddings n_positions n_ctx max_seq_len context_length n_ctx",
 }
+ALWAYS = ("head_dim", "num_key_value_heads", "num_experts_per_tok")  # even where the default is `None`
 TINY = {name: size for size, names in SIZES.items() for name in names.split()}
 SLIDING = ["sliding_attention", "full_attention"] * 2
 LINEAR = ["linear_attention", "full_attention"] * 2
@@ -98,6 +99,20 @@ EXTRA: dict[str, dict] = {
         "layer_types": ["minimax_m3_sparse", "full_attention"] * 2,
         "mlp_layer_types": ["dense", "sparse"] * 2,
     },
+    "qwen4_exp_text": {
+        "hc_lowrank": 8,
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 8,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+        "ple_layer_ids": [1, 3],
+        "ple_embed_dim": 8,
+        "heads_per_ngram": 2,
+        "ngram_vocab_size_base": 64,
+        "make_ngram_vocab_size_divisible_by": 8,
+        "split_ngram_parts": 2,
+    },
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 32), "attn_layers": ["local", "lsh"] * 2},
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
     "roc_bert": {
@@ -106,7 +121,7 @@ EXTRA: dict[str, dict] = {
         "pronunciation_embed_dim": 8,
         "shape_embed_dim": 8,
     },
-    "xlm": {"causal": True, "is_encoder": False},
+    "xlstm": {"chunk_size": 64, "hidden_size": 128},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"layers_block_type": ["linear_attention"] * 2 + ["hybrid", "linear_attention"] * 2, "num_hidden_layers": 6},
     "zamba2": {
@@ -124,6 +139,7 @@ for _outer, _inner in {
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
     "gemma4_unified": "gemma4_unified_text",
+    "qwen4_exp": "qwen4_exp_text",
 }.items():
     EXTRA[_outer] = {"text_config": EXTRA[_inner]}
 
@@ -135,6 +151,7 @@ NOT_DECODER_ONLY = {
     ).split()
 } | {
     "git": "captions images",
+    "xlm": "an encoder: the host does not build it as a decoder",
     "gemma4_assistant": "a draft itself: reads the keys and values of a Gemma 4",
     "gemma4_unified_assistant": "a draft itself: reads the keys and values of a Gemma 4",
 }
@@ -152,9 +169,9 @@ def tiny_config(config_class: type[PreTrainedConfig], **changes) -> PreTrainedCo
     for field in dataclasses.fields(config_class):
         try:
             value = getattr(full, field.name, None)
-        except AttributeError:  # differs by layer
+        except RuntimeError:  # differs by layer
             value = 0
-        if field.name in TINY and (type(value) is int or field.name == "head_dim"):
+        if field.name in TINY and (type(value) is int or field.name in ALWAYS):
             values[field.name] = TINY[field.name]
         elif isinstance(value, (list, tuple)) and value and all(isinstance(kind, str) for kind in value):
             kinds = list(dict.fromkeys(value))
