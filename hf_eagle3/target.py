@@ -21,7 +21,7 @@ from transformers import __version__ as host_version
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 from transformers.utils import logging
 
-from .configuration_eagle3 import Eagle3Config, default_target_layer_ids
+from .configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
 
 
 try:
@@ -44,7 +44,17 @@ CHAIN_ONLY = {
     "gpt_neo": "applies a window of its own in slot order",
     "llama4": "chunked attention",
     "llama4_text": "chunked attention",
-    "cpmant": "masks and positions of its own",
+}
+# Architectures where a pass over several tokens, or a second pass, is not what token by token would be, so that
+# nothing can be verified. (transformers 5.23)
+_FORGETS = "its scan starts afresh in a pass over several tokens"
+REFUSED = {
+    "cpmant": "every token of a pass sees those behind it",
+    "falcon_mamba": _FORGETS,
+    "jamba": _FORGETS,
+    "mamba": _FORGETS,
+    "recurrent_gemma": "it keeps states in its layers, which a pass over several tokens starts afresh",
+    "zamba": _FORGETS,
 }
 TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask
 # What a head does to its logits after the matrix product, by the name of the configuration's field.
@@ -69,6 +79,11 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("refused", "encoder-decoder models are not supported; use a decoder-only target")
     if not isinstance(cache, Cache):
         return DecodingMode("refused", "the model has no transformers `Cache`; drafts need one to build on")
+    if config.model_type in REFUSED:
+        return DecodingMode("refused", REFUSED[config.model_type])
+    parameters = inspect.signature(target.forward).parameters
+    if not {"past_key_values", "cache_params"} & parameters.keys():
+        return DecodingMode("refused", "the model reads no cache; drafts need one to build on")
     known = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
     strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in known]
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
@@ -94,7 +109,7 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode(
             "chain", f"{config._attn_implementation} attention takes no tree mask; load with sdpa for trees"
         )
-    if "position_ids" not in inspect.signature(target.forward).parameters:
+    if "position_ids" not in parameters:
         return DecodingMode("chain", "the model takes no `position_ids`")
     if not mask_kinds(config).keys() <= {FULL, SLIDING}:
         return DecodingMode("chain", f"attention kinds {list(mask_kinds(config))} beyond full and sliding")
@@ -130,13 +145,12 @@ def takes_mask_dictionary(config) -> bool:
 
 def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
     """The decoder layers in order: the outermost list of as many modules as there are layers. `None` without one."""
-    config = target.config.get_text_config(decoder=True)
-    lists = [
-        module
-        for module in target.get_decoder().modules()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    return lists[0] if lists else None
+    num_layers = num_decoder_layers(target.config.get_text_config(decoder=True))
+    for root in (target.get_decoder(), target):  # what `get_decoder` finds may be a part of the head
+        for module in root.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+                return module
+    return None
 
 
 def head_options(config) -> dict[str, float]:
@@ -329,7 +343,7 @@ def check_fit(config, draft: Eagle3Config) -> list[int]:
             f"The draft is {draft.hidden_size} wide, the target {draft.target_hidden_size}, and the draft has no "
             "`embed_tokens` of its own; embedding rows of the target do not fit it."
         )
-    num_layers = config.num_hidden_layers
+    num_layers = num_decoder_layers(config)
     ids = draft.target_layer_ids
     if ids is None:
         ids = default_target_layer_ids(num_layers)

@@ -27,14 +27,14 @@ SIZES = {
     "encoder_attention_heads num_experts n_routed_experts num_local_experts moe_num_experts moe_num_primary_experts "
     "rotary_dim index_topk index_topk_blocks index_block_size time_step_rank conv_kernel",
     2: "num_key_value_heads num_kv_heads n_kv_heads swa_num_key_value_heads num_experts_per_tok moe_k moe_topk "
-    "moe_top_k top_k_experts index_n_heads linear_num_key_heads linear_num_value_heads linear_num_heads",
+    "moe_top_k top_k_experts linear_num_key_heads linear_num_value_heads linear_num_heads",
     8: "head_dim swa_head_dim sliding_window sliding_window_size attention_chunk_size attention_window_size "
     "window_size local_attention qk_nope_head_dim qk_rope_head_dim v_head_dim kv_channels dim_head "
     "linear_key_head_dim linear_value_head_dim linear_head_dim mamba_d_head mamba_head_dim mamba_headdim "
     "mamba_d_state state_size ssm_state_size mamba_n_heads mamba_num_heads n_mamba_heads chunk_size "
-    "mamba_chunk_size keep_window_size d_rel hidden_size_per_layer_input laurel_rank block_size gated_norm_rank "
+    "mamba_chunk_size d_rel hidden_size_per_layer_input laurel_rank block_size gated_norm_rank "
     "router_hidden_size mamba_d_ssm",
-    16: "kv_lora_rank q_lora_rank o_lora_rank index_head_dim attention_head_dim qk_head_dim",
+    16: "index_n_heads kv_lora_rank q_lora_rank o_lora_rank index_head_dim attention_head_dim qk_head_dim",
     1: "n_group topk_group num_expert_group topk_groups n_shared_experts num_shared_experts moe_num_shared_experts "
     "first_k_dense_replace num_dense_layers bos_token_id o_groups mamba_n_groups n_groups mamba_ngroups",
     0: "pad_token_id num_mtp_layers num_nextn_predict_layers mlp_only_layers",
@@ -96,10 +96,13 @@ EXTRA: dict[str, dict] = {
     "mamba2": {"num_heads": 8, "n_groups": 1},
     "mellum": {"layer_types": SLIDING},
     "minimax_m3_vl_text": {
+        "index_n_heads": 2,
         "layer_types": ["minimax_m3_sparse", "full_attention"] * 2,
         "mlp_layer_types": ["dense", "sparse"] * 2,
     },
+    "mpt": {"use_cache": True},
     "qwen4_exp_text": {
+        "eos_token_id": 2,
         "hc_lowrank": 8,
         "indexer_n_heads": 2,
         "indexer_kv_heads": 1,
@@ -142,6 +145,10 @@ for _outer, _inner in {
     "qwen4_exp": "qwen4_exp_text",
 }.items():
     EXTRA[_outer] = {"text_config": EXTRA[_inner]}
+EXTRA["dots3_note"] |= {
+    "vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32},
+    "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+}
 
 NOT_DECODER_ONLY = {
     name: "the decoder of an encoder-decoder"

@@ -55,23 +55,23 @@ class _Dictate(LogitsProcessor):
         return forced
 
 
-def reference_logits(target, prefix: torch.Tensor, mask: torch.Tensor, tree: DraftTree, row: int) -> torch.Tensor:
-    """Logits (N + 1, V) of every node of a row's tree: plain generate after `prefix` (L,) writes each node's path."""
-    num_nodes = tree.tokens.shape[1]
-    paths = [path_of(tree, row, node) for node in range(num_nodes)]
-    tokens = torch.zeros(num_nodes, tree.max_depth + 2, dtype=torch.long)
+def reference_logits(target, inputs: dict, rows: Rows, tree: DraftTree, row: int) -> torch.Tensor:
+    """Logits (N + 1, V) of every node of a row's tree: plain generate writes what is committed, then each path."""
+    written = rows.ids[row, rows.prompt_length : rows.lengths[row] - 1].tolist()
+    paths = [path_of(tree, row, node) for node in range(tree.tokens.shape[1])]
+    tokens = torch.zeros(len(paths), len(written) + tree.max_depth + 2, dtype=torch.long)
     for node, path in enumerate(paths):
-        tokens[node, : len(path)] = tree.tokens[row, path]
+        dictated = written + tree.tokens[row, path].tolist()
+        tokens[node, : len(dictated)] = torch.tensor(dictated)
     out = target.generate(
-        prefix.expand(num_nodes, -1),
-        attention_mask=mask.expand(num_nodes, -1),
-        max_new_tokens=tree.max_depth + 2,
+        **{name: value[row].expand(len(paths), -1) for name, value in inputs.items()},
+        max_new_tokens=tokens.shape[1],
         do_sample=False,
         logits_processor=LogitsProcessorList([_Dictate(tokens)]),
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return torch.stack([out.logits[len(path)][node] for node, path in enumerate(paths)])
+    return torch.stack([out.logits[len(written) + len(path)][node] for node, path in enumerate(paths)])
 
 
 def random_paths(tree: DraftTree, same_length: bool, generator) -> list[list[int]]:
@@ -134,6 +134,8 @@ def _after_prefill(model, input_ids, generation_config, kwargs, room: int, limit
         raise ValueError(mode.reason)
     sizes = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
     adapter = Target(model, Eagle3Config.from_target(model, **sizes))
+    if not adapter.uses_hooks:
+        kwargs["output_hidden_states"] = True
     outputs = model._prefill(input_ids, generation_config, kwargs)
     kwargs[cache_name(kwargs)] = outputs.get(cache_name(kwargs), kwargs.get(cache_name(kwargs)))
     mask = kwargs.get("attention_mask")
@@ -147,10 +149,7 @@ def _after_prefill(model, input_ids, generation_config, kwargs, room: int, limit
 def _worst_of(target, inputs: dict, rows: Rows, tree: DraftTree, logits: torch.Tensor) -> float:
     worst = 0.0
     for row in range(rows.num_rows):
-        prefix = rows.ids[row, : rows.lengths[row] - 1]
-        mask = torch.ones_like(prefix)
-        mask[: rows.prompt_length] = inputs["attention_mask"][row]
-        expected = reference_logits(target, prefix, mask, tree, row)
+        expected = reference_logits(target, inputs, rows, tree, row)
         errors = (logits[row] - expected).abs().amax(dim=1) / expected.abs().amax(dim=1)
         worst = max(worst, float(errors.nan_to_num(float("inf")).max()))
     return worst
