@@ -191,6 +191,7 @@ class Target:
         layers = decoder_layers(model)
         compiled = model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
         self.uses_hooks = layers is not None and not compiled
+        self._clamped = [module for module in model.modules() if hasattr(module, "time_step_limit")]
         self._tapped = [layers[i] for i in self.layer_ids] if self.uses_hooks else []
 
     @contextmanager
@@ -301,6 +302,18 @@ class Target:
                 f"scale or soft cap: its logits differ by {difference:.3g} standard deviations. Training needs the "
                 "head alone; please report the architecture."
             )
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Passes inside compute what single steps would: Mamba-2 clamps its time steps only in longer passes."""
+        kept = [(module, module.time_step_limit) for module in self._clamped]
+        try:
+            for module, _ in kept:
+                module.time_step_limit = (0.0, float("inf"))
+            yield
+        finally:
+            for module, limit in kept:
+                module.time_step_limit = limit
 
     def decoding_optimised(self):
         """The host's switch of experts implementations while decoding (transformers 5.10 on)."""
