@@ -169,6 +169,17 @@ def shaped_logits(logits: torch.Tensor, options: dict[str, float]) -> torch.Tens
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def one_stream(hidden: torch.Tensor, config) -> torch.Tensor:
+    """
+    (B, L, H) of a layer's output. Layers with several residual streams give them all: Gemma 3n (streams, B, L, H), of
+    which one is the layer's own, hyper-connections (B, L, streams, H), of which the mean is taken.
+    """
+    if hidden.dim() == 3:
+        return hidden
+    active = getattr(config, "altup_active_idx", None)
+    return hidden.mean(dim=2) if active is None else hidden[active]
+
+
 class Target:
     """
     A target model as one generation call sees it.
@@ -191,6 +202,13 @@ class Target:
         layers = decoder_layers(model)
         compiled = model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
         self.uses_hooks = layers is not None and not compiled
+        # Layers that read other layers' keys run on the last token of a prompt only, unless all states are asked for.
+        num_shared = getattr(self.config, "num_kv_shared_layers", None) or 0
+        self.prefill_options = (
+            {"output_hidden_states": True}
+            if not self.uses_hooks or (max(self.layer_ids) >= num_decoder_layers(self.config) - num_shared)
+            else {}
+        )
         self._clamped = [module for module in model.modules() if hasattr(module, "time_step_limit")]
         self._tapped = [layers[i] for i in self.layer_ids] if self.uses_hooks else []
 
@@ -210,9 +228,8 @@ class Target:
         def keep(module, args, output):
             # Another thread may run the same target; a logits processor may too, outside `capturing`.
             if self._thread == threading.get_ident():
-                self._captured.setdefault(layer_id, []).append(
-                    output if isinstance(output, torch.Tensor) else output[0]
-                )
+                hidden = output if isinstance(output, torch.Tensor) else output[0]
+                self._captured.setdefault(layer_id, []).append(one_stream(hidden, self.config))
 
         return keep
 
@@ -240,7 +257,7 @@ class Target:
             ]
             self._captured.clear()
         else:
-            parts = [outputs.hidden_states[i + 1] for i in self.layer_ids]
+            parts = [one_stream(outputs.hidden_states[i + 1], self.config) for i in self.layer_ids]
         first = parts[0].device
         return torch.cat([part.to(first) for part in parts], dim=-1)
 

@@ -80,6 +80,7 @@ EXTRA: dict[str, dict] = {
         "layer_types": ["sliding_attention", "full_attention"] * 3,
         "num_hidden_layers": 6,
         "num_kv_shared_layers": 2,
+        "intermediate_size": 48,
         "activation_sparsity_pattern": [0.5] * 2 + [0.0] * 4,
     },
     "gemma4_text": {"global_head_dim": 16},
@@ -159,11 +160,10 @@ _LONG = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 3.0, 4.0]}
 VARIANTS: dict[str, dict] = {
     "dots1[windows of one kind]": {"layer_types": ["sliding_attention"] * 4},
     "falcon[alibi]": {"alibi": True},
-    "falcon[heads of their own]": {"multi_query": False, "parallel_attn": False},
+    "falcon[heads of their own]": {"multi_query": False, "parallel_attn": False, "num_kv_heads": 4},
     "falcon[new decoder]": {"new_decoder_architecture": True},
     "gemma2[softcap]": {"attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0, "attn_implementation": "eager"},
     "gemma4_text[moe, shared keys]": {
-        "global_head_dim": 16,
         "num_hidden_layers": 6,
         "layer_types": ["sliding_attention", "full_attention"] * 3,
         "num_kv_shared_layers": 2,
@@ -172,15 +172,11 @@ VARIANTS: dict[str, dict] = {
         "top_k_experts": 2,
         "moe_intermediate_size": 16,
     },
-    "gemma4_text[keys are values]": {
-        "global_head_dim": 16,
-        "attention_k_eq_v": True,
-        "num_global_key_value_heads": 1,
-    },
+    "gemma4_text[keys are values]": {"attention_k_eq_v": True, "num_global_key_value_heads": 1},
     "gpt_bigcode[heads of their own]": {"multi_query": False},
-    "granitemoehybrid[rope]": {"layer_types": LINEAR, "position_embedding_type": "rope"},
+    "granitemoehybrid[rope]": {"position_embedding_type": "rope"},
     "hrm_text[causal]": {"prefix_lm": False},
-    "laguna[heads by layer]": {"layer_types": SLIDING, "num_attention_heads_per_layer": [4, 2, 4, 2]},
+    "laguna[heads by layer]": {"num_attention_heads_per_layer": [4, 2, 4, 2]},
     "llama4_text[one chunk]": {"attention_chunk_size": 128},
     "llama[dynamic]": _rope("dynamic", factor=2.0),
     "llama[linear]": _rope("linear", factor=2.0),
@@ -198,11 +194,7 @@ VARIANTS: dict[str, dict] = {
     "qwen2[sliding]": {"use_sliding_window": True, "max_window_layers": 2, "layer_types": SLIDING},
     "qwen3[sliding]": {"use_sliding_window": True, "max_window_layers": 2, "layer_types": SLIDING},
     "starcoder2[sliding]": {"sliding_window": WINDOW},
-    "zaya[sliding]": {
-        "num_experts_per_tok": 1,
-        "layer_types": ["hybrid", "hybrid_sliding"] * 2,
-        "sliding_window": WINDOW,
-    },
+    "zaya[sliding]": {"layer_types": ["hybrid", "hybrid_sliding"] * 2, "sliding_window": WINDOW},
 }
 
 DECODER = "the decoder of an encoder-decoder"
@@ -266,7 +258,7 @@ def tiny_config(config_class: type[PreTrainedConfig], **changes) -> PreTrainedCo
 
 def tiny_model(name: str, seed: int = 0, scale: float = 0.15) -> PreTrainedModel:
     """A tiny model of the architecture or variant `name`; matrices have the standard deviation `scale`."""
-    changes = dict(VARIANTS.get(name) or EXTRA.get(name, {}))
+    changes = EXTRA.get(name.split("[")[0], {}) | VARIANTS.get(name, {})
     attention = changes.pop("attn_implementation", None)
     config = tiny_config(CONFIG_MAPPING[name.split("[")[0]], **changes)
     torch.manual_seed(seed)

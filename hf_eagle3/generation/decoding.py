@@ -134,7 +134,7 @@ class Generation:
         ids, kwargs = self.input_ids, self.model_kwargs
         before = cached_columns(self.cache, 0)
         with self.stats.phase("prefill"), self.target.capturing():
-            outputs = self.model._prefill(ids, self.config, kwargs)
+            outputs = self.model._prefill(ids, self.config, kwargs | self.target.prefill_options)
         features = self.target.features(outputs)  # (B, new columns, F)
         self.cache = outputs.get(cache_name(kwargs), self.cache)
         kwargs[cache_name(kwargs)] = self.cache
