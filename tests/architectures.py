@@ -190,9 +190,8 @@ VARIANTS: dict[str, dict] = {
     "phi3[longrope]": _rope("longrope", **_LONG, factor=2.0, original_max_position_embeddings=256),
     "phi3[longrope, beyond]": _rope("longrope", **_LONG, factor=64.0, original_max_position_embeddings=8),
     "phi3[sliding]": {"sliding_window": WINDOW},
-    "phi3[yarn]": _rope("yarn", factor=4.0, original_max_position_embeddings=16),
-    "qwen2[sliding]": {"use_sliding_window": True, "max_window_layers": 2, "layer_types": SLIDING},
-    "qwen3[sliding]": {"use_sliding_window": True, "max_window_layers": 2, "layer_types": SLIDING},
+    "qwen2[sliding]": {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": SLIDING},
+    "qwen3[sliding]": {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": SLIDING},
     "starcoder2[sliding]": {"sliding_window": WINDOW},
     "zaya[sliding]": {"layer_types": ["hybrid", "hybrid_sliding"] * 2, "sliding_window": WINDOW},
 }
