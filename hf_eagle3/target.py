@@ -56,6 +56,10 @@ REFUSED = {
     "recurrent_gemma": "it keeps states in its layers, which a pass over several tokens starts afresh",
     "zamba": _FORGETS,
 }
+# Compressed or sparse attention that counts by slot in one place and by position in another: with padding on the left,
+# a pass over several tokens is not what token by token would be. (transformers 5.23)
+UNPADDED_ONLY = ("deepseek_v4", "minimax_m3_vl_text")
+KEY_LIMIT = "keep_window_size"  # Doge: past it only the keys of the largest gates are attended to
 TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask
 # What a head does to its logits after the matrix product, by the name of the configuration's field.
 HEAD_FACTORS, HEAD_DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)

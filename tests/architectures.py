@@ -255,9 +255,9 @@ def tiny_config(config_class: type[PreTrainedConfig], **changes) -> PreTrainedCo
     return config_class(**values | changes)
 
 
-def tiny_model(name: str, seed: int = 0, scale: float = 0.15) -> PreTrainedModel:
+def tiny_model(name: str, seed: int = 0, scale: float = 0.15, **changes) -> PreTrainedModel:
     """A tiny model of the architecture or variant `name`; matrices have the standard deviation `scale`."""
-    changes = EXTRA.get(name.split("[")[0], {}) | VARIANTS.get(name, {})
+    changes = EXTRA.get(name.split("[")[0], {}) | VARIANTS.get(name, {}) | changes
     attention = changes.pop("attn_implementation", None)
     config = tiny_config(CONFIG_MAPPING[name.split("[")[0]], **changes)
     torch.manual_seed(seed)

@@ -16,7 +16,7 @@ from ..modeling_eagle3 import Eagle3DraftModel
 from . import tree as trees
 from .draft_state import attach_state, prompt_entries
 from .drafting import Drafter, Entries
-from .fallback import crosses_rope_threshold, plain_decode
+from .fallback import plain_decode, why_plain
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
 from .processors import Kind, StopChecker, TokenChooser, length_limit
@@ -57,9 +57,10 @@ def speculative_decode(
     Raises:
         ValueError: draft and target do not fit, the target allows no speculation, or logits are NaN.
     """
-    if crosses_rope_threshold(model, input_ids, generation_config.max_length, model_kwargs):
+    plain = why_plain(model, input_ids, generation_config.max_length, model_kwargs)
+    if plain is not None:
         return plain_decode(
-            model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
+            model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs, *plain
         )
     run = Generation(
         model, draft, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
