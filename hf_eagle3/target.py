@@ -176,12 +176,14 @@ def shaped_logits(logits: torch.Tensor, options: dict[str, float]) -> torch.Tens
 def one_stream(hidden: torch.Tensor, config) -> torch.Tensor:
     """
     (B, L, H) of a layer's output. Layers with several residual streams give them all: Gemma 3n (streams, B, L, H), of
-    which one is the layer's own, hyper-connections (B, L, streams, H), of which the mean is taken.
+    which one is the layer's own, hyper-connections (B, L, streams, H) or (B, L, streams x H), of which the mean is
+    taken.
     """
-    if hidden.dim() == 3:
-        return hidden
     active = getattr(config, "altup_active_idx", None)
-    return hidden.mean(dim=2) if active is None else hidden[active]
+    if active is not None and hidden.dim() == 4:
+        return hidden[active]
+    streams = hidden.unflatten(-1, (-1, config.hidden_size)).flatten(2, -2)  # (B, L, streams, H)
+    return streams.mean(dim=2) if streams.shape[2] > 1 else hidden
 
 
 class Target:
@@ -200,6 +202,12 @@ class Target:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         self.layer_ids = check_fit(self.config, draft_config)
+        width = model.get_input_embeddings().weight.shape[1]
+        if width != draft_config.hidden_size and not draft_config.has_embed_tokens:
+            raise ValueError(
+                f"The target's embedding rows are {width} wide, the draft is {draft_config.hidden_size} wide with no "
+                "`embed_tokens` of its own; use a draft that has."
+            )
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._captured: dict[int, list[torch.Tensor]] = {}
         self._thread: int | None = None  # the thread whose passes are captured, None: none

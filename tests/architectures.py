@@ -114,7 +114,7 @@ EXTRA: dict[str, dict] = {
         "split_ngram_parts": 2,
     },
     "reformer": {"axial_pos_embds_dim": (16, 16), "axial_pos_shape": (16, 32), "attn_layers": ["local", "lsh"] * 2},
-    "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
+    "rembert": {"input_embedding_size": 32, "output_embedding_size": 16},
     "roc_bert": {
         "pronunciation_vocab_size": VOCAB,
         "shape_vocab_size": VOCAB,
@@ -192,6 +192,7 @@ VARIANTS: dict[str, dict] = {
     "phi3[sliding]": {"sliding_window": WINDOW},
     "qwen2[sliding]": {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": SLIDING},
     "qwen3[sliding]": {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": SLIDING},
+    "rembert[narrow embedding]": {"input_embedding_size": 16},
     "starcoder2[sliding]": {"sliding_window": WINDOW},
     "zaya[sliding]": {"layer_types": ["hybrid", "hybrid_sliding"] * 2, "sliding_window": WINDOW},
 }

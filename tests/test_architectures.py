@@ -49,6 +49,7 @@ REFUSED = {
     "openai-gpt": "reads no cache",
     "recurrent_gemma": "starts afresh",
     "reformer": "no transformers `Cache`",
+    "rembert[narrow embedding]": "rows are 16 wide",
     "rwkv": "no transformers `Cache`",
     "xlnet": "no transformers `Cache`",
     "xlstm": "no transformers `Cache`",
