@@ -43,8 +43,9 @@ def why_plain(
     config, mask = model.config.get_text_config(decoder=True), model_kwargs.get("attention_mask")
     if config.model_type in UNPADDED_ONLY and mask is not None and not mask.all():
         return "padding on the left changes what this model attends to", "Give prompts of one length."
-    reach = max_length + cached_columns(model_kwargs.get(cache_name(model_kwargs)), 0)
-    if reach > (getattr(config, KEY_LIMIT, None) or reach):  # equal tokens tie in the first layer
+    limit = getattr(config, KEY_LIMIT, None)
+    if limit is not None and max_length + cached_columns(model_kwargs.get(cache_name(model_kwargs)), 0) > limit:
+        # Equal tokens have equal gates in the first layer.
         return f"beyond `{KEY_LIMIT}` keys are chosen among ties", "Lower `max_new_tokens` to stay below that length."
     return None
 
