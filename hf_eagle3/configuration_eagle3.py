@@ -21,6 +21,11 @@ OPTIONAL_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_out
 HOST_BOOKKEEPING = ("_name_or_path", "id2label", "label2id")
 
 
+def num_decoder_layers(config: PreTrainedConfig) -> int:
+    """Layers that can be tapped. Longcat counts each of its layers twice in `num_hidden_layers`, for its cache."""
+    return getattr(config, "num_layers", None) or config.num_hidden_layers
+
+
 def default_target_layer_ids(num_target_layers: int) -> list[int]:
     """
     Layers (zero-based, their outputs) that a checkpoint without ids means: `hidden_states` [2, n//2, n-3].
@@ -181,11 +186,12 @@ class Eagle3Config(PreTrainedConfig):
         config = target.config if isinstance(target, PreTrainedModel) else target
         text = config.get_text_config(decoder=True)
         values = text.to_dict()
-        width, heads = text.hidden_size, text.num_attention_heads
+        width = text.hidden_size
+        heads = _first_int(values, "num_attention_heads") or max(1, width // 64)  # a recurrent target has none
         rope = values.get("rope_parameters") or {}
         if not isinstance(rope.get("rope_theta", 0), (int, float)):  # nested by layer type: take the full attention's
             rope = {}
-        rope = rope.get("full_attention", rope)
+        rope = rope.get("full_attention", rope) or {}  # none at all: layers without positions
         fields = {
             "vocab_size": text.vocab_size,
             "hidden_size": width,
@@ -198,7 +204,7 @@ class Eagle3Config(PreTrainedConfig):
             "rope_parameters": {k: v for k, v in rope.items() if v is not None}
             or {"rope_type": "default", "rope_theta": 10000.0},
             "target_layer_ids": spread_target_layer_ids(
-                text.num_hidden_layers, overrides.get("num_tapped_layers", NUM_TAPPED_LAYERS)
+                num_decoder_layers(text), overrides.get("num_tapped_layers", NUM_TAPPED_LAYERS)
             ),
         }
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -21,7 +21,7 @@ from transformers import __version__ as host_version
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 from transformers.utils import logging
 
-from .configuration_eagle3 import Eagle3Config, default_target_layer_ids
+from .configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
 
 
 try:
@@ -44,8 +44,22 @@ CHAIN_ONLY = {
     "gpt_neo": "applies a window of its own in slot order",
     "llama4": "chunked attention",
     "llama4_text": "chunked attention",
-    "cpmant": "masks and positions of its own",
 }
+# Architectures where a pass over several tokens, or a second pass, is not what token by token would be, so that
+# nothing can be verified. (transformers 5.23)
+_FORGETS = "its scan starts afresh in a pass over several tokens"
+REFUSED = {
+    "cpmant": "every token of a pass sees those behind it",
+    "falcon_mamba": _FORGETS,
+    "jamba": _FORGETS,
+    "mamba": _FORGETS,
+    "recurrent_gemma": "it keeps states in its layers, which a pass over several tokens starts afresh",
+    "zamba": _FORGETS,
+}
+# Compressed or sparse attention that counts by slot in one place and by position in another: with padding on the left,
+# a pass over several tokens is not what token by token would be. (transformers 5.23)
+UNPADDED_ONLY = ("deepseek_v4", "minimax_m3_vl_text")
+KEY_LIMIT = "keep_window_size"  # Doge: past it only the keys of the largest gates are attended to
 TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask
 # What a head does to its logits after the matrix product, by the name of the configuration's field.
 HEAD_FACTORS, HEAD_DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
@@ -69,6 +83,11 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("refused", "encoder-decoder models are not supported; use a decoder-only target")
     if not isinstance(cache, Cache):
         return DecodingMode("refused", "the model has no transformers `Cache`; drafts need one to build on")
+    if config.model_type in REFUSED:
+        return DecodingMode("refused", REFUSED[config.model_type])
+    parameters = inspect.signature(target.forward).parameters
+    if not {"past_key_values", "cache_params"} & parameters.keys():
+        return DecodingMode("refused", "the model reads no cache; drafts need one to build on")
     known = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
     strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in known]
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
@@ -94,7 +113,7 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode(
             "chain", f"{config._attn_implementation} attention takes no tree mask; load with sdpa for trees"
         )
-    if "position_ids" not in inspect.signature(target.forward).parameters:
+    if "position_ids" not in parameters:
         return DecodingMode("chain", "the model takes no `position_ids`")
     if not mask_kinds(config).keys() <= {FULL, SLIDING}:
         return DecodingMode("chain", f"attention kinds {list(mask_kinds(config))} beyond full and sliding")
@@ -130,13 +149,12 @@ def takes_mask_dictionary(config) -> bool:
 
 def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
     """The decoder layers in order: the outermost list of as many modules as there are layers. `None` without one."""
-    config = target.config.get_text_config(decoder=True)
-    lists = [
-        module
-        for module in target.get_decoder().modules()
-        if isinstance(module, nn.ModuleList) and len(module) == config.num_hidden_layers
-    ]
-    return lists[0] if lists else None
+    num_layers = num_decoder_layers(target.config.get_text_config(decoder=True))
+    for root in (target.get_decoder(), target):  # what `get_decoder` finds may be a part of the head
+        for module in root.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+                return module
+    return None
 
 
 def head_options(config) -> dict[str, float]:
@@ -155,6 +173,19 @@ def shaped_logits(logits: torch.Tensor, options: dict[str, float]) -> torch.Tens
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
+def one_stream(hidden: torch.Tensor, config) -> torch.Tensor:
+    """
+    (B, L, H) of a layer's output. Layers with several residual streams give them all: Gemma 3n (streams, B, L, H), of
+    which one is the layer's own, hyper-connections (B, L, streams, H) or (B, L, streams x H), of which the mean is
+    taken.
+    """
+    active = getattr(config, "altup_active_idx", None)
+    if active is not None and hidden.dim() == 4:
+        return hidden[active]
+    streams = hidden.unflatten(-1, (-1, config.hidden_size)).flatten(2, -2)  # (B, L, streams, H)
+    return streams.mean(dim=2) if streams.shape[2] > 1 else hidden
+
+
 class Target:
     """
     A target model as one generation call sees it.
@@ -171,12 +202,26 @@ class Target:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         self.layer_ids = check_fit(self.config, draft_config)
+        width = model.get_input_embeddings().weight.shape[1]
+        if width != draft_config.hidden_size and not draft_config.has_embed_tokens:
+            raise ValueError(
+                f"The target's embedding rows are {width} wide, the draft is {draft_config.hidden_size} wide with no "
+                "`embed_tokens` of its own; use a draft that has."
+            )
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._captured: dict[int, list[torch.Tensor]] = {}
         self._thread: int | None = None  # the thread whose passes are captured, None: none
         layers = decoder_layers(model)
         compiled = model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
         self.uses_hooks = layers is not None and not compiled
+        # Layers that read other layers' keys run on the last token of a prompt only, unless all states are asked for.
+        num_shared = getattr(self.config, "num_kv_shared_layers", None) or 0
+        self.prefill_options = (
+            {"output_hidden_states": True}
+            if not self.uses_hooks or (max(self.layer_ids) >= num_decoder_layers(self.config) - num_shared)
+            else {}
+        )
+        self._clamped = [module for module in model.modules() if hasattr(module, "time_step_limit")]
         self._tapped = [layers[i] for i in self.layer_ids] if self.uses_hooks else []
 
     @contextmanager
@@ -195,9 +240,8 @@ class Target:
         def keep(module, args, output):
             # Another thread may run the same target; a logits processor may too, outside `capturing`.
             if self._thread == threading.get_ident():
-                self._captured.setdefault(layer_id, []).append(
-                    output if isinstance(output, torch.Tensor) else output[0]
-                )
+                hidden = output if isinstance(output, torch.Tensor) else output[0]
+                self._captured.setdefault(layer_id, []).append(one_stream(hidden, self.config))
 
         return keep
 
@@ -225,7 +269,7 @@ class Target:
             ]
             self._captured.clear()
         else:
-            parts = [outputs.hidden_states[i + 1] for i in self.layer_ids]
+            parts = [one_stream(outputs.hidden_states[i + 1], self.config) for i in self.layer_ids]
         first = parts[0].device
         return torch.cat([part.to(first) for part in parts], dim=-1)
 
@@ -288,6 +332,18 @@ class Target:
                 "head alone; please report the architecture."
             )
 
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """Passes inside compute what single steps would: Mamba-2 clamps its time steps only in longer passes."""
+        kept = [(module, module.time_step_limit) for module in self._clamped]
+        try:
+            for module, _ in kept:
+                module.time_step_limit = (0.0, float("inf"))
+            yield
+        finally:
+            for module, limit in kept:
+                module.time_step_limit = limit
+
     def decoding_optimised(self):
         """The host's switch of experts implementations while decoding (transformers 5.10 on)."""
         optimise = getattr(self.model, "_optimize_model_for_decode", nullcontext)
@@ -329,7 +385,7 @@ def check_fit(config, draft: Eagle3Config) -> list[int]:
             f"The draft is {draft.hidden_size} wide, the target {draft.target_hidden_size}, and the draft has no "
             "`embed_tokens` of its own; embedding rows of the target do not fit it."
         )
-    num_layers = config.num_hidden_layers
+    num_layers = num_decoder_layers(config)
     ids = draft.target_layer_ids
     if ids is None:
         ids = default_target_layer_ids(num_layers)

@@ -105,14 +105,16 @@ def common_tokens(target: PreTrainedModel, count: int) -> torch.Tensor:
     return torch.cat(texts).flatten().bincount(minlength=VOCAB).topk(count).indices.sort().values
 
 
-def tiny_draft(target: PreTrainedModel, seed: int = 1, draft_vocab_size: int = 6, **changes):
-    """A random draft over the target's commonest tokens: accepted often enough to exercise every path."""
+def tiny_draft(target: PreTrainedModel, seed: int = 1, draft_vocab_size: int = 6, tokens=None, **changes):
+    """A random draft over `tokens`, the target's commonest ones: accepted often enough to exercise every path."""
     torch.manual_seed(seed)
     fields = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
     config = hf_eagle3.Eagle3Config.from_target(target, draft_vocab_size=draft_vocab_size, **fields | changes)
     draft = hf_eagle3.Eagle3DraftModel(config).eval()
     if draft_vocab_size < VOCAB:
-        offsets, mask = mapping_from_target_ids(common_tokens(target, draft_vocab_size), VOCAB)
+        offsets, mask = mapping_from_target_ids(
+            common_tokens(target, draft_vocab_size) if tokens is None else tokens, VOCAB
+        )
         draft.d2t.copy_(offsets)
         draft.t2d.copy_(mask)
     return draft.with_tree("static", num_draft_tokens=40, tree_depth=4, tree_top_k=6)

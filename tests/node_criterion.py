@@ -3,16 +3,18 @@
 prompt rows (left padded, ragged)  ->  verify random trees  ->  keep a random path per row  ->  verify again
                                                   |                                               |
                                         compare all nodes                               compare all nodes
+
+Both sides start from what the host's `generate` prepares. The reference is plain generate, made to write the path.
 """
 
 import torch
-from transformers import DynamicCache
+from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_eagle3.configuration_eagle3 import Eagle3Config
 from hf_eagle3.generation.rows import Rows
-from hf_eagle3.generation.target_pass import ChainPass, TreePass
+from hf_eagle3.generation.target_pass import ChainPass, TreePass, cache_name, cached_columns
 from hf_eagle3.generation.tree import DraftTree, ancestor_mask, chain
-from hf_eagle3.target import Target
+from hf_eagle3.target import Target, decoding_mode
 
 
 def random_tree(roots: torch.Tensor, num_nodes: int, max_depth: int, vocab_size: int, generator) -> DraftTree:
@@ -41,18 +43,42 @@ def path_of(tree: DraftTree, row: int, node: int) -> list[int]:
     return path
 
 
-@torch.no_grad()
-def reference_logits(target, tokens: torch.Tensor, num_steps: int) -> torch.Tensor:
-    """Logits of the last `num_steps` tokens of one unpadded row, fed one by one through the host's cache."""
-    cache = DynamicCache(config=target.config)
-    target(input_ids=tokens[None, :-num_steps], past_key_values=cache, use_cache=True)
-    out = []
-    for i in range(len(tokens) - num_steps, len(tokens)):
-        positions = torch.tensor([[i]])
-        out.append(
-            target(input_ids=tokens[None, i : i + 1], position_ids=positions, past_key_values=cache).logits[0, -1]
-        )
-    return torch.stack(out)
+class _Dictate(LogitsProcessor):
+    """Makes generate write `tokens` (B, steps)."""
+
+    def __init__(self, tokens: torch.Tensor):
+        self.tokens, self.step = tokens, 0
+
+    def __call__(self, input_ids, scores):
+        forced = torch.full_like(scores, -1e9).scatter_(1, self.tokens[:, self.step : self.step + 1], 0.0)
+        self.step += 1
+        return forced
+
+
+def reference_logits(target, inputs: dict, rows: Rows, tree: DraftTree, row: int) -> torch.Tensor:
+    """Logits (N + 1, V) of every node of a row's tree: plain generate writes what is committed, then each path."""
+    written = rows.ids[row, rows.prompt_length : rows.lengths[row] - 1].tolist()
+    paths = [path_of(tree, row, node) for node in range(tree.tokens.shape[1])]
+    tokens = torch.zeros(len(paths), len(written) + tree.max_depth + 2, dtype=torch.long)
+    for node, path in enumerate(paths):
+        dictated = written + tree.tokens[row, path].tolist()
+        tokens[node, : len(dictated)] = torch.tensor(dictated)
+    out = target.generate(
+        **{name: value[row].expand(len(paths), -1) for name, value in inputs.items()},
+        max_new_tokens=tokens.shape[1],
+        do_sample=False,
+        logits_processor=LogitsProcessorList([_Dictate(tokens)]),
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack([out.logits[len(written) + len(path)][node] for node, path in enumerate(paths)])
+
+
+def random_paths(tree: DraftTree, same_length: bool, generator) -> list[list[int]]:
+    """A random path per row, of a length of its own or (a chain in lockstep) of one length."""
+    rows, num_nodes = tree.tokens.shape
+    paths = [path_of(tree, row, int(torch.randint(num_nodes, (1,), generator=generator))) for row in range(rows)]
+    return [list(range(len(paths[0])))] * rows if same_length else paths
 
 
 @torch.no_grad()
@@ -63,56 +89,80 @@ def worst_node_error(
     max_depth: int = 5,
     cycles: int = 3,
     seed: int = 0,
-    use_chain: bool = False,
+    use_chain: bool | None = None,
 ) -> float:
-    """Largest |logit - reference| over all nodes, rows and cycles, relative to the reference's largest logit."""
+    """
+    Largest |logit - reference| over all nodes, rows and cycles, relative to the reference's largest logit. Without
+    `use_chain` the policy decides between tree and chain.
+
+    Raises:
+        ValueError: the policy refuses the target.
+    """
     generator = torch.Generator().manual_seed(seed)
-    vocab_size = target.config.get_text_config().vocab_size
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    num_rows, width = ids.shape
-    adapter = Target(
-        target, Eagle3Config.from_target(target, num_attention_heads=1, num_key_value_heads=1, head_dim=8)
-    )
-    cache = DynamicCache(config=target.config)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    target(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True)
-    limit = width + 1 + cycles * (max_depth + 1) + max_depth
-    rows = Rows(ids, limit + max_depth, None, width, mask if not mask.all() else None)
-    kwargs = {"past_key_values": cache, "position_ids": positions, "attention_mask": mask, "use_cache": True}
-    passes = (ChainPass if use_chain else TreePass)(adapter, rows, kwargs, max(num_nodes, max_depth) + 1, limit)
-    rows.write(torch.randint(3, vocab_size, (num_rows, 1), generator=generator))
-    rows.commit([1] * num_rows)
+    limit = inputs["input_ids"].shape[1] + 1 + cycles * (max_depth + 1) + max_depth
     worst = 0.0
-    with adapter.attached():
-        for _ in range(cycles):
-            if use_chain:
-                drawn = torch.randint(3, vocab_size, (num_rows, max_depth), generator=generator)
-                tree = chain(rows.roots(), drawn, torch.zeros(num_rows, max_depth))
-            else:
-                tree = random_tree(rows.roots(), num_nodes, max_depth, vocab_size, generator)
-            logits = passes.verify(tree)[0]
-            for row in range(num_rows):
-                committed = rows.ids[row, : rows.lengths[row]][-(rows.num_visible[row] + rows.lengths[row] - width) :]
-                for node in range(tree.tokens.shape[1]):
-                    path = path_of(tree, row, node)
-                    tokens = torch.cat((committed, tree.tokens[row, path[1:]]))
-                    expected = reference_logits(target, tokens, len(path))[-1]
-                    error = (logits[row, node] - expected).abs().max() / expected.abs().max()
-                    worst = max(worst, float(error))
-            # Keep a random path per row, of a length of its own (of one length in lockstep).
-            paths = [
-                path_of(tree, r, int(torch.randint(tree.tokens.shape[1], (1,), generator=generator)))
-                for r in range(num_rows)
-            ]
-            if passes.lockstep:
-                paths = [list(range(len(paths[0])))] * num_rows
-            nodes = torch.zeros(num_rows, max_depth + 1, dtype=torch.long)
-            for row, path in enumerate(paths):
-                nodes[row, : len(path)] = torch.tensor(path)
-            new = torch.randint(3, vocab_size, (num_rows, max_depth + 1), generator=generator)
-            for row, path in enumerate(paths):
-                new[row, : len(path) - 1] = tree.tokens[row, path[1:]]
-            passes.keep(nodes, [len(path) for path in paths])
-            rows.write(new)
-            rows.commit([len(path) for path in paths])
+
+    def compare(model, input_ids, *, generation_config, **kwargs):
+        nonlocal worst
+        for name in ("logits_processor", "stopping_criteria", "synced_gpus", "streamer", "assistant_model"):
+            kwargs.pop(name, None)
+        passes, adapter, rows = _after_prefill(
+            model, input_ids, generation_config, kwargs, max(num_nodes, max_depth) + 1, limit, use_chain
+        )
+        vocab_size = adapter.config.vocab_size
+        rows.write(torch.randint(3, vocab_size, (rows.num_rows, 1), generator=generator))
+        rows.commit([1] * rows.num_rows)
+        with adapter.attached():
+            for _ in range(cycles):
+                if isinstance(passes, ChainPass):
+                    drawn = torch.randint(3, vocab_size, (rows.num_rows, max_depth), generator=generator)
+                    tree = chain(rows.roots(), drawn, torch.zeros(rows.num_rows, max_depth))
+                else:
+                    tree = random_tree(rows.roots(), num_nodes, max_depth, vocab_size, generator)
+                worst = max(worst, _worst_of(target, inputs, rows, tree, passes.verify(tree)[0]))
+                _keep_random_paths(passes, rows, tree, vocab_size, generator)
+        return input_ids
+
+    target.generate(**inputs, custom_generate=compare, max_new_tokens=limit - inputs["input_ids"].shape[1])
     return worst
+
+
+def _after_prefill(model, input_ids, generation_config, kwargs, room: int, limit: int, use_chain: bool | None):
+    """What `Generation.prefill` sets up, without a draft: the pass, the target and the rows."""
+    mode = decoding_mode(model, kwargs.get(cache_name(kwargs)))
+    if mode.kind == "refused":
+        raise ValueError(mode.reason)
+    sizes = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}
+    adapter = Target(model, Eagle3Config.from_target(model, **sizes))
+    if not adapter.uses_hooks:
+        kwargs["output_hidden_states"] = True
+    outputs = model._prefill(input_ids, generation_config, kwargs)
+    kwargs[cache_name(kwargs)] = outputs.get(cache_name(kwargs), kwargs.get(cache_name(kwargs)))
+    mask = kwargs.get("attention_mask")
+    columns = cached_columns(kwargs[cache_name(kwargs)], input_ids.shape[1])
+    rows = Rows(input_ids, limit, None, columns, None if mask is None or mask.all() else mask)
+    is_chain = mode.kind == "chain" if use_chain is None else use_chain
+    passes = (ChainPass if is_chain else TreePass)(adapter, rows, kwargs, room, limit)
+    return passes, adapter, rows
+
+
+def _worst_of(target, inputs: dict, rows: Rows, tree: DraftTree, logits: torch.Tensor) -> float:
+    worst = 0.0
+    for row in range(rows.num_rows):
+        expected = reference_logits(target, inputs, rows, tree, row)
+        errors = (logits[row] - expected).abs().amax(dim=1) / expected.abs().amax(dim=1)
+        worst = max(worst, float(errors.nan_to_num(float("inf")).max()))
+    return worst
+
+
+def _keep_random_paths(passes, rows: Rows, tree: DraftTree, vocab_size: int, generator) -> None:
+    paths = random_paths(tree, passes.lockstep, generator)
+    nodes = torch.zeros(rows.num_rows, tree.max_depth + 1, dtype=torch.long)
+    new = torch.randint(3, vocab_size, (rows.num_rows, tree.max_depth + 1), generator=generator)
+    for row, path in enumerate(paths):
+        nodes[row, : len(path)] = torch.tensor(path)
+        new[row, : len(path) - 1] = tree.tokens[row, path[1:]]
+    counts = [len(path) for path in paths]
+    passes.keep(nodes, counts)
+    rows.write(new)
+    rows.commit(counts)

@@ -17,7 +17,7 @@ from . import tree as trees
 from .costs import cost_table
 from .draft_state import attach_state, prompt_entries
 from .drafting import Drafter, Entries, joined
-from .fallback import crosses_rope_threshold, plain_decode
+from .fallback import plain_decode, why_plain
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
 from .planning import AutoPlanner
@@ -59,13 +59,11 @@ def speculative_decode(
     Raises:
         ValueError: draft and target do not fit, the target allows no speculation, or logits are NaN.
     """
-    if crosses_rope_threshold(model, input_ids, generation_config.max_length, model_kwargs):
-        return plain_decode(
-            model, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
-        )
-    run = Generation(
-        model, draft, input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs
-    )
+    prepared = (input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs)
+    plain = why_plain(model, input_ids, generation_config.max_length, model_kwargs)
+    if plain is not None:
+        return plain_decode(model, *prepared, *plain)
+    run = Generation(model, draft, *prepared)
     with run.target.attached(), torch.no_grad():
         try:
             run.prefill()
@@ -143,7 +141,7 @@ class Generation:
         ids, kwargs = self.input_ids, self.model_kwargs
         before = cached_columns(self.cache, 0)
         with self.stats.phase("prefill"), self.target.capturing():
-            outputs = self.model._prefill(ids, self.config, kwargs)
+            outputs = self.model._prefill(ids, self.config, kwargs | self.target.prefill_options)
         features = self.target.features(outputs)  # (B, new columns, F)
         self.cache = outputs.get(cache_name(kwargs), self.cache)
         kwargs[cache_name(kwargs)] = self.cache

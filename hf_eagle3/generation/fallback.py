@@ -1,7 +1,8 @@
 """Calls that no draft may touch run the host's own decoding, and say so.
 
 RoPE of type longrope or dynamic follows the longest sequence of a pass. Where it changes within a call, no pass over
-several steps, or over rows at different lengths, has plain generate's frequencies.
+several steps, or over rows at different lengths, has plain generate's frequencies. A few architectures are unsteady
+with padding on the left, or past a length where they choose among equal keys.
 """
 
 import torch
@@ -9,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from ..target import length_dependent_rope
+from ..target import KEY_LIMIT, UNPADDED_ONLY, length_dependent_rope
 from .outputs import GenerateEagle3Output
 from .stats import new_stats, publish
 from .target_pass import cache_name, cached_columns
@@ -33,6 +34,22 @@ def crosses_rope_threshold(
     return reach > threshold and not (changes_once and int(lengths.min()) > threshold)
 
 
+def why_plain(
+    model: PreTrainedModel, input_ids: torch.Tensor, max_length: int, model_kwargs: dict
+) -> tuple[str, str] | None:
+    """(why a call must run without a draft, what would help); `None`: it need not."""
+    if crosses_rope_threshold(model, input_ids, max_length, model_kwargs):
+        return "RoPE frequencies may change within the call", "Lower `max_new_tokens` to stay below that length."
+    config, mask = model.config.get_text_config(decoder=True), model_kwargs.get("attention_mask")
+    if config.model_type in UNPADDED_ONLY and mask is not None and not mask.all():
+        return "padding on the left changes what this model attends to", "Give prompts of one length."
+    limit = getattr(config, KEY_LIMIT, None)
+    if limit is not None and max_length + cached_columns(model_kwargs.get(cache_name(model_kwargs)), 0) > limit:
+        # Equal tokens have equal gates in the first layer.
+        return f"beyond `{KEY_LIMIT}` keys are chosen among ties", "Lower `max_new_tokens` to stay below that length."
+    return None
+
+
 def plain_decode(
     model: PreTrainedModel,
     input_ids: torch.Tensor,
@@ -41,14 +58,13 @@ def plain_decode(
     generation_config: GenerationConfig,
     streamer: BaseStreamer | None,
     model_kwargs: dict,
+    reason: str,
+    remedy: str,
 ) -> GenerateEagle3Output | torch.Tensor:
     """The host's `_sample`; its stats say "plain"."""
-    logger.warning_once(
-        f"RoPE of {type(model).__name__} changes at a length that this call may cross; it runs without speculation. "
-        "Lower `max_new_tokens` to stay below."
-    )
+    logger.warning_once(f"{type(model).__name__} runs without speculation: {reason}. {remedy}")
     stats = new_stats()
-    stats.mode, stats.reason = "plain", "RoPE frequencies may change within the call"
+    stats.mode, stats.reason = "plain", reason
     out = model._sample(
         input_ids,
         logits_processor=logits_processor,

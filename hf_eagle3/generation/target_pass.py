@@ -197,7 +197,7 @@ class ChainPass:
         )
         if self.target.keeps_logits:
             inputs["logits_to_keep"] = count
-        with self.target.capturing():
+        with self.target.capturing(), self.target.stepping():
             return model(**inputs, return_dict=True)
 
     def keep(self, nodes: torch.Tensor, counts: list[int]) -> None:

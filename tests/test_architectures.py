@@ -1,0 +1,160 @@
+"""Every decoder-only architecture of the host: each node as decoded token by token, and text identical to plain
+generate, or a refusal that says why.
+
+Some architectures are tested always, all of them nightly. `python tests/test_architectures.py --table FILE` writes
+what was found as Markdown.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import NOT_DECODER_ONLY, NOT_TINY, architecture_names, tiny_model
+from models import VOCAB, left_padded, tiny_draft
+from node_criterion import worst_node_error
+
+import hf_eagle3
+from hf_eagle3.target import UNPADDED_ONLY
+
+
+TOLERANCE = 1e-4
+PROMPTS = ([20], [21, 9, 15])  # longer than windows and chunks (8); ragged, padded on the left
+ALWAYS_TESTED = (
+    "bert",
+    "bloom",
+    "cohere2",
+    "deepseek_v3",
+    "deepseek_v32",
+    "falcon[alibi]",
+    "gemma2[softcap]",
+    "gemma3n_text",
+    "gemma4_text[moe, shared keys]",
+    "gpt_oss",
+    "llama4_text",
+    "llama[yarn]",
+    "mamba",
+    "nemotron_h",
+    "opt",
+    "phi3[longrope, beyond]",
+    "qwen3_5_text",
+)
+REFUSED = {
+    "cpmant": "sees those behind it",
+    "falcon_mamba": "starts afresh",
+    "jamba": "starts afresh",
+    "mamba": "starts afresh",
+    "minimax": "no transformers `Cache`",
+    "openai-gpt": "reads no cache",
+    "recurrent_gemma": "starts afresh",
+    "reformer": "no transformers `Cache`",
+    "rembert[narrow embedding]": "rows are 16 wide",
+    "rwkv": "no transformers `Cache`",
+    "xlnet": "no transformers `Cache`",
+    "xlstm": "no transformers `Cache`",
+    "zamba": "starts afresh",
+}
+
+
+def architecture(name: str):
+    return name if name in ALWAYS_TESTED else pytest.param(name, marks=pytest.mark.nightly)
+
+
+def model_or_skip(name: str):
+    """A newer transformers may have entries that the recipe does not fit; they are named, not passed over."""
+    try:
+        return tiny_model(name)
+    except Exception as error:
+        pytest.xfail(f"{name} cannot be built tiny: {type(error).__name__}: {error}")
+
+
+def prompts(name: str) -> tuple[list[int], ...]:
+    return ([20], [15, 15, 15]) if name in UNPADDED_ONLY else PROMPTS
+
+
+@dataclass
+class Texts:
+    """What a draft did over all prompts, greedily and sampling."""
+
+    mode: str
+    reason: str
+    same: bool
+    num_accepted: int
+
+
+def seeded(target, options: dict, draft=None) -> torch.Tensor:
+    torch.manual_seed(3)
+    return target.generate(**options, assistant_model=draft)
+
+
+def compare_texts(target, lengths: tuple[list[int], ...]) -> Texts:
+    """Plain generate against generate with a random draft over the tokens that plain generate wrote most."""
+    calls = [
+        left_padded(case) | {"max_new_tokens": 20, "do_sample": do_sample}
+        for case in lengths
+        for do_sample in (False, True)
+    ]
+    plain = [seeded(target, options) for options in calls]
+    new = torch.cat([text[:, -20:].flatten() for text in plain])
+    draft = tiny_draft(target, tokens=new.bincount(minlength=VOCAB).topk(6).indices.sort().values)
+    with hf_eagle3.record() as stats:
+        same = [torch.equal(text, seeded(target, options, draft)) for text, options in zip(plain, calls, strict=True)]
+    return Texts(stats.mode, stats.reason, all(same), sum(map(sum, stats.accepted_tokens)))
+
+
+@pytest.mark.parametrize("name", [architecture(name) for name in architecture_names()])
+def test_every_node(name):
+    target = model_or_skip(name)
+    if name in REFUSED:
+        with pytest.raises(ValueError, match=REFUSED[name]):
+            worst_node_error(target, left_padded([20]))
+        return
+    for lengths in prompts(name):
+        assert worst_node_error(target, left_padded(lengths)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", [architecture(name) for name in architecture_names() if name not in REFUSED])
+def test_text_is_identical(name):
+    found = compare_texts(model_or_skip(name), prompts(name))
+    assert found.same
+    assert found.num_accepted > 0, "nothing was accepted: the test shows little"
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths", "changes"),
+    [(name, [21, 9, 15], {}) for name in UNPADDED_ONLY]
+    + [("doge", [20], {"keep_window_size": 24}), ("llama[dynamic]", [20], {"max_position_embeddings": 24})],
+)
+def test_unsteady_calls_run_plainly(name, lengths, changes):
+    if name not in architecture_names():
+        pytest.skip(f"this transformers has no {name}")
+    found = compare_texts(tiny_model(name, **changes), (lengths,))
+    assert (found.mode, found.same) == ("plain", True)
+
+
+def table_row(name: str) -> str:
+    try:
+        target = tiny_model(name)
+    except Exception as error:
+        return f"| {name} | not built | {type(error).__name__}: {str(error).splitlines()[0]} | | |"
+    try:
+        texts = compare_texts(target, prompts(name))
+        worst = max(worst_node_error(target, left_padded(lengths)) for lengths in prompts(name))
+    except ValueError as error:
+        return f"| {name} | refused | {error} | | |"
+    text = "identical" if texts.same else "differs"
+    return f"| {name} | {texts.mode} | {texts.reason} | {worst:.0e} | {text}, {texts.num_accepted} accepted |"
+
+
+def write_table(path: Path) -> None:
+    rows = [table_row(name) for name in architecture_names()]
+    left_out = [f"| {name} | left out | {why} | | |" for name, why in (NOT_DECODER_ONLY | NOT_TINY).items()]
+    head = "| architecture | mode | reason | largest node error | text |\n| --- | --- | --- | --- | --- |"
+    path.write_text("\n".join([head, *sorted(rows + left_out)]) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="What generate does with a draft, by architecture.")
+    parser.add_argument("--table", type=Path, required=True, help="Markdown file to write")
+    write_table(parser.parse_args().table)
