@@ -54,6 +54,8 @@ class TreeConfig:
                 f"`num_draft_tokens` {self.num_draft_tokens} or `tree_depth` {self.tree_depth} exceeds "
                 f"{MAX_DRAFT_TOKENS}; trees that pay have 5 to 100 nodes."
             )
+        if self.tree_mode == "auto":  # sizes are limits
+            object.__setattr__(self, "num_draft_tokens", min(self.num_draft_tokens, self.pool_size))
         if self.num_draft_tokens > self.pool_size:
             raise ValueError(
                 f"`num_draft_tokens` is {self.num_draft_tokens}, but `tree_depth` {self.tree_depth} with `tree_top_k` "
@@ -88,11 +90,20 @@ class TreeConfig:
         pool = self.tree_top_k + (tree_depth - 1) * self.tree_top_k**2
         return replace(self, tree_depth=tree_depth, num_draft_tokens=min(self.num_draft_tokens, pool))
 
-    def check_fits(self, draft_vocab_size: int) -> None:
+    def fitted(self, draft_vocab_size: int) -> "TreeConfig":
+        """
+        The same for a draft vocabulary that may be smaller than `tree_top_k`.
+
+        Raises:
+            ValueError: it is, and the size was asked for.
+        """
+        if self.tree_mode == "auto":
+            return replace(self, tree_top_k=min(self.tree_top_k, draft_vocab_size))
         if self.tree_top_k > draft_vocab_size:
             raise ValueError(
                 f"`tree_top_k` is {self.tree_top_k}, but the draft vocabulary has only {draft_vocab_size} tokens."
             )
+        return self
 
     def write_to(self, generation_config: GenerationConfig) -> None:
         for name, value in asdict(self).items():

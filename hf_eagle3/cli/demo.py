@@ -63,7 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     sizes = draft.tree_config
     print(
         f"Target: {target.num_parameters() / 1e6:.1f}M parameters in {target.config.num_hidden_layers} layers. Draft: "
-        f"{draft.num_parameters() / 1e6:.1f}M in one. Tree: {sizes.num_draft_tokens} nodes, {sizes.tree_depth} levels."
+        f"{draft.num_parameters() / 1e6:.1f}M in one. Tree: {sizes.tree_mode}, at most {sizes.num_draft_tokens} "
+        f"nodes, {sizes.tree_depth} levels."
     )
     if colored:
         print(f"{ACCEPTED}accepted draft tokens{PLAIN}, {OWN}the target's own{PLAIN}")

@@ -1,14 +1,16 @@
-"""`hf-eagle3 generate`: stream a text with a draft, then say how it went; `--compare` runs plain generate "
-"beside it."""
+"""`hf-eagle3 generate`: stream a text with a draft, then say how it went; `--compare` runs plain generate beside it,
+`--explain` tells what the tree mode "auto" chose and why."""
 
 import argparse
 import json
 import sys
+from collections import Counter
 
 import torch
 from transformers import TextStreamer
 
 from .. import metrics
+from ..generation.costs import relative_costs
 from ..generation.stats import SpeculationStats, record
 from .loading import add_pair_arguments, add_tree_arguments, encode, load_pair, timed
 
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", action="store_true", help="also run plain generate: speedup, and whether tokens agree"
     )
+    parser.add_argument(
+        "--explain", action="store_true", help="also show what the tree mode auto chose, and the costs it chose by"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line at the end instead of the table")
 
 
@@ -46,6 +51,8 @@ def run(arguments: argparse.Namespace) -> int:
     with record() as stats:
         tokens, seconds = timed(target, inputs, arguments.seed, **options, assistant_model=draft, streamer=streamer)
     report = describe(tokens, seconds, stats)
+    if arguments.explain:
+        report |= explain(stats, relative_costs(target, draft.midlayer))
     if arguments.compare:
         target.generate(**inputs, **options | {"max_new_tokens": WARM_UP_TOKENS})
         plain, plain_seconds = timed(target, inputs, arguments.seed, **options)
@@ -73,6 +80,20 @@ def describe(tokens: torch.Tensor, seconds: float, stats: SpeculationStats) -> d
         "phase_shares": {name: value / total for name, value in stats.phase_seconds.items()},
         "mode": stats.mode,
         "reason": stats.reason,
+    }
+
+
+def explain(stats: SpeculationStats, costs: list[dict]) -> dict:
+    """What auto did, commonest first, and the costs in plain steps that it had measured."""
+    if not stats.choices:
+        raise ValueError("`--explain` tells about the tree mode auto; this run used another. Add `--tree auto`.")
+    chosen = Counter((choice.levels, choice.nodes) for choice in stats.choices)
+    return {
+        "choices": [
+            {"levels": levels, "nodes": nodes, "cycles": count} for (levels, nodes), count in chosen.most_common()
+        ],
+        "expected_acceptance_length": sum(choice.expected_tokens for choice in stats.choices) / len(stats.choices),
+        "costs": costs,
     }
 
 
@@ -107,5 +128,21 @@ def table(report: dict) -> str:
     if "first_difference" in report:
         where = report["first_difference"]
         rows.insert(5, ("first difference", f"token {where['position']}, logit gap {where['logit_gap']:.4f}"))
+    if "choices" in report:
+        rows += explained(report)
     width = max(len(name) for name, _ in rows)
     return "\n" + "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def explained(report: dict) -> list[tuple[str, str]]:
+    """The rows of `--explain`."""
+    rows = [("expected tau", f"{report['expected_acceptance_length']:.3f}")]
+    for choice in report["choices"]:
+        what = f"{choice['nodes']} nodes of {choice['levels']} levels" if choice["levels"] else "plain steps"
+        rows.append((f"{choice['cycles']} cycles", what))
+    for table in report["costs"]:
+        rows.append(("costs, plain steps", f"{table['device']}, {table['dtype']}, {table['rows']} rows"))
+        rows.append(("  up to tokens", str(table["context"])))
+        rows.append(("  verify n", "  ".join(f"{n}:{cost:.2f}" for n, cost in table["verify"].items())))
+        rows.append(("  draft levels", "  ".join(f"{n}:{cost:.2f}" for n, cost in table["draft"].items() if n)))
+    return rows

@@ -33,7 +33,10 @@ def add_device_arguments(parser: argparse.ArgumentParser, models: str) -> None:
 
 def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--tree", choices=("static", "chain"), default=None, help="shape of the draft (default: the draft's own)"
+        "--tree",
+        choices=("auto", "static", "chain"),
+        default=None,
+        help="shape of the draft (default: the draft's own)",
     )
     parser.add_argument("--num-draft-tokens", type=int, help="nodes verified per cycle, the root not counted")
     parser.add_argument("--tree-depth", type=int, help="levels below the root")

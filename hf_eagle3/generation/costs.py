@@ -95,6 +95,27 @@ def cost_table(target: nn.Module, draft: nn.Module, num_rows: int, context: int)
     return tables.setdefault(key, CostTable())
 
 
+def relative_costs(target: nn.Module, draft: nn.Module) -> list[dict]:
+    """
+    What was measured for a pair, in plain steps: one entry per device, dtype, rows and context where the plain step
+    itself is measured. `draft` is what the tables are kept by.
+    """
+    found = []
+    for (device, dtype, _, rows, context), table in _tables.get(target, {}).get(draft, {}).items():
+        if (step := table.verify.points.get(1)) is not None:
+            found.append(
+                {
+                    "device": str(device),
+                    "dtype": str(dtype).removeprefix("torch."),
+                    "rows": rows,
+                    "context": context,
+                    "verify": {size: seconds / step for size, seconds in sorted(table.verify.points.items())},
+                    "draft": {levels: seconds / step for levels, seconds in sorted(table.draft.points.items())},
+                }
+            )
+    return found
+
+
 def forget_costs() -> None:
     """Measure anew from here on, for instance after the machine's load has changed."""
     _tables.clear()

@@ -100,8 +100,7 @@ class Generation:
         mode = targets.decoding_mode(model, self.cache)
         if mode.kind == "refused":
             raise ValueError(f"`assistant_model` cannot speed up {type(model).__name__}: {mode.reason}.")
-        self.tree_config = draft.tree_config
-        self.tree_config.check_fits(draft.config.draft_vocab_size)
+        self.tree_config = draft.tree_config.fitted(draft.config.draft_vocab_size)
         is_auto = self.tree_config.tree_mode == "auto"
         if mode.kind == "chain" and not self.tree_config.is_chain:
             depth = self.tree_config.tree_depth if is_auto else min(CHAIN_DEPTH, self.tree_config.tree_depth)

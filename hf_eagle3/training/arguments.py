@@ -118,7 +118,11 @@ class Eagle3TrainingArguments(TrainingArguments):
 
     # Cost
     head_chunk_size: int = field(
-        default=256, metadata={"help": "Positions per application of the two heads; lower it if memory is short."}
+        default=256,
+        metadata={
+            "help": "Positions per application of the two heads, which run again in the backward pass; lower it if "
+            "memory is short. 0 keeps the logits of all positions and steps instead: faster, where they fit."
+        },
     )
     max_length: int = field(
         default=2048,
@@ -169,9 +173,9 @@ class Eagle3TrainingArguments(TrainingArguments):
                 raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose from {', '.join(map(str, choices))}.")
         if not 0 < self.step_decay <= 1:
             raise ValueError(f"`step_decay` is {self.step_decay}; it must lie in (0, 1].")
-        for name in ("head_chunk_size", "generation_max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least 1.")
+        for name, least in (("head_chunk_size", 0), ("generation_max_new_tokens", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {least}.")
         if self.max_length < 4:
             raise ValueError(f"`max_length` is {self.max_length}; a sample needs at least 4 tokens.")
         self.generation_tree_sizes()

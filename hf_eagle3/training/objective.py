@@ -144,10 +144,11 @@ def measure(
     collected: list[tuple[Tensor, ...]] = []
     rows = [positions.rows(step) for step in range(num_steps)]
     # One empty chunk where no position counts, so that the loss is still a function of the draft.
-    for start in range(0, max(len(positions.index), 1), config.head_chunk_size):
-        part = slice(start, start + config.head_chunk_size)
+    chunk = config.head_chunk_size or max(len(positions.index), 1)
+    for start in range(0, max(len(positions.index), 1), chunk):
+        part = slice(start, start + chunk)
         arguments = (hidden[positions.index[part]], *(state[r[part]] for state, r in zip(states, rows, strict=True)))
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and config.head_chunk_size:
             collected.append(checkpoint(terms_of, *arguments, use_reentrant=False))
         else:
             collected.append(terms_of(*arguments))
