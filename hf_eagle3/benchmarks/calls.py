@@ -38,7 +38,8 @@ class HostCycles(BaseStreamer):
 
     def stats(self) -> SpeculationStats:
         """
-        The prompt is part of the first cycle there. How many tokens a cycle proposed is not known: no acceptance rates.
+        The prompt is part of the first cycle there. How many tokens a cycle proposed is not known: no acceptance
+        rates.
         """
         out = SpeculationStats(mode="host", num_iterations=len(self.counts or ()))
         out.start_rows(1)
@@ -47,9 +48,7 @@ class HostCycles(BaseStreamer):
         return out
 
 
-def run_call(
-    target: PreTrainedModel, method: Method, work: Work, options: dict, synchronize: bool = False
-) -> Call:
+def run_call(target: PreTrainedModel, method: Method, work: Work, options: dict, synchronize: bool = False) -> Call:
     """
     Exactly `work.new_tokens` tokens by `method`.
 

@@ -2,8 +2,8 @@
 
     ceiling = tau / (1 + relative cost of verification and drafting)
 
-The cost is that of a cycle's passes through target and draft, in steps of plain generate, above the one step that plain
-generate pays itself. Measured by a short probe before the benchmark; prompts, tree, walk and commit are left out.
+The cost is that of a cycle's passes through target and draft, in steps of plain generate, above the one step that
+plain generate pays itself. Measured by a short probe before the benchmark; prompt, tree, walk and commit are left out.
 """
 
 from dataclasses import asdict, dataclass
@@ -44,11 +44,7 @@ class Ceiling:
 
     @property
     def ceiling(self) -> float:
-        return self.speedup_at(self.acceptance_length)
-
-    def speedup_at(self, acceptance_length: float) -> float:
-        """The ceiling of another tau at this cost."""
-        return acceptance_length / (1 + self.relative_cost)
+        return self.acceptance_length / (1 + self.relative_cost)
 
     def to_dict(self) -> dict:
         return asdict(self) | {"relative_cost": self.relative_cost, "ceiling": self.ceiling}

@@ -24,8 +24,8 @@ PLAIN = "plain"
 LOOKUP_TOKENS = 10  # as the paper's PLD (Saxena, 2023)
 NO_SHARED_NOISE = ":no-shared-noise"
 SYNTAX = (
-    "plain, lookup[:TOKENS], assisted[:TOKENS], chain[:DEPTH], tree[:NODES,DEPTH,TOP_K], auto; the last three also with "
-    f"{NO_SHARED_NOISE} behind them"
+    "plain, lookup[:TOKENS], assisted[:TOKENS], chain[:DEPTH], tree[:NODES,DEPTH,TOP_K], auto; the last three also "
+    f"with {NO_SHARED_NOISE} behind them"
 )
 TITLES = {"lookup": "PLD", "assisted": "SpS", "chain": "EAGLE-3 chain", "tree": "EAGLE-3 tree", "auto": "EAGLE-3 auto"}
 
@@ -96,7 +96,9 @@ def parse(names: list[str], draft: Eagle3DraftModel, assistant: Assistant | None
     """
     methods = [_parse(name, draft, assistant) for name in dict.fromkeys(names) if name != PLAIN]
     if not methods:
-        raise ValueError(f"`--methods` {' '.join(names)!r} has nothing to compare with plain generate; known: {SYNTAX}.")
+        raise ValueError(
+            f"`--methods` {' '.join(names)!r} has nothing to compare with plain generate; known: {SYNTAX}."
+        )
     return methods
 
 
@@ -115,7 +117,8 @@ def _parse(name: str, draft: Eagle3DraftModel, assistant: Assistant | None) -> M
         return Method(name, _assisted_options(name, sizes, assistant))
     if kind == "auto" and not knows_auto():
         raise ValueError(
-            f"`--methods` {name!r}: draft trees of this version are {', '.join(MODES)}; leave it out or update hf_eagle3."
+            f"`--methods` {name!r}: draft trees of this version are {', '.join(MODES)}; leave it out or update "
+            "hf_eagle3."
         )
     mode = {"tree": "static"}.get(kind, kind)
     names = ("num_draft_tokens", "tree_depth", "tree_top_k") if kind == "tree" else ("tree_depth",)

@@ -1,7 +1,7 @@
 """Prompt sets: the paper's five tasks from the Hub, or JSON lines from a file. Does not know models or tokenizers.
 
-A line of a file is `{"turns": [...]}` or `{"prompt": "..."}` (or a list of turns under `prompt`), with `question_id` if it
-has one; other keys are left alone.
+A line of a file is `{"turns": [...]}` or `{"prompt": "..."}` (or a list of turns under `prompt`), with `question_id`
+if it has one; other keys are left alone.
 """
 
 import json
@@ -44,9 +44,7 @@ def _instruction(row: Mapping) -> list[str]:
 
 # EAGLE-3, section 4. The words before code and articles are those of the original repository's question files.
 HUB_SETS = {
-    "mt-bench": HubSet(
-        "HuggingFaceH4/mt_bench_prompts", None, "train", "MT-bench", lambda row: list(row["prompt"])
-    ),
+    "mt-bench": HubSet("HuggingFaceH4/mt_bench_prompts", None, "train", "MT-bench", lambda row: list(row["prompt"])),
     "humaneval": HubSet(
         "openai/openai_humaneval",
         None,
@@ -56,9 +54,7 @@ HUB_SETS = {
     ),
     "gsm8k": HubSet("openai/gsm8k", "main", "test", "GSM8K", lambda row: [row["question"]]),
     "alpaca": HubSet("tatsu-lab/alpaca", None, "train", "Alpaca", _instruction),
-    "cnn_dm": HubSet(
-        "abisee/cnn_dailymail", "3.0.0", "test", "CNN/DM", lambda row: [f"Summarize: {row['article']}"]
-    ),
+    "cnn_dm": HubSet("abisee/cnn_dailymail", "3.0.0", "test", "CNN/DM", lambda row: [f"Summarize: {row['article']}"]),
 }
 
 

@@ -29,10 +29,12 @@ class Tally:
     Attributes:
         stats: Of the timed calls.
         phases: Seconds per phase, the rest of the call as "other"; from synchronised calls on an accelerator.
+        plain_decode_seconds: Of plain generate beside those calls, the prompt's pass left out.
     """
 
     stats: SpeculationStats = field(default_factory=SpeculationStats)
     phases: Counter = field(default_factory=Counter)
+    plain_decode_seconds: float = 0.0
 
 
 class Runner:
@@ -72,9 +74,9 @@ class Runner:
             for task in tasks
         ]
 
-    def run(self, tasks: list[Task]) -> None:
-        """Measure everything; what is done stays in `records` if interrupted."""
-        for size, group in self.plan(tasks):
+    def run(self, plan: list[tuple[int, list[Batch]]]) -> None:
+        """Measure all of `plan`; what is done stays in `records` if interrupted."""
+        for size, group in plan:
             methods = [method for method in self.methods if method.takes(size)]
             warm_up = self.settings.warm_up
             for batch in group:
@@ -95,7 +97,7 @@ class Runner:
         if self.target.device.type != "cpu":
             for method in methods:
                 if method.is_ours:
-                    self._add_phases(work, method, self._call(method, work, synchronize=True))
+                    self._add_phases(work, method, calls | {method.name: self._call(method, work, synchronize=True)})
 
     def _round(self, work: Work, methods: list[Method]) -> dict[str, Call]:
         """One call of each, who begins rotating. "" is plain generate's first token alone: what the prompt costs."""
@@ -134,12 +136,13 @@ class Runner:
         )
         self._tally(work, method).stats.add(call.stats)
         if method.is_ours and self.target.device.type == "cpu":
-            self._add_phases(work, method, call)
+            self._add_phases(work, method, calls)
 
-    def _add_phases(self, work: Work, method: Method, call: Call) -> None:
-        phases = self._tally(work, method).phases
-        phases.update(call.stats.phase_seconds)
-        phases["other"] += call.seconds - sum(call.stats.phase_seconds.values())
+    def _add_phases(self, work: Work, method: Method, calls: dict[str, Call]) -> None:
+        call, tally = calls[method.name], self._tally(work, method)
+        tally.phases.update(call.stats.phase_seconds)
+        tally.phases["other"] += call.seconds - sum(call.stats.phase_seconds.values())
+        tally.plain_decode_seconds += calls[PLAIN].seconds - calls[""].seconds
 
     def _tally(self, work: Work, method: Method) -> Tally:
         batch = work.batch

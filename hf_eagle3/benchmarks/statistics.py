@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from .. import metrics
-from .ceiling import Ceiling
 from .methods import Method
 from .runner import Key, Tally
 
@@ -16,7 +15,6 @@ def rows(
     records: Sequence[Mapping],
     tallies: Mapping[Key, Tally],
     methods: Iterable[Method],
-    ceilings: Iterable[Ceiling],
     is_exact: bool,
 ) -> list[dict]:
     """
@@ -25,12 +23,10 @@ def rows(
     Args:
         records, tallies: The runner's.
         methods: For what each promises.
-        ceilings: The probe's.
         is_exact: Whether the dtype leaves no excuse for another text (float32): a speedup is then refused (None) where
             a method that promises plain generate's text wrote another.
     """
     by_name = {method.name: method for method in methods}
-    costs = {(c.method, c.temperature, c.batch_size): c for c in ceilings}
     groups: dict[Key, list[Mapping]] = {}
     for record in records:
         key = (record["task"], record["method"], record["temperature"], record["batch_size"])
@@ -44,8 +40,7 @@ def rows(
         row |= _identity(group, keeps_text)
         refused = is_exact and keeps_text and not row["identical"]
         row |= dict.fromkeys(_speed(group)) if refused else _speed(group)
-        cost = costs.get(key[1:])
-        row["ceiling"] = None if cost is None else cost.speedup_at(row["acceptance_length"])
+        row["ceiling"] = _ceiling(tallies[key])
         out.append(row)
     return out
 
@@ -62,6 +57,12 @@ def _acceptance(tally: Tally, is_ours: bool) -> dict:
         "mode": stats.mode,
         "mode_reason": stats.reason,
     }
+
+
+def _ceiling(tally: Tally) -> float | None:
+    """What decoding alone would gain if only the two models' passes took time, from the row's own calls."""
+    models = tally.phases["verify_forward"] + tally.phases["draft_forward"]
+    return metrics.speedup(tally.plain_decode_seconds, models) if models else None
 
 
 def _identity(group: Sequence[Mapping], keeps_text: bool) -> dict:

@@ -1,10 +1,10 @@
 """The calls to be measured: which prompts side by side, over which conversation, for how many tokens.
 
-How answers that end are compared: every timed call writes a number of tokens that is fixed before, with EOS off, so that
-all methods and plain generate write equally many. The number is what plain generate writes for that very batch until
-its EOS, found by an untimed call. For one row this is its own answer, to the last token; in a batch, rows that end before
-the longest run on, for every method alike. Conversations of several turns go on over plain generate's answers, so that
-all methods answer the same.
+How answers that end are compared: every timed call writes a number of tokens that is fixed before, with EOS off, so
+that all methods and plain generate write equally many. The number is what plain generate writes for that very batch
+until its EOS, found by an untimed call. For one row this is its own answer, to the last token; in a batch, rows that
+end before the longest run on, for every method alike. Conversations of several turns go on over plain generate's
+answers, so that all methods answer the same.
 """
 
 from collections import Counter
