@@ -36,7 +36,7 @@ def _introduction(document: Mapping) -> str:
     settings, hardware = document["settings"], document["hardware"]
     text = (
         f"Target `{settings['target']}`, draft `{settings['draft']}`, {settings['dtype']}, on "
-        f"{hardware['device_name']} ({hardware['device']}). Speedup is the time of plain `generate` over the method's, "
+        f"{hardware['device_name']} ({hardware['device']}). Speedup is the time of plain `generate` over the method's "
         "for equally many tokens of the same prompts in the same run; τ is committed tokens per cycle."
     )
     if settings["interrupted"]:

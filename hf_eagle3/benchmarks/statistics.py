@@ -1,7 +1,8 @@
 """Records to the rows of the report: speedups with intervals, acceptance, where time went. Knows no model."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
 
 from .. import metrics
 from .methods import Method
@@ -81,7 +82,12 @@ def _speed(group: Sequence[Mapping]) -> dict:
     calls = [call for cluster in clusters for call in cluster]
     interval = metrics.bootstrap_interval(clusters, metrics.paired_speedup)
     decoding = _clusters(
-        [r for r in group if r["first_token_seconds"] < min(r["plain_seconds"], r["seconds"])],
+        [
+            record
+            for record in group
+            if record["new_tokens"] > 1
+            and record["first_token_seconds"] < min(record["plain_seconds"], record["seconds"])
+        ],
         lambda r: (r["plain_seconds"] - r["first_token_seconds"], r["seconds"] - r["first_token_seconds"]),
     )
     return {
@@ -89,14 +95,14 @@ def _speed(group: Sequence[Mapping]) -> dict:
         "speedup_interval": None if interval is None else list(interval),
         # Without the prompt's pass, which both have alike; the draft's own reading of the prompt stays.
         "decode_speedup": metrics.paired_speedup([c for cl in decoding for c in cl]) if decoding else None,
-        # Of the same tokens, so it is the times' ratio; over whole sums, not pair by pair.
+        # Of equally many tokens, so it is the ratio of the times all calls take; each side's own medians, not pairs'.
         "tokens_per_second_ratio": metrics.speedup(
-            sum(plain for call in calls for plain, _ in call), sum(seconds for call in calls for _, seconds in call)
+            *(sum(median(pair[side] for pair in call) for call in calls) for side in (0, 1))
         ),
     }
 
 
-def _clusters(group: Sequence[Mapping], pair) -> list[list[Pairs]]:
+def _clusters(group: Sequence[Mapping], pair: Callable[[Mapping], tuple[float, float]]) -> list[list[Pairs]]:
     """Pairs of times per repetition, per call (turn, seed), per batch of prompts."""
     clusters: dict[tuple, dict[tuple, Pairs]] = {}
     for record in group:
