@@ -71,6 +71,8 @@ def _probe(
     batch_size: int,
 ) -> list[Ceiling]:
     ours = [method for method in methods if method.is_ours]
+    if not ours:
+        return []
     steps: list[float] = []
     passes: dict[str, list[tuple[float, float]]] = {method.name: [] for method in ours}
     totals = {method.name: SpeculationStats() for method in ours}

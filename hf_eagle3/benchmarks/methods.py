@@ -39,19 +39,28 @@ class Method:
         name: As it was asked for, sizes included.
         options: Arguments of `generate`.
         is_ours: Whether an EAGLE-3 draft proposes; else the host's own loop runs.
+        other_vocabulary: Whether an assistant has another one than the target.
     """
 
     name: str
     options: Mapping = field(default_factory=lambda: MappingProxyType({}))
     is_ours: bool = False
+    other_vocabulary: bool = False
 
     @property
     def kind(self) -> str:
         return self.name.split(":")[0]
 
-    def takes(self, batch_size: int) -> bool:
-        """The host's assisted decoding has one row."""
-        return self.is_ours or batch_size == 1
+    def why_not(self, batch_size: int, temperature: float) -> str:
+        """Why it is left out there; empty where it runs."""
+        if not self.is_ours and batch_size > 1:
+            return "the host's assisted decoding has one row only"
+        if self.other_vocabulary and temperature > 0:
+            # Measured with transformers 5.23: its text is far less likely to the target than the target's own.
+            return (
+                "the host's sampling with an assistant of another vocabulary does not keep the target's distribution"
+            )
+        return ""
 
     def keeps_text(self, temperature: float) -> bool:
         """
@@ -114,7 +123,8 @@ def _parse(name: str, draft: Eagle3DraftModel, assistant: Assistant | None) -> M
     if kind == "lookup":
         return Method(name, {"prompt_lookup_num_tokens": sizes[0] if sizes else LOOKUP_TOKENS})
     if kind == "assisted":
-        return Method(name, _assisted_options(name, sizes, assistant))
+        options = _assisted_options(name, sizes, assistant)
+        return Method(name, options, other_vocabulary="assistant_tokenizer" in options)
     if kind == "auto" and not knows_auto():
         raise ValueError(
             f"`--methods` {name!r}: draft trees of this version are {', '.join(MODES)}; leave it out or update "

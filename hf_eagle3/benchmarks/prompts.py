@@ -108,6 +108,9 @@ def _from_hub(hub: HubSet) -> Iterable[Prompt]:
     from datasets import load_dataset
 
     # Streamed: of sets with hundreds of thousands of rows the first few are asked for.
-    rows = load_dataset(hub.path, hub.config, split=hub.split, streaming=True)
+    try:
+        rows = load_dataset(hub.path, hub.config, split=hub.split, streaming=True)
+    except OSError as error:
+        raise ValueError(f"{error}; without the Hub give `--tasks` a .jsonl file or embedded.") from None
     for number, row in enumerate(rows):
         yield Prompt(str(number), tuple(hub.turns(row)))

@@ -179,15 +179,15 @@ def _rates(rows: Sequence[Mapping]) -> str:
 def _settings(document: Mapping) -> str:
     settings = document["settings"]
     lines = [
-        f"- {settings['repetitions']} rounds of plain `generate` and every method on each call, who begins rotating; "
-        f"{settings['warm_up']} untimed call(s) of each before",
+        f"- rounds of plain `generate` and every method on each call: {settings['repetitions']}, who begins rotating; "
+        f"untimed calls of each before: {settings['warm_up']}",
         f"- up to {settings['max_new_tokens']} new tokens per answer, as many as plain `generate` writes until its EOS"
         + (" (here EOS is ignored)" if settings["ignore_eos"] else "")
         + "; turns are answered over plain `generate`'s answers",
         "- speedup: median of the paired ratios per call, weighted by plain time; 95 % by bootstrap over prompts and "
         "rounds",
         *(f"- {task}: {count} turns too long for the target left out" for task, count in settings["left_out"].items()),
-        *(f"- {name} has one row only and is left out of larger batches" for name in settings["one_row_only"]),
+        *(f"- not measured: {line}" for line in settings["skipped"]),
         "- " + ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version),
         f"- `{settings['command']}`",
     ]

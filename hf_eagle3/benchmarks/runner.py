@@ -50,6 +50,7 @@ class Runner:
     Attributes:
         records: One per call, method and repetition; see [`Runner.measure`].
         tallies: What was accepted, and where time went.
+        skipped: What was left out, and why.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Runner:
         self.settings = workload.settings
         self.records: list[dict] = []
         self.tallies: dict[Key, Tally] = {}
+        self.skipped: list[str] = []
         self._rounds = 0
 
     def plan(self, tasks: list[Task]) -> list[tuple[int, list[Batch]]]:
@@ -77,7 +79,9 @@ class Runner:
     def run(self, plan: list[tuple[int, list[Batch]]]) -> None:
         """Measure all of `plan`; what is done stays in `records` if interrupted."""
         for size, group in plan:
-            methods = [method for method in self.methods if method.takes(size)]
+            methods = self._running(size, group[0].temperature)
+            if not methods:
+                continue
             warm_up = self.settings.warm_up
             for batch in group:
                 for work in self.workload.works(batch):
@@ -87,6 +91,16 @@ class Runner:
                     warm_up = 0
                     self.measure(work, methods)
                     self.on_call(work)
+
+    def _running(self, batch_size: int, temperature: float) -> list[Method]:
+        running = []
+        for method in self.methods:
+            if reason := method.why_not(batch_size, temperature):
+                line = f"{method.name} at temperature {temperature:g}, batch size {batch_size}: {reason}"
+                self.skipped += [line] if line not in self.skipped else []
+            else:
+                running.append(method)
+        return running
 
     def measure(self, work: Work, methods: list[Method]) -> None:
         """All rounds of one call; adds a record per method and round."""

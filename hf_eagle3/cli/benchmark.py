@@ -207,7 +207,7 @@ def describe(
             "tasks": arguments.tasks,
             "limit": arguments.limit,
             "methods": [method.name for method in runner.methods],
-            "one_row_only": [m.name for m in runner.methods if not all(map(m.takes, settings.batch_sizes))],
+            "skipped": runner.skipped,
             **vars(settings),
             "left_out": dict(runner.workload.left_out),
             "interrupted": interrupted,
