@@ -1,7 +1,6 @@
 """The benchmark as it runs: prompt sets, method names, what is asked of each method, rounds, the command."""
 
 import json
-from collections import Counter
 
 import pytest
 import torch
@@ -188,6 +187,22 @@ def test_every_method_writes_what_plain_generate_writes_until_its_eos():
     assert whole.new_tokens == 20
 
 
+def test_another_random_stream_still_writes_as_many_tokens(pair):
+    """The host samples other texts, with their EOS elsewhere: without care some would end early or run on."""
+    target = tiny_target()
+    target.generation_config.eos_token_id = 8
+    load = workload(target)
+    (lookup,) = parse(["lookup"], pair[1], None)
+    lengths = []
+    for seed in range(8):
+        (work,) = load.works(batches(task(("efgh",)), 1.0, seed, 1)[0])
+        call = run_call(target, lookup, work, load.options(work))
+        assert call.tokens.shape == (1, work.new_tokens)
+        assert call.stats.num_committed_tokens == work.new_tokens
+        lengths.append(work.new_tokens)
+    assert len(set(lengths)) > 2
+
+
 def test_eos_is_off_inside_and_back_after_an_error():
     target = tiny_target()
     target.generation_config.eos_token_id = [5, 6]
@@ -214,7 +229,7 @@ def test_what_does_not_fit_is_left_out_and_counted():
     assert [p.question_id for p in load.fitting(task(("abcd",), ("abcdefghijkl",))).prompts] == ["0"]
     (batch,) = batches(task(("abcd", "ef")), 0.0, 0, 1)
     assert len(list(load.works(batch))) == 1  # the second turn holds the first answer too
-    assert load.left_out == Counter(letters=2)
+    assert load.left_out == {("letters", "1", 0), ("letters", "0", 1)}
     with pytest.raises(ValueError, match="no prompt fits 30 positions"):
         load.fitting(task(("abcdefghijkl",)))
 

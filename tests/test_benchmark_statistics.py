@@ -68,6 +68,12 @@ def test_prompts_are_drawn_whole():
     assert set(seen) == {"abab", "abc", "cab", "cc"}
 
 
+def test_repetitions_are_drawn_within_their_call():
+    seen = []
+    metrics.bootstrap_interval([[["a", "b"]]], lambda calls: seen.append("".join(calls[0])) or 0.0)
+    assert set(seen) == {"aa", "ab", "ba", "bb"}
+
+
 def test_ceiling_by_hand():
     """A cycle costs 1.5 steps of verification and 0.5 of drafting: tau 3 gains 3 / (1 + 0.5 + 0.5)."""
     ceiling = Ceiling("chain:5", 0.0, 1, acceptance_length=3.0, verification=1.5, drafting=0.5)

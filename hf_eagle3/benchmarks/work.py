@@ -7,7 +7,6 @@ end before the longest run on, for every method alike. Conversations of several 
 answers, so that all methods answer the same.
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle, groupby, islice
@@ -81,12 +80,12 @@ class Workload:
         settings: Lengths and whether EOS counts.
 
     Attributes:
-        left_out: Per task, conversations or later turns that do not fit the target's context.
+        left_out: (task, question id, turn) of what does not fit the target's context.
     """
 
     def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings):
         self.target, self.tokenizer, self.settings = target, tokenizer, settings
-        self.left_out: Counter = Counter()
+        self.left_out: set[tuple[str, str, int]] = set()
         self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
         stops = target.generation_config.eos_token_id
         self.stops = {stops} if isinstance(stops, int) else set(stops or ())
@@ -106,8 +105,8 @@ class Workload:
                 f"`--tasks` {task.name!r}: no prompt fits {self.context} positions of the target together with "
                 f"`--max-new-tokens` {self.settings.max_new_tokens}; lower that or leave the task out."
             )
-        if dropped := len(task.prompts) - len(kept):
-            self.left_out[task.name] += dropped
+        dropped = [prompt for prompt in task.prompts if prompt not in kept]
+        self.left_out |= {(task.name, p.question_id, turn) for p in dropped for turn in range(len(p.turns))}
         return Task(task.name, kept)
 
     def works(self, batch: Batch) -> Iterator[Work]:
@@ -118,7 +117,8 @@ class Workload:
                 messages.append(user(prompt.turns[turn]))
             rows = [self._ids(messages) for messages in conversations]
             if not self._fits(max(map(len, rows))):
-                self.left_out[batch.task] += batch.num_turns - turn
+                later = range(turn, batch.num_turns)
+                self.left_out |= {(batch.task, p.question_id, t) for p in batch.prompts for t in later}
                 return
             inputs = self._padded(rows)
             answers = self._answers(Work(batch, turn, inputs, self.settings.max_new_tokens))

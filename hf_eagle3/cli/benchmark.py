@@ -4,6 +4,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -209,7 +210,7 @@ def describe(
             "methods": [method.name for method in runner.methods],
             "skipped": runner.skipped,
             **vars(settings),
-            "left_out": dict(runner.workload.left_out),
+            "left_out": Counter(task for task, _, _ in sorted(runner.workload.left_out)),
             "interrupted": interrupted,
             "command": command(arguments),
         },
