@@ -223,6 +223,7 @@ def test_the_report_of_a_fixed_document():
         "| Model-8B | EAGLE-3 chain 3 | 2.00x | 2.25 | differs | 2.25 | – | – |",
         r"| Model-8B | PLD 10\* | 1.25x | 2.25 | – | – | – | – |",
         "| GSM8K | EAGLE-3 chain 3 | 0 | 1 | 2.00x | 1.50 to 2.50 | 3.00x | 2.00x | 0 of 1 |",
+        r"| GSM8K | PLD 10 | 1 | 1 | 1.25x | 1.50 to 2.50 | 3.00x | – | 1 of 1\* |",
         "| mine | EAGLE-3 chain 3 | 1 | 1 | differs | – | – | 2.00x | 1 of 1 |",
         "| 0 | EAGLE-3 chain 3 | 2.00x | 1.50x |",
         "| GSM8K | EAGLE-3 chain 3 | 0 | 1 | 0.67 | 0.50 | 1.00 |",

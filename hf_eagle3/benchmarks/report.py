@@ -128,11 +128,16 @@ def _details(rows: Sequence[Mapping]) -> str:
                 NONE if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
                 NONE if row["decode_speedup"] is None else f"{row['decode_speedup']:.2f}x",
                 NONE if row["ceiling"] is None else f"{row['ceiling']:.2f}x",
-                f"{row['num_differing']} of {row['num_prompts']}",
+                f"{row['num_differing']} of {row['num_prompts']}"
+                + ("" if row["same_text_promised"] else OTHER_STREAM),
             )
         )
     header = ("Task", "Method", "T", "Batch", "Speedup", "95 %", "Decoding alone", "Its ceiling", "Differing")
-    return grid(header, cells)
+    text = (
+        '"Decoding alone" leaves the prompt\'s pass out; its ceiling is what it would be if only the passes of the two '
+        "models took time. Differing: prompts whose text is not plain `generate`'s."
+    )
+    return f"{text}\n\n{grid(header, cells)}"
 
 
 def _throughput(rows: Sequence[Mapping]) -> str:
@@ -179,7 +184,7 @@ def _rates(rows: Sequence[Mapping]) -> str:
 def _settings(document: Mapping) -> str:
     settings = document["settings"]
     lines = [
-        f"- rounds of plain `generate` and every method on each call: {settings['repetitions']}, who begins rotating; "
+        f"- rounds of plain `generate` and every method on each call: {settings['repetitions']}; who begins rotates; "
         f"untimed calls of each before: {settings['warm_up']}",
         f"- up to {settings['max_new_tokens']} new tokens per answer, as many as plain `generate` writes until its EOS"
         + (" (here EOS is ignored)" if settings["ignore_eos"] else "")
