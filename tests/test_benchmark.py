@@ -125,6 +125,7 @@ def test_names_become_arguments(pair):
         ("tree:3,0,1", "sizes are whole numbers"),
         ("chain:x", "sizes are whole numbers"),
         ("chain:2,x", "sizes are whole numbers"),
+        ("tree:6,3,3,", "sizes are whole numbers"),
         ("tree:100,2,2", "drafts only 6 nodes"),
         ("tree:7,2,7", "draft vocabulary has only 6"),
         ("assisted", "`--assistant`"),
@@ -209,7 +210,7 @@ def test_eos_is_off_inside_and_back_after_an_error():
     with without_eos(target):
         assert target.generation_config.eos_token_id is None
     with pytest.raises(ValueError, match="input_ids"), without_eos(target):
-        target.generate(torch.zeros(1, 0, dtype=torch.long), assistant_model=tiny_draft(tiny_target()))
+        target.generate(torch.zeros(1, 0).long(), max_new_tokens=1, assistant_model=tiny_draft(tiny_target()))
     assert target.generation_config.eos_token_id == [5, 6]
 
 
@@ -411,7 +412,6 @@ def test_an_untrained_draft_shows_what_speculation_costs(tmp_path):
     ("arguments", "message"),
     [
         (["--target", "somewhere"], "`--target` 'somewhere' needs a draft"),
-        (["--warm-up", "-1"], "`--warm-up` is -1"),
         (["--tasks", "nowhere.jsonl"], "`--tasks` 'nowhere.jsonl' is neither a file"),
         (["--methods", "magic"], "`--methods` 'magic' is unknown"),
         (["--methods", "assisted"], "`--assistant`"),
@@ -431,7 +431,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, mon
     assert not (tmp_path / "benchmark").exists()
 
 
-@pytest.mark.parametrize("wrong", [["--temperatures", "-1"], ["--temperatures", "x"], ["--batch-sizes", "0"]], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ["--temperatures", "-1"],
+        ["--temperatures", "x"],
+        ["--batch-sizes", "0"],
+        ["--seeds", "-1"],
+        ["--warm-up", "-1"],
+    ],
+    ids=str,
+)
 def test_numbers_out_of_range_are_refused(wrong):
     with pytest.raises(SystemExit, match="2"):
         main(["benchmark", *wrong])

@@ -220,7 +220,7 @@ def test_the_report_of_a_fixed_document():
         "| Model | Method | GSM8K speedup | GSM8K τ | mine speedup | mine τ | Mean speedup | Mean τ |",
         "| **Temperature=0** |  |  |  |  |  |  |  |",
         "| Model-8B | EAGLE-3 chain 3 | 2.00x | 2.25 | 3.00x | 2.75 | 2.50x | 2.50 |",
-        "| Model-8B | EAGLE-3 chain 3 | 2.00x | 2.25 | differs | 2.25 | – | – |",
+        "| Model-8B | EAGLE-3 chain 3 | 2.00x | 2.25 | differs | 2.25 | – | 2.25 |",
         r"| Model-8B | PLD 10\* | 1.25x | 2.25 | – | – | – | – |",
         "| GSM8K | EAGLE-3 chain 3 | 0 | 1 | 2.00x | 1.50 to 2.50 | 3.00x | 2.00x | 0 of 1 |",
         r"| GSM8K | PLD 10 | 1 | 1 | 1.25x | 1.50 to 2.50 | 3.00x | – | 1 of 1\* |",
@@ -244,6 +244,16 @@ def test_the_report_holds_ratios_only():
     document["records"] = [record("1", 123.4, 56.7)]
     assert report.markdown(document) == before
     assert "second," not in before.replace("Tokens per second,", "")
+
+
+def test_answers_of_one_token_have_no_cycle(tmp_path):
+    one = [record("1", 1.0, 1.1, new_tokens=1, committed_tokens=0, num_cycles=0)]
+    (row,) = rows_of(one, tally=Tally(stats=SpeculationStats(mode="chain")))
+    assert row["acceptance_length"] is row["decode_speedup"] is row["ceiling"] is None
+    document = fixed_document()
+    document["rows"] = [row]
+    assert "| Model-8B | EAGLE-3 chain 3 | 0.91x | – | 0.91x | – |" in report.markdown(document).splitlines()
+    assert [path.name for path in draw(document, tmp_path)] == ["speedup.png"]
 
 
 def test_an_empty_measurement_is_said(tmp_path):

@@ -15,10 +15,10 @@ from ..generation.stats import SpeculationStats
 from .calls import run_call
 from .methods import Method
 from .runner import PLAIN_METHOD, Runner
-from .work import Batch, Workload
+from .work import Batch, Settings, Workload
 
 
-PROBE_TOKENS = 33
+PROBE_TOKENS = 33  # at most: not more than the benchmark itself writes, which is what fits the context
 PROBE_BATCHES = 3
 PROBE_REPETITIONS = 3  # the first is a warm-up
 
@@ -50,6 +50,10 @@ class Ceiling:
         return asdict(self) | {"relative_cost": self.relative_cost, "ceiling": self.ceiling}
 
 
+def probe_tokens(settings: Settings) -> int:
+    return min(PROBE_TOKENS, max(2, settings.max_new_tokens))
+
+
 def probe(runner: Runner, groups: list[tuple[int, list[Batch]]]) -> list[Ceiling]:
     """The ceilings of all our methods, per temperature and batch size, on the first prompts of the first task."""
     first: dict[tuple[float, int], list[Batch]] = {}
@@ -70,6 +74,7 @@ def _probe(
     temperature: float,
     batch_size: int,
 ) -> list[Ceiling]:
+    new_tokens = probe_tokens(workload.settings)
     ours = [method for method in methods if method.is_ours]
     if not ours:
         return []
@@ -77,13 +82,13 @@ def _probe(
     passes: dict[str, list[tuple[float, float]]] = {method.name: [] for method in ours}
     totals = {method.name: SpeculationStats() for method in ours}
     for batch in found:
-        one, many = (workload.first_turn(batch, n) for n in (1, PROBE_TOKENS))
+        one, many = (workload.first_turn(batch, n) for n in (1, new_tokens))
         for repetition in range(PROBE_REPETITIONS):
             prompt, whole = (run_call(target, PLAIN_METHOD, w, workload.options(w)) for w in (one, many))
             calls = {m.name: run_call(target, m, many, workload.options(many), synchronize=True) for m in ours}
             if repetition == 0:
                 continue
-            steps.append((whole.seconds - prompt.seconds) / (PROBE_TOKENS - 1))
+            steps.append((whole.seconds - prompt.seconds) / (new_tokens - 1))
             for name, call in calls.items():
                 cycles, phases = max(call.stats.num_iterations, 1), call.stats.phase_seconds
                 passes[name].append((phases["verify_forward"] / cycles, phases["draft_forward"] / cycles))

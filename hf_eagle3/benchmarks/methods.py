@@ -47,10 +47,6 @@ class Method:
     is_ours: bool = False
     other_vocabulary: bool = False
 
-    @property
-    def kind(self) -> str:
-        return self.name.split(":")[0]
-
     def why_not(self, batch_size: int, temperature: float) -> str:
         """Why it is left out there; empty where it runs."""
         if not self.is_ours and batch_size > 1:
@@ -117,8 +113,9 @@ def _parse(name: str, draft: Eagle3DraftModel, assistant: Assistant | None) -> M
     if kind not in TITLES or (not shared_noise and kind in ("lookup", "assisted")):
         raise ValueError(f"`--methods` {name!r} is unknown; known: {SYNTAX}.")
     counts = {"tree": (0, 3), "auto": (0,)}.get(kind, (0, 1))
-    sizes = [int(part) for part in text.split(",") if part.isdigit() and int(part) > 0]
-    if len(sizes) not in counts or len(sizes) != len([part for part in text.split(",") if part]):
+    parts = text.split(",") if text else []
+    sizes = [int(part) for part in parts if part.isdigit() and int(part) > 0]
+    if len(parts) not in counts or len(sizes) < len(parts):
         raise ValueError(f"`--methods` {name!r}: sizes are whole numbers of at least 1, as in: {SYNTAX}.")
     if kind == "lookup":
         return Method(name, {"prompt_lookup_num_tokens": sizes[0] if sizes else LOOKUP_TOKENS})

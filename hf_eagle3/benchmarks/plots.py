@@ -25,7 +25,7 @@ def draw(document: Mapping, folder: Path) -> list[Path]:
     smallest = [row for row in rows if row["batch_size"] == min(r["batch_size"] for r in rows)]
     pictures = {
         "speedup": (_speedup, [r for r in smallest if r["speedup"] is not None]),
-        "accepted_lengths": (_accepted, smallest),
+        "accepted_lengths": (_accepted, [r for r in smallest if r["accepted_histogram"]]),
         "n_alpha": (_n_alpha, [r for r in smallest if r["acceptance_rates"]]),
         "phases": (_phases, [r for r in smallest if r["phase_shares"]]),
         "throughput": (

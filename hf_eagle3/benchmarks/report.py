@@ -83,7 +83,8 @@ def _table(document: Mapping, rows: Sequence[Mapping]) -> str:
             values = [found[task]["speedup"] for task in tasks if task in found]
             whole = len(values) == len(tasks) and None not in values
             lengths = [found[task]["acceptance_length"] for task in tasks if task in found]
-            means = [f"{mean(values):.2f}x" if whole else NONE, f"{mean(lengths):.2f}" if whole else NONE]
+            complete = len(lengths) == len(tasks) and None not in lengths
+            means = [f"{mean(values):.2f}x" if whole else NONE, f"{mean(lengths):.2f}" if complete else NONE]
             promised = all(row["same_text_promised"] for row in found.values())
             lines.append([model, methods.title(method) + ("" if promised else OTHER_STREAM), *cells, *means])
     return grid(header, lines)
@@ -92,7 +93,11 @@ def _table(document: Mapping, rows: Sequence[Mapping]) -> str:
 def _pair(row: Mapping | None) -> list[str]:
     if row is None:
         return [NONE, NONE]
-    return [DIFFERS if row["speedup"] is None else f"{row['speedup']:.2f}x", f"{row['acceptance_length']:.2f}"]
+    length = row["acceptance_length"]
+    return [
+        DIFFERS if row["speedup"] is None else f"{row['speedup']:.2f}x",
+        NONE if length is None else f"{length:.2f}",
+    ]
 
 
 def _notes(rows: Sequence[Mapping]) -> str:
@@ -134,8 +139,8 @@ def _details(rows: Sequence[Mapping]) -> str:
         )
     header = ("Task", "Method", "T", "Batch", "Speedup", "95 %", "Decoding alone", "Its ceiling", "Differing")
     text = (
-        '"Decoding alone" leaves the prompt\'s pass out; its ceiling is what it would be if only the passes of the two '
-        "models took time. Differing: prompts whose text is not plain `generate`'s."
+        '"Decoding alone" leaves the prompt\'s pass out; its ceiling is what it would be if only the passes of the '
+        "two models took time. Differing: prompts whose text is not plain `generate`'s."
     )
     return f"{text}\n\n{grid(header, cells)}"
 

@@ -51,7 +51,7 @@ def _acceptance(tally: Tally, is_ours: bool) -> dict:
     stats, total = tally.stats, sum(tally.phases.values())
     rates = stats.acceptance_rates if is_ours and stats.mode == "chain" else []
     return {
-        "acceptance_length": stats.acceptance_length,
+        "acceptance_length": stats.acceptance_length if stats.num_cycles else None,  # answers of one token
         "acceptance_rates": [rate for rate in rates if not math.isnan(rate)],
         "accepted_histogram": stats.histogram,
         "phase_shares": {name: seconds / total for name, seconds in tally.phases.items()},

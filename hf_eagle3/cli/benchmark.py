@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from .. import embedded
 from ..benchmarks import environment, methods, prompts, report
-from ..benchmarks.ceiling import PROBE_TOKENS, Ceiling, probe
+from ..benchmarks.ceiling import Ceiling, probe, probe_tokens
 from ..benchmarks.runner import Runner
 from ..benchmarks.statistics import rows
 from ..benchmarks.work import Settings, Workload
@@ -24,7 +24,6 @@ from .loading import add_device_arguments, load_draft, load_target, needs_extra,
 
 HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
 EMBEDDED, RANDOM = "embedded", "random"
-EMBEDDED_TASKS = ("math", "code", "roleplay")
 # Where the dtype leaves no excuse for another text.
 EXACT_DTYPES = (torch.float32, torch.float64)
 
@@ -49,15 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--temperatures", type=temperature, nargs="+", default=[0.0, 1.0], help="0 is greedy (default: 0 1)"
     )
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1], help="(default: 1)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="(default: 0)")
+    parser.add_argument("--seeds", type=natural, nargs="+", default=[0], help="(default: 0)")
     parser.add_argument("--repetitions", type=positive, default=3, help="rounds on each call (default: 3)")
-    parser.add_argument("--warm-up", type=int, default=1, help="untimed calls of each method before (default: 1)")
+    parser.add_argument("--warm-up", type=natural, default=1, help="untimed calls of each method before (default: 1)")
     parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
     parser.add_argument("--ignore-eos", action="store_true", help="always write --max-new-tokens")
     parser.add_argument("--raw", action="store_true", help="do not wrap prompts in the tokenizer's chat template")
     parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), help="(default: benchmark)")
     parser.add_argument("--no-plots", action="store_true", help="no pictures, so no matplotlib")
     add_device_arguments(parser, "all models")
+
+
+def natural(text: str) -> int:
+    """An argument type: a whole number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
 
 
 def temperature(text: str) -> float:
@@ -130,8 +136,6 @@ def complete(arguments: argparse.Namespace) -> None:
     arguments.named_draft = arguments.draft
     if arguments.draft == EMBEDDED:
         arguments.draft = str(embedded.DRAFT)
-    if arguments.warm_up < 0:
-        raise ValueError(f"`--warm-up` is {arguments.warm_up}; give 0 or more.")
     arguments.methods = arguments.methods or methods.default_names(arguments.assistant is not None)
     arguments.tasks = arguments.tasks or ([EMBEDDED] if ships else list(prompts.HUB_SETS))
     if set(arguments.tasks) & set(prompts.HUB_SETS):
@@ -151,7 +155,7 @@ def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
         if source != EMBEDDED:
             tasks.append(prompts.load_task(source, arguments.limit))
             continue
-        for domain in EMBEDDED_TASKS:
+        for domain in dict.fromkeys(row["domain"] for row in embedded.prompts()):
             lines = [json.dumps(row) for row in embedded.prompts(domain)[: arguments.limit]]
             tasks.append(prompts.Task(domain, tuple(prompts.read_lines(lines, EMBEDDED))))
     names = [task.name for task in tasks]
@@ -214,7 +218,7 @@ def describe(
             "interrupted": interrupted,
             "command": command(arguments),
         },
-        "ceiling": {"new_tokens": PROBE_TOKENS, "methods": [ceiling.to_dict() for ceiling in ceilings]},
+        "ceiling": {"new_tokens": probe_tokens(settings), "methods": [ceiling.to_dict() for ceiling in ceilings]},
         "rows": rows(runner.records, runner.tallies, runner.methods, is_exact=target.dtype in EXACT_DTYPES),
         "records": runner.records,
     }
