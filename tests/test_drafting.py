@@ -14,6 +14,7 @@ import torch
 from models import left_padded, tiny_draft, tiny_target
 
 import hf_eagle3
+from hf_eagle3.generation.planning import AutoPlanner
 
 
 class Watcher(hf_eagle3.CycleStreamer):
@@ -81,9 +82,14 @@ def test_scores_are_log_probabilities_of_paths(lengths, tree, changes):
     out = target.generate(
         **inputs, max_new_tokens=14, do_sample=True, eos_token_id=[5, 6], assistant_model=draft, streamer=watcher
     )
-    assert len(watcher.records) > 4 * len(lengths)
+    check_scores(target, draft, lengths, out, watcher.records)
+
+
+def check_scores(target, draft, lengths: list[int], out: torch.Tensor, records: list) -> None:
+    """Every record's scores against the slow way; `out` are the texts."""
+    assert len(records) > 4 * len(lengths)
     width, seen = max(lengths), dict.fromkeys(range(len(lengths)), 0)
-    for record in watcher.records:
+    for record in records:
         row = record.row
         if len(record.tree_tokens) > 1:
             text = out[row, width - lengths[row] : width + seen[row]].tolist()
@@ -91,6 +97,25 @@ def test_scores_are_log_probabilities_of_paths(lengths, tree, changes):
             assert record.tree_tokens[0] == text[-1]
             torch.testing.assert_close(record.tree_scores, expected, rtol=1e-3, atol=1e-3)
         seen[row] += len(record.tokens)
+
+
+@pytest.mark.parametrize("lengths", [[9], [11, 4, 7]], ids=str)
+@pytest.mark.parametrize("widths", [[3, 1, 2], [2, 4, 0]], ids=str)
+def test_scores_of_trees_as_auto_draws_them(lengths, widths, monkeypatch):
+    """Levels of different widths, and after plain steps, whose features must be fed before the next tree."""
+    turns = iter(range(1000))
+    monkeypatch.setattr(AutoPlanner, "begin", lambda self, costs, depth, _: depth if next(turns) % 4 == 3 else 0)
+    monkeypatch.setattr(AutoPlanner, "width", lambda self, level, scores: widths[level - 1])
+    monkeypatch.setattr(AutoPlanner, "num_nodes", lambda self, scores, levels: min(9, scores.shape[1]))
+    target = tiny_target()
+    draft = sensitive(tiny_draft(target)).with_tree("auto", tree_depth=4, tree_top_k=4, shared_noise=False)
+    watcher, inputs = Watcher(), left_padded(lengths)
+    torch.manual_seed(0)
+    out = target.generate(**inputs, max_new_tokens=30, do_sample=True, assistant_model=draft, streamer=watcher)
+    check_scores(target, draft, lengths, out, watcher.records)
+    trees = [record for record in watcher.records if len(record.tree_tokens) > 1]
+    assert len(trees) >= 4
+    assert {len(record.tree_tokens) for record in trees} == {10}
 
 
 def test_a_tree_holds_the_best_nodes_there_are():

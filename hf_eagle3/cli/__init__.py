@@ -5,10 +5,10 @@ import sys
 
 from transformers.utils import logging
 
-from . import demo, generate, prepare, train
+from . import benchmark, demo, generate, prepare, train
 
 
-COMMANDS = {"demo": demo, "generate": generate, "prepare": prepare, "train": train}
+COMMANDS = {"demo": demo, "generate": generate, "prepare": prepare, "train": train, "benchmark": benchmark}
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:

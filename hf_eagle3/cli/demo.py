@@ -7,8 +7,9 @@ import sys
 import torch
 
 from .. import embedded, metrics
+from ..benchmarks.timing import timed
 from ..generation.stats import CycleRecord, CycleStreamer, record
-from .loading import add_tree_arguments, encode, positive, timed, with_tree
+from .loading import add_tree_arguments, encode, positive, with_tree
 
 
 HELP = "see it work: the pair that ships with the package, plain and with its draft, offline on the CPU"
@@ -82,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
                 target, inputs, arguments.seed, **options, assistant_model=draft, streamer=painter
             )
             total_plain, total_fast = total_plain + plain_seconds, total_fast + fast_seconds
-            num_tokens += len(fast)
+            num_tokens += fast.shape[1]
             identical &= torch.equal(plain, fast)
             print(
                 f"\n{FAINT if colored else ''}> {prompt}{PLAIN if colored else ''}\n{painter.text(tokenizer, colored)}"

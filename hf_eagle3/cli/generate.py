@@ -10,9 +10,10 @@ import torch
 from transformers import TextStreamer
 
 from .. import metrics
+from ..benchmarks.timing import timed
 from ..generation.costs import relative_costs
 from ..generation.stats import SpeculationStats, record
-from .loading import add_pair_arguments, add_tree_arguments, encode, load_pair, timed
+from .loading import add_pair_arguments, add_tree_arguments, encode, load_pair
 
 
 HELP = "generate text with a draft; show tokens/s, acceptance and where time goes"
@@ -50,12 +51,14 @@ def run(arguments: argparse.Namespace) -> int:
     streamer = None if arguments.json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     with record() as stats:
         tokens, seconds = timed(target, inputs, arguments.seed, **options, assistant_model=draft, streamer=streamer)
+    tokens = tokens[0]
     report = describe(tokens, seconds, stats)
     if arguments.explain:
         report |= explain(stats, relative_costs(target, draft.midlayer))
     if arguments.compare:
         target.generate(**inputs, **options | {"max_new_tokens": WARM_UP_TOKENS})
         plain, plain_seconds = timed(target, inputs, arguments.seed, **options)
+        plain = plain[0]
         report |= {
             "plain_tokens_per_second": len(plain) / plain_seconds,
             # The same tokens, so tokens per second compare; where they differ, per token.

@@ -1,11 +1,10 @@
 """What several commands share: loading a pair, devices, prompts."""
 
 import argparse
-import time
 from importlib.util import find_spec
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_eagle3 import Eagle3DraftModel
 
@@ -94,16 +93,6 @@ def encode(
     if inputs["input_ids"].shape[1] == 0:
         raise ValueError("`--prompt` is empty; give at least one token.")
     return inputs.to(device)
-
-
-def timed(
-    target: PreTrainedModel, inputs: dict[str, torch.Tensor], seed: int, **options
-) -> tuple[torch.Tensor, float]:
-    """(new tokens, seconds) of one call of `generate`, its random numbers begun anew."""
-    set_seed(seed)
-    start = time.perf_counter()
-    out = target.generate(**inputs, **options)
-    return out[0, inputs["input_ids"].shape[1] :], time.perf_counter() - start
 
 
 def needs_extra(extra: str, modules: tuple[str, ...]) -> None:

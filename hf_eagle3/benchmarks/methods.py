@@ -1,0 +1,147 @@
+"""What is compared: names like `tree:24,6,6` to arguments of `generate`. Does not know prompts or times.
+
+    lookup[:TOKENS]           the host's prompt lookup
+    assisted[:TOKENS]         the host's assisted decoding with a small model: standard speculative sampling
+    chain[:DEPTH]             the draft, one child per level
+    tree[:NODES,DEPTH,TOP_K]  the draft's static tree
+    auto                      the draft's tree, its size chosen per cycle
+
+Ours take the suffix `:no-shared-noise`.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..modeling_eagle3 import Eagle3DraftModel
+from ..tree_config import MODES
+
+
+PLAIN = "plain"
+LOOKUP_TOKENS = 10  # as the paper's PLD (Saxena, 2023)
+NO_SHARED_NOISE = ":no-shared-noise"
+SYNTAX = (
+    "plain, lookup[:TOKENS], assisted[:TOKENS], chain[:DEPTH], tree[:NODES,DEPTH,TOP_K], auto; the last three also "
+    f"with {NO_SHARED_NOISE} behind them"
+)
+TITLES = {"lookup": "PLD", "assisted": "SpS", "chain": "EAGLE-3 chain", "tree": "EAGLE-3 tree", "auto": "EAGLE-3 auto"}
+
+
+@dataclass(frozen=True)
+class Method:
+    """
+    One way to generate.
+
+    Attributes:
+        name: As it was asked for, sizes included.
+        options: Arguments of `generate`.
+        is_ours: Whether an EAGLE-3 draft proposes; else the host's own loop runs.
+        other_vocabulary: Whether an assistant has another one than the target.
+    """
+
+    name: str
+    options: Mapping = field(default_factory=lambda: MappingProxyType({}))
+    is_ours: bool = False
+    other_vocabulary: bool = False
+
+    def why_not(self, batch_size: int, temperature: float) -> str:
+        """Why it is left out there; empty where it runs."""
+        if not self.is_ours and batch_size > 1:
+            return "the host's assisted decoding has one row only"
+        if self.other_vocabulary and temperature > 0:
+            # Measured with transformers 5.23: its text is far less likely to the target than the target's own.
+            return (
+                "the host's sampling with an assistant of another vocabulary does not keep the target's distribution"
+            )
+        return ""
+
+    def keeps_text(self, temperature: float) -> bool:
+        """
+        Whether plain generate's very text is promised. When sampling, the host's speculation draws other random
+        numbers: the same distribution, another text.
+        """
+        return self.is_ours or temperature == 0
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A small causal LM, with both tokenizers where they differ."""
+
+    model: PreTrainedModel
+    tokenizers: Mapping[str, PreTrainedTokenizerBase]
+
+
+def title(name: str) -> str:
+    """A method's name for tables: "EAGLE-3 tree 24/6/6"."""
+    kind, *rest = name.split(":")
+    sizes = "".join(f" {part.replace(',', '/')}" for part in rest)
+    return TITLES.get(kind, kind) + sizes
+
+
+def knows_auto() -> bool:
+    """Whether this version's draft trees have the mode "auto"."""
+    return "auto" in MODES
+
+
+def default_names(has_assistant: bool) -> list[str]:
+    """Every method that can run, static trees of two sizes."""
+    names = [f"lookup:{LOOKUP_TOKENS}", "chain:5", "tree:24,6,6", "tree:59,8,10"]
+    return names + ["auto"] * knows_auto() + ["assisted"] * has_assistant
+
+
+def parse(names: list[str], draft: Eagle3DraftModel, assistant: Assistant | None) -> list[Method]:
+    """
+    The methods of `--methods`; "plain" is the measure of all and never in the list.
+
+    Raises:
+        ValueError: an unknown name, sizes that it cannot have, or something that it needs and is not there.
+    """
+    methods = [_parse(name, draft, assistant) for name in dict.fromkeys(names) if name != PLAIN]
+    if not methods:
+        raise ValueError(
+            f"`--methods` {' '.join(names)!r} has nothing to compare with plain generate; known: {SYNTAX}."
+        )
+    return methods
+
+
+def _parse(name: str, draft: Eagle3DraftModel, assistant: Assistant | None) -> Method:
+    shared_noise = not name.endswith(NO_SHARED_NOISE)
+    kind, _, text = name.removesuffix(NO_SHARED_NOISE).partition(":")
+    if kind not in TITLES or (not shared_noise and kind in ("lookup", "assisted")):
+        raise ValueError(f"`--methods` {name!r} is unknown; known: {SYNTAX}.")
+    counts = {"tree": (0, 3), "auto": (0,)}.get(kind, (0, 1))
+    parts = text.split(",") if text else []
+    sizes = [int(part) for part in parts if part.isdigit() and int(part) > 0]
+    if len(parts) not in counts or len(sizes) < len(parts):
+        raise ValueError(f"`--methods` {name!r}: sizes are whole numbers of at least 1, as in: {SYNTAX}.")
+    if kind == "lookup":
+        return Method(name, {"prompt_lookup_num_tokens": sizes[0] if sizes else LOOKUP_TOKENS})
+    if kind == "assisted":
+        options = _assisted_options(name, sizes, assistant)
+        return Method(name, options, other_vocabulary="assistant_tokenizer" in options)
+    if kind == "auto" and not knows_auto():
+        raise ValueError(
+            f"`--methods` {name!r}: draft trees of this version are {', '.join(MODES)}; leave it out or update "
+            "hf_eagle3."
+        )
+    mode = {"tree": "static"}.get(kind, kind)
+    names = ("num_draft_tokens", "tree_depth", "tree_top_k") if kind == "tree" else ("tree_depth",)
+    view = draft.with_tree(mode, shared_noise=shared_noise, **dict(zip(names, sizes, strict=False)))
+    view.tree_config.check_fits(draft.config.draft_vocab_size)
+    return Method(name, {"assistant_model": view}, is_ours=True)
+
+
+def _assisted_options(name: str, sizes: list[int], assistant: Assistant | None) -> dict:
+    if assistant is None:
+        raise ValueError(f"`--methods` {name!r} needs a small model: give `--assistant` its directory or Hub id.")
+    model = assistant.model
+    if sizes:  # exactly so many tokens each time; the host's default stops where the assistant is unsure
+        model = copy.copy(model)
+        model.generation_config = copy.deepcopy(model.generation_config)
+        model.generation_config.num_assistant_tokens = sizes[0]
+        model.generation_config.num_assistant_tokens_schedule = "constant"
+        model.generation_config.assistant_confidence_threshold = 0.0
+    return {"assistant_model": model, **assistant.tokenizers}

@@ -1,0 +1,261 @@
+"""`hf-eagle3 benchmark`: a draft against plain generate and the host's own speculation; JSON, Markdown, pictures."""
+
+import argparse
+import json
+import shlex
+import sys
+from collections import Counter
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from .. import embedded
+from ..benchmarks import environment, methods, prompts, report
+from ..benchmarks.ceiling import Ceiling, probe, probe_tokens
+from ..benchmarks.runner import Runner
+from ..benchmarks.statistics import rows
+from ..benchmarks.work import Settings, Workload
+from ..configuration_eagle3 import Eagle3Config
+from ..modeling_eagle3 import Eagle3DraftModel
+from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive
+
+
+HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
+EMBEDDED, RANDOM = "embedded", "random"
+# Where the dtype leaves no excuse for another text.
+EXACT_DTYPES = (torch.float32, torch.float64)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", default=EMBEDDED, help="directory or Hub id (default: the pair that ships)")
+    parser.add_argument(
+        "--draft",
+        help="directory or Hub id of its draft; random: untrained weights, which show what speculation costs",
+    )
+    parser.add_argument("--assistant", help="directory or Hub id of a small causal LM, for the method assisted")
+    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"{methods.SYNTAX} (default: all that can run)")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help=f"{', '.join(prompts.HUB_SETS)} (from the Hub), .jsonl files, embedded (default: embedded for the pair "
+        "that ships, else the five of the Hub)",
+    )
+    parser.add_argument("--limit", type=positive, default=80, help="prompts per task (default: 80)")
+    parser.add_argument(
+        "--temperatures", type=temperature, nargs="+", default=[0.0, 1.0], help="0 is greedy (default: 0 1)"
+    )
+    parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1], help="(default: 1)")
+    parser.add_argument("--seeds", type=natural, nargs="+", default=[0], help="(default: 0)")
+    parser.add_argument("--repetitions", type=positive, default=3, help="rounds on each call (default: 3)")
+    parser.add_argument("--warm-up", type=natural, default=1, help="untimed calls of each method before (default: 1)")
+    parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
+    parser.add_argument("--ignore-eos", action="store_true", help="always write --max-new-tokens")
+    parser.add_argument("--raw", action="store_true", help="do not wrap prompts in the tokenizer's chat template")
+    parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), help="(default: benchmark)")
+    parser.add_argument("--no-plots", action="store_true", help="no pictures, so no matplotlib")
+    add_device_arguments(parser, "all models")
+
+
+def natural(text: str) -> int:
+    """An argument type: a whole number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def temperature(text: str) -> float:
+    """An argument type: a number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature; give a number of at least 0")
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    complete(arguments)
+    tasks = load_tasks(arguments)
+    target = load_target(arguments)
+    draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments, target)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+    chosen = methods.parse(arguments.methods, draft, load_assistant(arguments, target, tokenizer))
+    settings = Settings(
+        temperatures=distinct(arguments.temperatures),
+        batch_sizes=distinct(arguments.batch_sizes),
+        seeds=distinct(arguments.seeds),
+        repetitions=arguments.repetitions,
+        warm_up=arguments.warm_up,
+        max_new_tokens=arguments.max_new_tokens,
+        ignore_eos=arguments.ignore_eos,
+        raw=arguments.raw,
+    )
+    workload = Workload(target, tokenizer, settings)
+    tasks = [workload.fitting(task) for task in tasks]
+    runner = Runner(target, workload, chosen)
+    plan = runner.plan(tasks)
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
+
+    ceilings = probe(runner, plan)
+    show_ceilings(ceilings)
+    interrupted = False
+    total = sum(batch.num_turns for _, group in plan for batch in group)
+    try:
+        with tqdm(total=total, unit="call", disable=None) as progress:
+            runner.on_call = lambda work: progress.update()
+            runner.run(plan)
+    except KeyboardInterrupt:
+        interrupted = True
+    document = describe(arguments, target, runner, ceilings, interrupted)
+    write(document, arguments)
+    refused = [row for row in document["rows"] if row["speedup"] is None]
+    for row in refused:
+        print(
+            f"hf-eagle3 benchmark: {row['method']} on {row['task']} at temperature {row['temperature']:g} wrote "
+            f"another text than plain generate for {row['num_differing']} of {row['num_prompts']} prompts in "
+            f"{target.dtype}: no speedup is reported.",
+            file=sys.stderr,
+        )
+    return 130 if interrupted else int(bool(refused))
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """Fill in the defaults that depend on each other, and refuse what cannot be, before anything is loaded."""
+    ships = arguments.target == EMBEDDED
+    arguments.named_target = arguments.target
+    if ships:
+        arguments.target, arguments.draft = str(embedded.TARGET), arguments.draft or EMBEDDED
+    elif arguments.draft is None:
+        raise ValueError(
+            f"`--target` {arguments.target!r} needs a draft: give `--draft` its directory, Hub id or random."
+        )
+    arguments.named_draft = arguments.draft
+    if arguments.draft == EMBEDDED:
+        arguments.draft = str(embedded.DRAFT)
+    arguments.methods = arguments.methods or methods.default_names(arguments.assistant is not None)
+    arguments.tasks = arguments.tasks or ([EMBEDDED] if ships else list(prompts.HUB_SETS))
+    if set(arguments.tasks) & set(prompts.HUB_SETS):
+        needs_extra("bench", ("datasets",))
+    if not arguments.no_plots:
+        needs_extra("bench", ("matplotlib",))
+
+
+def distinct(values: list) -> tuple:
+    return tuple(dict.fromkeys(values))
+
+
+def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
+    """The prompt sets asked for; the embedded one is a task per domain."""
+    tasks = []
+    for source in dict.fromkeys(arguments.tasks):
+        if source != EMBEDDED:
+            tasks.append(prompts.load_task(source, arguments.limit))
+            continue
+        for domain in dict.fromkeys(row["domain"] for row in embedded.prompts()):
+            lines = [json.dumps(row) for row in embedded.prompts(domain)[: arguments.limit]]
+            tasks.append(prompts.Task(domain, tuple(prompts.read_lines(lines, EMBEDDED))))
+    names = [task.name for task in tasks]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"`--tasks` {' '.join(arguments.tasks)!r} names a task twice ({', '.join(names)}); rename a file."
+        )
+    return tasks
+
+
+def load_assistant(arguments: argparse.Namespace, target: PreTrainedModel, tokenizer) -> methods.Assistant | None:
+    """The small model beside the target; with both tokenizers where their vocabularies differ."""
+    if arguments.assistant is None:
+        return None
+    model = AutoModelForCausalLM.from_pretrained(arguments.assistant, dtype=target.dtype).to(target.device).eval()
+    sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (target, model)]
+    if sizes[0] == sizes[1]:
+        return methods.Assistant(model, {})
+    own = AutoTokenizer.from_pretrained(arguments.assistant)
+    return methods.Assistant(model, {"tokenizer": tokenizer, "assistant_tokenizer": own})
+
+
+def random_draft(target: PreTrainedModel) -> Eagle3DraftModel:
+    """Untrained weights in the target's shape: what drafting costs where nothing is accepted."""
+    torch.manual_seed(0)
+    return Eagle3DraftModel(Eagle3Config.from_target(target)).to(target.device, target.dtype).eval()
+
+
+def show_ceilings(ceilings: list[Ceiling]) -> None:
+    """The ceiling comes first: what no loop around these two models can exceed."""
+    print("Ceiling: tau / (1 + relative cost of verification and drafting), in steps of plain generate, by a probe")
+    for c in ceilings:
+        print(
+            f"  {c.method:<24} T={c.temperature:g} batch {c.batch_size}: {c.acceptance_length:.2f} / (1 + "
+            f"{c.verification - 1:.2f} + {c.drafting:.2f}) = {c.ceiling:.2f}x",
+            flush=True,
+        )
+
+
+def describe(
+    arguments: argparse.Namespace, target: PreTrainedModel, runner: Runner, ceilings: list[Ceiling], interrupted: bool
+) -> dict:
+    """The JSON document."""
+    settings = runner.settings
+    return {
+        "versions": environment.versions(),
+        "hardware": environment.hardware(target.device),
+        "settings": {
+            "target": arguments.named_target,
+            "draft": arguments.named_draft,
+            "assistant": arguments.assistant,
+            "dtype": str(target.dtype).removeprefix("torch."),
+            "attention": target.config._attn_implementation,
+            "tasks": arguments.tasks,
+            "limit": arguments.limit,
+            "methods": [method.name for method in runner.methods],
+            "skipped": runner.skipped,
+            **vars(settings),
+            "left_out": Counter(task for task, _, _ in sorted(runner.workload.left_out)),
+            "interrupted": interrupted,
+            "command": command(arguments),
+        },
+        "ceiling": {"new_tokens": probe_tokens(settings), "methods": [ceiling.to_dict() for ceiling in ceilings]},
+        "rows": rows(runner.records, runner.tallies, runner.methods, is_exact=target.dtype in EXACT_DTYPES),
+        "records": runner.records,
+    }
+
+
+def command(arguments: argparse.Namespace) -> str:
+    """The command that measures the same again, defaults spelt out."""
+    options = {
+        "--target": [arguments.named_target],
+        "--draft": [arguments.named_draft],
+        "--assistant": [arguments.assistant] if arguments.assistant else [],
+        "--dtype": [arguments.dtype],
+        "--device": [arguments.device] if arguments.device else [],
+        "--methods": arguments.methods,
+        "--tasks": arguments.tasks,
+        "--limit": [arguments.limit],
+        "--temperatures": [f"{value:g}" for value in arguments.temperatures],
+        "--batch-sizes": arguments.batch_sizes,
+        "--seeds": arguments.seeds,
+        "--repetitions": [arguments.repetitions],
+        "--warm-up": [arguments.warm_up],
+        "--max-new-tokens": [arguments.max_new_tokens],
+    }
+    words = [word for name, values in options.items() if values for word in (name, *map(str, values))]
+    words += ["--ignore-eos"] * arguments.ignore_eos + ["--raw"] * arguments.raw
+    return shlex.join(["hf-eagle3", "benchmark", *words])
+
+
+def write(document: dict, arguments: argparse.Namespace) -> None:
+    """Files into `--output-dir`; the table and one JSON line without records to standard output."""
+    folder = arguments.output_dir
+    (folder / "benchmark.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
+    text = report.markdown(document)
+    (folder / "benchmark.md").write_text(text, encoding="utf-8")
+    if not arguments.no_plots:
+        from ..benchmarks.plots import draw
+
+        draw(document, folder)
+    print(f"\n{text}")
+    print(json.dumps({name: value for name, value in document.items() if name != "records"}, allow_nan=False))
