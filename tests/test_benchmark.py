@@ -137,13 +137,9 @@ def test_a_wrong_method_says_what_to_do(pair, name, message):
         parse([name], pair[1], None)
 
 
-def test_auto_is_there_once_the_trees_know_it(pair, monkeypatch):
-    monkeypatch.setattr(methods, "MODES", ("static", "chain", "host_chain"))
-    assert "auto" not in default_names(False)
-    with pytest.raises(ValueError, match="trees of this version are static, chain"):
-        parse(["auto"], pair[1], None)
-    monkeypatch.setattr(methods, "MODES", (*methods.MODES, "auto"))
+def test_the_defaults_can_run(pair):
     assert default_names(True)[-2:] == ["auto", "assisted"]
+    assert [method.name for method in parse(default_names(False)[:2], pair[1], None)] == ["lookup:10", "chain:5"]
 
 
 def test_the_hosts_methods_are_left_out_where_they_cannot_run():

@@ -17,7 +17,6 @@ from types import MappingProxyType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..tree_config import MODES
 
 
 PLAIN = "plain"
@@ -81,15 +80,9 @@ def title(name: str) -> str:
     return TITLES.get(kind, kind) + sizes
 
 
-def knows_auto() -> bool:
-    """Whether this version's draft trees have the mode "auto"."""
-    return "auto" in MODES
-
-
 def default_names(has_assistant: bool) -> list[str]:
     """Every method that can run, static trees of two sizes."""
-    names = [f"lookup:{LOOKUP_TOKENS}", "chain:5", "tree:24,6,6", "tree:59,8,10"]
-    return names + ["auto"] * knows_auto() + ["assisted"] * has_assistant
+    return [f"lookup:{LOOKUP_TOKENS}", "chain:5", "tree:24,6,6", "tree:59,8,10", "auto"] + ["assisted"] * has_assistant
 
 
 def parse(names: list[str], draft: Eagle3DraftModel, assistant: Assistant | None) -> list[Method]:
@@ -122,15 +115,10 @@ def _parse(name: str, draft: Eagle3DraftModel, assistant: Assistant | None) -> M
     if kind == "assisted":
         options = _assisted_options(name, sizes, assistant)
         return Method(name, options, other_vocabulary="assistant_tokenizer" in options)
-    if kind == "auto" and not knows_auto():
-        raise ValueError(
-            f"`--methods` {name!r}: draft trees of this version are {', '.join(MODES)}; leave it out or update "
-            "hf_eagle3."
-        )
     mode = {"tree": "static"}.get(kind, kind)
     names = ("num_draft_tokens", "tree_depth", "tree_top_k") if kind == "tree" else ("tree_depth",)
     view = draft.with_tree(mode, shared_noise=shared_noise, **dict(zip(names, sizes, strict=False)))
-    view.tree_config.check_fits(draft.config.draft_vocab_size)
+    view.tree_config.fitted(draft.config.draft_vocab_size)  # raises where it cannot be
     return Method(name, {"assistant_model": view}, is_ours=True)
 
 
