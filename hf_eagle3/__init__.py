@@ -12,6 +12,7 @@ from .generation.hook import install
 from .generation.outputs import GenerateEagle3Output
 from .generation.processors import declare_row_wise
 from .generation.stats import CycleRecord, CycleStreamer, SpeculationStats, record
+from .hub.publish import push_to_hub
 from .modeling_eagle3 import Eagle3DraftModel, Eagle3DraftOutput
 from .tree_config import TreeConfig
 
@@ -46,4 +47,5 @@ def __getattr__(name: str) -> Any:
     return getattr(training, name)
 
 
+Eagle3DraftModel.push_to_hub = push_to_hub  # the host's, which would upload weights and configuration only
 install()

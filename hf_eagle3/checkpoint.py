@@ -62,6 +62,8 @@ EXTRA_FIELDS = (
     "norm_output",
     "use_qk_norm",
     "embed_trained",
+    "target_name_or_path",
+    "target_revision",
 )
 IDS_KEY = "eagle_aux_hidden_state_layer_ids"
 
@@ -101,10 +103,34 @@ def read_config(raw: dict, source: str) -> dict:
     ids = _target_layer_ids(raw, source)
     if ids is not None:
         fields["target_layer_ids"] = ids
+    fields["sliding_window"] = _sliding_window(layer, source)
+    verifier = (raw.get("speculators_config") or {}).get("verifier") or {}
+    if verifier.get("name_or_path"):
+        fields["target_name_or_path"] = verifier["name_or_path"]
     # The original code's file has no `rope_theta` and its trainer always used 10000.
     if not (fields.get("rope_parameters") or fields.get("rope_theta")):
         fields["rope_theta"] = 10000.0
     return fields
+
+
+def _sliding_window(layer: dict, source: str) -> int | None:
+    """
+    The window of the draft's attention. A file may state one that no layer uses: `layer_types` decides, or what
+    Qwen3's configuration makes of `use_sliding_window` and `max_window_layers`.
+    """
+    window, count = layer.get("sliding_window"), layer.get("num_hidden_layers", 1)
+    first = layer.get("max_window_layers", 28)
+    uses = layer.get("use_sliding_window", False)
+    kinds = layer.get("layer_types") or ["sliding_attention" if uses and i >= first else "" for i in range(count)]
+    sliding = [kind == "sliding_attention" for kind in kinds]
+    if window is None or not any(sliding):
+        return None
+    if not all(sliding):
+        raise ValueError(
+            f"{source}: `layer_types` {kinds} mixes full and sliding attention in one draft, which is not supported; "
+            "layers of one kind are."
+        )
+    return window
 
 
 def _target_layer_ids(raw: dict, source: str) -> list[int] | None:

@@ -5,6 +5,8 @@ other dialects is `checkpoint.py`'s work. Does not know any target model beyond 
 """
 
 import copy
+import re
+from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -77,6 +79,9 @@ class Eagle3Config(PreTrainedConfig):
         embed_trained: The checkpoint's own `embed_tokens` was trained and is used instead of the target's.
         has_embed_tokens: The checkpoint carries `embed_tokens.weight`.
         has_lm_head: The checkpoint carries `lm_head.weight`; otherwise the target's rows serve.
+        sliding_window: How many of the latest positions each one attends to, itself included (what speculators trains
+            by default). `None`: all.
+        target_name_or_path, target_revision: Hub id and commit of the target that the draft was made for, if known.
         rope_parameters: As in transformers. Published drafts trained by the original code used theta 10000 whatever
             their target has; pass an override to `from_pretrained` if a file says otherwise.
         max_position_embeddings: A cache hint, not a limit.
@@ -124,6 +129,9 @@ class Eagle3Config(PreTrainedConfig):
     embed_trained: bool = False
     has_embed_tokens: bool = False
     has_lm_head: bool = True
+    sliding_window: int | None = None
+    target_name_or_path: str | None = None
+    target_revision: str | None = None
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
@@ -159,6 +167,8 @@ class Eagle3Config(PreTrainedConfig):
                 f"`target_layer_ids` is {ids}; give at least one layer, each once, counted from 0 (layer i's "
                 "output is `hidden_states[i + 1]`)."
             )
+        if self.sliding_window is not None and self.sliding_window < 1:
+            raise ValueError(f"`sliding_window` is {self.sliding_window}; give at least 1, or None for no window.")
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("`norm_before_fc` and `fc_norm` are both set; a checkpoint carries one of them.")
 
@@ -209,6 +219,7 @@ class Eagle3Config(PreTrainedConfig):
         }
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             fields[name] = values.get(name)
+        fields["target_name_or_path"], fields["target_revision"] = hub_identity(config)
         if "partial_rotary_factor" in fields["rope_parameters"]:  # the draft rotates the whole head
             fields["rope_parameters"].pop("partial_rotary_factor")
         fields.update(overrides)
@@ -261,6 +272,8 @@ class Eagle3Config(PreTrainedConfig):
             out["rope_scaling"] = {k: v for k, v in rope.items() if k != "rope_theta"}
         if self.target_hidden_size == self.hidden_size:
             out.pop("target_hidden_size")
+        if self.sliding_window is not None:
+            out["layer_types"] = ["sliding_attention"] * self.num_hidden_layers
         if self.num_tapped_layers != NUM_TAPPED_LAYERS:
             out["num_aux_hidden_states"] = self.num_tapped_layers
         if self.target_layer_ids is not None:
@@ -283,6 +296,14 @@ class Eagle3Config(PreTrainedConfig):
             for key, value in self.to_dict().items()
             if value is not None and not (key in base and value == base[key]) and key not in HOST_BOOKKEEPING
         }
+
+
+def hub_identity(config: PreTrainedConfig) -> tuple[str | None, str | None]:
+    """(Hub id, commit) that a model's configuration was loaded from; a local path is nobody else's business."""
+    name = config.name_or_path
+    if not name or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        return None, None
+    return name, getattr(config, "_commit_hash", None)
 
 
 def _first_int(values: dict, *names: str) -> int | None:

@@ -63,16 +63,20 @@ def grouped_attention(
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).view(batch, heads, length, width)
 
 
-def causal_attend(attention_mask: torch.Tensor | None = None) -> Attend:
-    """Plain causal attention over the pass itself; `attention_mask` (B, L) is 0 at padding."""
+def causal_attend(attention_mask: torch.Tensor | None = None, window: int | None = None) -> Attend:
+    """
+    Plain causal attention over the pass itself; `attention_mask` (B, L) is 0 at padding, `window` counts positions.
+    """
 
     def attend(query, key, value, layer_index):
-        grouped = query.shape[1] != key.shape[1]
-        if attention_mask is None:
+        grouped, length = query.shape[1] != key.shape[1], query.shape[2]
+        if attention_mask is None and (window is None or length <= window):
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-        length = query.shape[2]
         allowed = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
-        allowed = allowed & attention_mask.bool()[:, None, None, :]
+        if window is not None:
+            allowed = allowed.triu(1 - window)
+        if attention_mask is not None:
+            allowed = allowed & attention_mask.bool()[:, None, None, :]
         # A padded query sees itself, so that no row is empty.
         allowed = allowed | torch.eye(length, dtype=torch.bool, device=query.device)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, enable_gqa=grouped)
@@ -306,7 +310,10 @@ class Eagle3DraftModel(PreTrainedModel):
                 position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
             rotary = self.rotary(position_ids, inputs_embeds.dtype)
         fed_back, normed = self.decode(
-            inputs_embeds, draft_hidden_states, rotary, attend if attend is not None else causal_attend(attention_mask)
+            inputs_embeds,
+            draft_hidden_states,
+            rotary,
+            attend if attend is not None else causal_attend(attention_mask, self.config.sliding_window),
         )
         if self.lm_head is None:
             raise ValueError(

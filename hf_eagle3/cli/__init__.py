@@ -5,10 +5,19 @@ import sys
 
 from transformers.utils import logging
 
-from . import benchmark, demo, generate, prepare, train
+from . import benchmark, convert, demo, generate, inspect, prepare, push, train
 
 
-COMMANDS = {"demo": demo, "generate": generate, "prepare": prepare, "train": train, "benchmark": benchmark}
+COMMANDS = {
+    "benchmark": benchmark,
+    "convert": convert,
+    "demo": demo,
+    "generate": generate,
+    "inspect": inspect,
+    "prepare": prepare,
+    "push": push,
+    "train": train,
+}
 
 
 def parser(command: str | None = None) -> argparse.ArgumentParser:

@@ -2,13 +2,17 @@
 
 import argparse
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import checkpoint
+from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
 
 
+ADAPTER_CONFIG = "adapter_config.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -60,6 +64,47 @@ def load_target(arguments: argparse.Namespace) -> PreTrainedModel:
 def load_draft(arguments: argparse.Namespace, target: PreTrainedModel) -> Eagle3DraftModel:
     """The draft in its target's precision and beside it."""
     return Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(target.device).eval()
+
+
+def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
+    """
+    A draft in the very precision of its file, on the CPU; a LoRA adapter is merged into the draft it was trained on.
+
+    Args:
+        source: Directory or Hub id of a draft or of an adapter.
+        base: Draft of an adapter. Default: `base/` beside it, or what the adapter names.
+        hub: `revision`, `subfolder`.
+    """
+    if not checkpoint.has_file(source, ADAPTER_CONFIG, **hub):
+        if base is not None:
+            raise ValueError(f"`--base {base}`: {source} is no adapter (it has no {ADAPTER_CONFIG}); leave it out.")
+        raw = checkpoint.load_config(source, **hub)
+        # What the configuration says of the precision may not be the file's; converting changes no weight.
+        config = Eagle3Config.from_dict({k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")})
+        return Eagle3DraftModel.from_pretrained(source, config=config, dtype="auto", **hub).eval()
+    needs_extra("train", ("peft",))
+    from peft import PeftConfig, PeftModel
+
+    known = {name: value for name, value in hub.items() if value is not None}
+    if base is None and (Path(source) / "base").is_dir():
+        base = str(Path(source) / "base")
+    base = base or PeftConfig.from_pretrained(source, **known).base_model_name_or_path
+    if not base:
+        raise ValueError(f"{source} is an adapter and does not say of which draft; give --base.")
+    draft = load_any_draft(base)
+    merged = PeftModel.from_pretrained(draft, source, **known).merge_and_unload(safe_merge=True)
+    merged.config.name_or_path = source
+    return merged.eval()
+
+
+def new_folder(path: str, option: str, overwrite: bool) -> Path:
+    """A folder to write into; one that holds files already only if that was asked for."""
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`{option}` {path} is a file; name a folder.")
+    if not overwrite and folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"`{option}` {path} holds files already; name another folder or pass --overwrite.")
+    return folder
 
 
 def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3DraftModel:

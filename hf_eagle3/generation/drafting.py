@@ -121,6 +121,7 @@ class Drafter:
         self.device = weight.device
         self.dtype = weight.dtype if weight.is_floating_point() else draft.norm.weight.dtype
         self.cache = DraftCache(self.config, num_rows, self.dtype, self.device)
+        self.window = self.config.sliding_window
         self.target_ids = draft.target_token_ids
         self._embedding = draft.embed_tokens.weight if self._uses_own_embedding() else None
         self._head = (
@@ -189,7 +190,10 @@ class Drafter:
         rows = torch.arange(columns.shape[0], device=self.device)[:, None]
         self.cache.valid[rows, columns] = True if valid is None else valid
         seen = self.cache.valid[: len(rows), None, :width]
-        seen = seen & (torch.arange(width, device=self.device) <= columns[:, :, None])  # (A, m, width)
+        index = torch.arange(width, device=self.device)
+        seen = seen & (index <= columns[:, :, None])  # (A, m, width)
+        if self.window is not None:
+            seen = seen & (index > columns[:, :, None] - self.window)
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
         mask = mask.masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None]
 
@@ -223,6 +227,8 @@ class Drafter:
             rows: Original row numbers; for shared noise.
             planner: Chooses depth, width and number of nodes as it goes.
         """
+        if self.window is not None:  # no node is so deep that it would not see all its ancestors
+            tree = tree.shallower(self.window + 1)
         top_k, depth, active = tree.tree_top_k, tree.tree_depth, root_tokens.shape[0]
         root_tokens = root_tokens.to(self.device)
         base = self._width
@@ -231,8 +237,7 @@ class Drafter:
             if depth > 1:
                 offsets = torch.arange(1, depth, device=self.device)
                 cos, sin = self.draft.rotary(positions.to(self.device)[:, None] + offsets, self.dtype)
-            prefix = torch.zeros(active, 1, 1, base, dtype=self.dtype, device=self.device)
-            prefix.masked_fill_(~self.cache.valid[:active, None, None, :base], torch.finfo(self.dtype).min)
+            prefix = self._prefix_mask(active, 1)
             logits = self._logits(self._normed)
         with self.stats.phase("tree"):
             pool = _Pool(active, top_k, self.dtype, self.device)
@@ -243,6 +248,8 @@ class Drafter:
             if width == 0:
                 break
             with self.stats.phase("draft_forward"):
+                if self.window is not None and level > 1:
+                    prefix = self._prefix_mask(active, level)
                 start = base + pool.columns
                 mask = torch.cat((prefix.expand(-1, -1, width, -1), pool.expand(width)), dim=-1)
 
@@ -260,6 +267,16 @@ class Drafter:
                     hidden = hidden.gather(1, parents[:, :, None].expand(-1, -1, hidden.shape[2]))
         with self.stats.phase("tree"):
             return pool.finish(root_tokens, tree.num_draft_tokens, planner)
+
+    def _prefix_mask(self, active: int, level: int) -> torch.Tensor:
+        """What a query `level` positions below each row's newest entry sees of the entries, additive, (A, 1, 1, S)."""
+        seen = self.cache.valid[:active, : self._width]
+        if self.window is not None:
+            index = torch.arange(self._width, device=self.device)
+            newest = (index * seen).amax(dim=1, keepdim=True)
+            seen = seen & (index > newest + level - self.window)
+        mask = torch.zeros(active, 1, 1, self._width, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(~seen[:, None, None], torch.finfo(self.dtype).min)
 
     def draw_chain(self, position: int, length: int, do_sample: bool, warp: Warp) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -284,6 +301,8 @@ class Drafter:
 
             def attend(query, key, value, layer, start=base + level):
                 keys, values = self.cache.write_nodes(layer, start, key, value)
+                if self.window is not None:
+                    keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
                 return grouped_attention(query, keys, values, None)
 
             here = torch.tensor([[position + level + 1]], device=self.device)

@@ -83,6 +83,12 @@ class Eagle3Trainer(Trainer):
                 f"`feature_loss_weight` compares the draft's states ({draft.config.hidden_size} wide) with the "
                 f"target's ({draft.config.target_hidden_size}); it needs equal widths."
             )
+        window = draft.config.sliding_window
+        if window is not None and args.max_length > window:
+            raise ValueError(
+                f"`max_length` is {args.max_length}, the draft's `sliding_window` {window}: training-time test "
+                "attends to every position. Lower `max_length`, or load the draft with sliding_window=None."
+            )
         for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"`{name}` has no use here: the draft's figures are computed by the trainer itself.")

@@ -1,0 +1,212 @@
+"""`hf-eagle3 inspect`: how a target would be sped up, what a draft for it needs, and how a draft fits.
+
+Reads configurations and tensor names; no weights are loaded, the models are built without memory.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
+
+from .. import checkpoint
+from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
+from ..hub import engines, registry
+from ..hub.export import ExportTarget
+from ..modeling_eagle3 import Eagle3DraftModel
+from ..target import check_fit, decoding_mode
+
+
+HELP = "how a target would be sped up and what a draft for it needs; how a draft fits (no weights are loaded)"
+YES = {True: "yes", False: "no"}
+SERVED = "would be served as it is"
+FLAGS = (*OPTIONAL_FLAGS, "attention_bias", "mlp_bias")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", help="directory or Hub id of a target")
+    parser.add_argument("--draft", help="directory or Hub id of a draft")
+    parser.add_argument("--attention", help="the target's attn_implementation (default: its own)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if not (arguments.target or arguments.draft):
+        raise ValueError("Name a `--target`, a `--draft` or both.")
+    report, target = {}, None
+    if arguments.target:
+        target = ExportTarget.load(arguments.target)
+        report["target"] = describe_target(arguments.target, target, arguments.attention)
+    if arguments.draft:
+        report["draft"] = describe_draft(arguments.draft, target)
+    print(json.dumps(report) if arguments.json else "\n\n".join(table(name, part) for name, part in report.items()))
+    return 0
+
+
+def empty_model(config, attention: str | None) -> PreTrainedModel:
+    """The target without weights."""
+    options = {"attn_implementation": attention} if attention else {}
+    with torch.device("meta"):
+        try:
+            return AutoModelForCausalLM.from_config(config, **options)
+        except ValueError:
+            if type(config) not in AutoModelForImageTextToText._model_mapping:
+                raise
+            return AutoModelForImageTextToText.from_config(config, **options)
+
+
+def describe_target(source: str, target: ExportTarget, attention: str | None) -> dict:
+    """What `inspect` says of a target, by the names of its JSON."""
+    config = target.config
+    text = config.get_text_config(decoder=True)
+    model = empty_model(config, attention)
+    mode = decoding_mode(model, None if config.is_encoder_decoder else DynamicCache(config=config))
+    out = {
+        "name": target.facts.name or source,
+        "revision": target.facts.revision,
+        "architecture": type(model).__name__,
+        "mode": mode.kind,
+        "reason": mode.reason,
+        "parameters": model.num_parameters(),
+        "layers": text.num_hidden_layers,
+        "hidden_size": text.hidden_size,
+        "vocab_size": text.vocab_size,
+        "attention": text._attn_implementation,
+    }
+    if mode.kind == "refused":
+        return out
+    size = min(32000, text.vocab_size)
+    draft = Eagle3Config.from_target(config, draft_vocab_size=size)
+    out["needs"] = {
+        "target_layer_ids": draft.target_layer_ids,
+        "hidden_size": draft.hidden_size,
+        "vocab_size": draft.vocab_size,
+        "parameters": num_parameters(draft),
+        "draft_vocab_size": size,
+    }
+    out["known_drafts"] = [
+        {"draft": entry.draft, "source": entry.source, "checked": entry.checked, "notes": entry.notes}
+        for entry in registry.drafts_for(out["name"])
+    ]
+    return out
+
+
+def num_parameters(config: Eagle3Config) -> int:
+    with torch.device("meta"):
+        return Eagle3DraftModel(config).num_parameters()
+
+
+def stored_shapes(source: str) -> dict[str, torch.Tensor] | None:
+    """Every stored tensor, empty, by its native name, from the heads of the files; `None` for `.bin` files."""
+    if Path(source).is_dir():
+        files = sorted(Path(source).glob("*.safetensors"))
+        if not files:
+            return None
+        shapes = {}
+        for path in files:
+            with safe_open(path, framework="pt") as file:
+                shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    else:
+        try:
+            found = HfApi().get_safetensors_metadata(source)
+        except (NotASafetensorsRepoError, HfHubHTTPError):
+            return None
+        shapes = {name: info.shape for part in found.files_metadata.values() for name, info in part.tensors.items()}
+    return {checkpoint.native_name(name): torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def describe_draft(source: str, target: ExportTarget | None) -> dict:
+    """What `inspect` says of a draft, alone or beside a target."""
+    raw = checkpoint.load_config(source)
+    config = Eagle3Config.from_dict(raw)
+    stored = stored_shapes(source)
+    if stored is not None:
+        config = config.changed(checkpoint.fields_from_names(stored))
+    dialect = engines.SPECULATORS if "speculators_model_type" in raw else engines.PLAIN
+    out = {
+        "name": source,
+        "dialect": dialect,
+        "made_for": config.target_name_or_path,
+        "parameters": num_parameters(config),
+        "decoder_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "draft_vocab_size": config.draft_vocab_size,
+        "vocab_size": config.vocab_size,
+        "target_layer_ids": config.target_layer_ids,
+        "rope": config.rope_parameters,
+        "sliding_window": config.sliding_window,
+        "flags": [name for name in FLAGS if getattr(config, name)],
+        "own_embedding": config.has_embed_tokens,
+        "own_head": config.has_lm_head,
+    }
+    if target is not None:
+        try:
+            out["target_layer_ids"] = check_fit(target.config.get_text_config(decoder=True), config)
+            out["fits"] = True
+        except ValueError as error:
+            out["fits"], out["why_not"] = False, str(error)
+    facts = target.facts if target is not None else engines.TargetFacts()
+    found = engines.findings(engines.Case(config, dialect, facts))
+    out["engines"] = {
+        engine: [f"{f.rule.name}: {f.rule.consequence}" for f in found if f.engine == engine] or SERVED
+        for engine in engines.READERS[dialect]
+    }
+    return out
+
+
+FLAGS = (
+    "norm_before_residual",
+    "norm_before_fc",
+    "fc_norm",
+    "norm_output",
+    "use_qk_norm",
+    "attention_bias",
+    "mlp_bias",
+)
+
+
+def table(title: str, part: dict) -> str:
+    """One part of the report for people."""
+    rows = [(title, str(part["name"]))]
+    for name, value in part.items():
+        if name == "name" or value is None or value == []:
+            continue
+        label = name.replace("_", " ")
+        if name == "parameters":
+            value = f"{value / 1e6:,.1f} million"
+        if name == "known_drafts":
+            rows += [(label, text) for text in known(value)]
+        elif name == "needs":
+            rows += [("a draft for it", text) for text in needs(value)]
+        elif isinstance(value, dict):
+            rows += [(label, f"{key}: {'; '.join(x) if isinstance(x, list) else x}") for key, x in value.items()]
+        else:
+            rows.append(
+                (label, {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else str(value))
+            )
+    if part.get("known_drafts") == []:
+        rows.append(("known drafts", "none in this version's list; `hf-eagle3 train` makes one"))
+    width = max(len(name) for name, _ in rows)
+    shown = [name if i == 0 or rows[i - 1][0] != name else "" for i, (name, _) in enumerate(rows)]
+    return "\n".join(f"{name:<{width}}  {value}" for name, (_, value) in zip(shown, rows, strict=True))
+
+
+def known(entries: list[dict]) -> list[str]:
+    out = []
+    for entry in entries:
+        checked = "loaded here" if entry["checked"] else "not loaded here"
+        out.append(f"{entry['draft']} ({checked}; {entry['source']}){' ' + entry['notes'] if entry['notes'] else ''}")
+    return out
+
+
+def needs(value: dict) -> list[str]:
+    parameters = value["parameters"]
+    return [
+        f"reads the outputs of layers {value['target_layer_ids']}, {value['hidden_size']} wide",
+        f"knows {value['vocab_size']:,} tokens and proposes {value['draft_vocab_size']:,} of them by default",
+        f"has {parameters / 1e6:,.1f} million parameters, {2 * parameters / 2**20:,.1f} MiB in half precision",
+    ]

@@ -1,0 +1,196 @@
+"""The model card of a draft: metadata, what it is, measured figures, and how to run it in each engine.
+
+Nothing is invented: what was not given is left out, figures come from a benchmark's file or the card says "not
+measured", and an engine that would serve the draft wrongly gets the reason instead of a command. An author's own text
+around the generated part is kept when a card is written again.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..configuration_eagle3 import Eagle3Config
+from ..tree_config import TreeConfig
+from . import custom_generate, engines
+from .measured import Measured
+
+
+TAGS = ("eagle3", "speculative-decoding", "custom_generate")
+LIBRARY = "hf-eagle3"
+BEGIN, END = "<!-- hf-eagle3: begin, written by the program -->", "<!-- hf-eagle3: end -->"
+# Keys of the metadata that are ours to write; an author's others stay.
+OWN_KEYS = ("library_name", "pipeline_tag", "base_model", "base_model_revision", "datasets", "license")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """
+    What a card says beyond the configuration.
+
+    Args:
+        repository: Hub id of the draft.
+        target: The target.
+        tree: The draft's default tree.
+        dtype: Of the stored weights.
+        num_parameters: Of the draft.
+        dialect: "plain" or "speculators".
+        datasets, license: As Hub metadata has them; empty: not said.
+        tags: Besides the usual ones.
+        measured: Figures, if there are any.
+    """
+
+    repository: str
+    target: engines.TargetFacts
+    tree: TreeConfig
+    dtype: str
+    num_parameters: int
+    dialect: str = engines.PLAIN
+    datasets: tuple[str, ...] = ()
+    license: str | None = None
+    tags: tuple[str, ...] = ()
+    measured: Measured | None = field(default=None, repr=False)
+
+
+def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = None) -> str:
+    """
+    The text of README.md.
+
+    Args:
+        config: The draft's configuration, as published.
+        facts: The rest.
+        earlier: The card that is there already; what its author wrote around the generated part is kept, and a card
+            without a generated part keeps its text below ours.
+    """
+    body = f"{BEGIN}\n{_body(config, facts)}\n{END}\n"
+    data = ModelCardData(
+        library_name=LIBRARY,
+        pipeline_tag="text-generation",
+        base_model=facts.target.name,
+        base_model_revision=facts.target.revision,
+        datasets=list(facts.datasets) or None,
+        license=facts.license,
+        tags=list(dict.fromkeys((*TAGS, *facts.tags))),
+    )
+    if earlier:
+        card = ModelCard(earlier, ignore_metadata_errors=True)
+        own = data.to_dict()
+        kept = {name: value for name, value in card.data.to_dict().items() if name not in own}
+        kept["tags"] = list(dict.fromkeys((*own["tags"], *(card.data.tags or ()))))
+        data = ModelCardData(**own | kept)
+        pattern = re.escape(BEGIN) + ".*?" + re.escape(END) + "\n?"
+        text, count = re.subn(pattern, lambda _: body, card.text.strip("\n") + "\n", flags=re.DOTALL)
+        body = text if count else f"{body}\n{text}"
+    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _body(config: Eagle3Config, facts: CardFacts) -> str:
+    title = facts.repository.split("/")[-1]
+    target = (
+        f"[{facts.target.name}](https://huggingface.co/{facts.target.name})" if facts.target.name else "its target"
+    )
+    at = f" at revision `{facts.target.revision}`" if facts.target.revision else ""
+    parts = [
+        f"# {title}\n\nAn EAGLE-3 draft model ([arXiv 2503.01840](https://arxiv.org/abs/2503.01840)) for "
+        f"{target}{at}. It proposes a tree of next tokens which the target verifies in one pass: the text stays the target's own, "
+        "token for token in float32, and comes sooner.",
+        _shape(config, facts),
+        _figures(facts),
+        _transformers(facts),
+        *(_engine(engine, config, facts) for engine in (engines.VLLM, engines.SGLANG, engines.ORIGINAL)),
+    ]
+    return "\n\n".join(parts)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *map(list, rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _shape(config: Eagle3Config, facts: CardFacts) -> str:
+    ids = config.target_layer_ids
+    tree = facts.tree
+    rows = [
+        ("parameters", f"{facts.num_parameters:,} in {facts.dtype}, {config.num_hidden_layers} decoder layer(s)"),
+        ("tapped layers", "the usual ones" if ids is None else f"outputs of layers {ids} of the target (from zero)"),
+        ("draft vocabulary", f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens"),
+        ("default tree", f"{tree.num_draft_tokens} nodes, {tree.tree_depth} levels, top-k {tree.tree_top_k}"),
+    ]
+    if config.sliding_window is not None:
+        rows.append(("attention", f"the latest {config.sliding_window} positions"))
+    return "## Draft\n\n" + _table(("", ""), rows)
+
+
+def _figures(facts: CardFacts) -> str:
+    if facts.measured is None:
+        return "## Figures\n\nNot measured."
+    found = facts.measured
+    rows = []
+    for row in found.rows:
+        interval = row.get("speedup_interval")
+        spread = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        cells = (row["task"], row["method"], f"{row['temperature']:g}", str(row["batch_size"]))
+        cells += (f"{row['speedup']:.2f}x{spread}", f"{row['acceptance_length']:.2f}", str(row["num_prompts"]))
+        rows.append((*map(_cell, cells), "yes" if row["identical"] else "no"))
+    head = ("task", "method", "temperature", "batch", "speedup", "acceptance length", "prompts", "identical text")
+    where = "; ".join(f"{_cell(k)} {_cell(v)}" for part in (found.hardware, found.versions) for k, v in part.items())
+    return (
+        "## Figures\n\nMeasured by `hf-eagle3 benchmark`: speedup over plain `generate` in the same run, acceptance "
+        f"length in committed tokens per cycle, the target's own included.\n\n{_table(head, rows)}\n\nOn {where}."
+    )
+
+
+def _cell(value: object) -> str:
+    """Text from a file that cannot leave its cell."""
+    return re.sub(r"[|\n\r<>]", " ", str(value)).strip()
+
+
+def _transformers(facts: CardFacts) -> str:
+    target = facts.target.name or "TARGET"
+    return f"""## Transformers
+
+```python
+import hf_eagle3  # pip install {custom_generate.PACKAGE}
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+target = AutoModelForCausalLM.from_pretrained("{target}", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("{target}")
+draft = hf_eagle3.Eagle3DraftModel.from_pretrained("{facts.repository}").to(target.device, target.dtype)
+inputs = tokenizer("Once upon a time", return_tensors="pt").to(target.device)
+out = target.generate(**inputs, max_new_tokens=128, assistant_model=draft)
+```
+
+Or, where the package is installed, without naming it:
+`target.generate(**inputs, custom_generate="{facts.repository}", trust_remote_code=True)`."""
+
+
+def _engine(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
+    title = {engines.VLLM: "vLLM", engines.SGLANG: "SGLang", engines.ORIGINAL: "The original EAGLE code"}[engine]
+    if engine not in engines.READERS[facts.dialect]:
+        return (
+            f"## {title}\n\nDoes not read this file format; `hf-eagle3 convert --to plain` writes its own."
+        )
+    found = engines.findings(engines.Case(config, facts.dialect, facts.target), (engine,))
+    if found:
+        reasons = "\n".join(f"- It {f.rule.consequence}." for f in found)
+        return f"## {title}\n\nDo not serve this draft there:\n\n{reasons}"
+    target, tree = facts.target.name or "TARGET", facts.tree
+    if engine == engines.VLLM:
+        settings = (
+            f'{{"method": "eagle3", "model": "{facts.repository}", "num_speculative_tokens": {tree.tree_depth}}}'
+        )
+        return f"## {title}\n\n```bash\nvllm serve {target} --speculative-config '{settings}'\n```"
+    if engine == engines.SGLANG:
+        return (
+            f"## {title}\n\n```bash\npython -m sglang.launch_server --model-path {target} \\\n"
+            f"  --speculative-algorithm EAGLE3 --speculative-draft-model-path {facts.repository} \\\n"
+            f"  --speculative-num-steps {tree.tree_depth} --speculative-eagle-topk {tree.tree_top_k} \\\n"
+            f"  --speculative-num-draft-tokens {tree.num_draft_tokens + 1}\n```"
+        )
+    return (
+        f'## {title}\n\n```python\nEaModel.from_pretrained(base_model_path="{target}", '
+        f'ea_model_path="{facts.repository}")\n```'
+    )

@@ -1,0 +1,341 @@
+"""What each engine does with a draft, as a table of rules: what it would serve wrongly, and what it cannot load.
+
+A *silent* rule is the dangerous kind: the engine starts and drafts nonsense, because it reads other layers, drops a
+tensor or leaves one random. Acceptance then falls to nothing and nobody is told. Such an export is refused. Where an
+engine refuses by itself, that is said and does not stop an export for the others.
+
+Read in vLLM 0.33.0 (`models/llama_eagle3.py`, `qwen3_eagle3.py`, `transformers_utils/configs/speculators/`), SGLang
+0.5.23 (`srt/models/llama_eagle3.py`, `llama.py`, `eagle_worker_v2.py`) and the original repository (`cnets.py`). Knows
+configurations only, no weights.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config, default_target_layer_ids
+
+
+VLLM, SGLANG, ORIGINAL = "vllm", "sglang", "original"
+PLAIN, SPECULATORS = "plain", "speculators"
+# Who reads which dialect.
+READERS = {PLAIN: (VLLM, SGLANG, ORIGINAL), SPECULATORS: (VLLM,)}
+NAMES = {VLLM: "vLLM", SGLANG: "SGLang", ORIGINAL: "the original EAGLE code"}
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """
+    What an export needs to know of the target.
+
+    Args:
+        name: Hub id.
+        revision: Commit or tag, if known.
+        architectures: As in its configuration.
+        num_layers: Decoder layers.
+        max_position_embeddings: Longest sequence it serves.
+    """
+
+    name: str | None = None
+    revision: str | None = None
+    architectures: tuple[str, ...] = ()
+    num_layers: int | None = None
+    max_position_embeddings: int | None = None
+
+    @classmethod
+    def of(cls, config, name: str | None = None, revision: str | None = None) -> "TargetFacts":
+        """From a target's configuration (its text part where there are several)."""
+        text = config.get_text_config(decoder=True)
+        return cls(
+            name=name,
+            revision=revision,
+            architectures=tuple(config.architectures or ()),
+            num_layers=text.num_hidden_layers,
+            max_position_embeddings=getattr(text, "max_position_embeddings", None),
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One question to the rules: this draft, in this dialect, for this target."""
+
+    draft: Eagle3Config
+    dialect: str
+    target: TargetFacts
+
+    @property
+    def usual_layers(self) -> list[int] | None:
+        """Layers that an engine reads where a file names none."""
+        return default_target_layer_ids(self.target.num_layers) if self.target.num_layers else None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """
+    One thing an engine cannot do.
+
+    Args:
+        name: For `--allow`.
+        engines: Who.
+        silent: The engine would serve it wrongly instead of refusing.
+        applies: Whether a draft has it.
+        consequence: What the engine does.
+        remedy: What to do instead.
+    """
+
+    name: str
+    engines: tuple[str, ...]
+    silent: bool
+    applies: Callable[[Case], bool]
+    consequence: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A rule that applies, for one engine."""
+
+    engine: str
+    rule: Rule
+
+    def __str__(self) -> str:
+        return f"{NAMES[self.engine]} {self.rule.consequence} (`{self.rule.name}`); {self.rule.remedy}"
+
+
+def _plain(case: Case) -> bool:
+    return case.dialect == PLAIN
+
+
+def _skips_fusion(case: Case) -> bool:
+    return case.draft.fused_features_size == case.draft.hidden_size
+
+
+def _unusual_layers(case: Case) -> bool:
+    ids = case.draft.target_layer_ids
+    return ids is not None and ids != case.usual_layers
+
+
+def _short_positions(case: Case) -> bool:
+    served = case.target.max_position_embeddings
+    return served is not None and case.draft.max_position_embeddings < served
+
+
+OTHER_ENGINE = "serve it with vLLM"
+TRAIN_WITHOUT = "train without it"
+RULES = (
+    Rule(
+        "tapped-layers-unknown",
+        (VLLM, SGLANG),
+        True,
+        lambda case: case.draft.target_layer_ids is None,
+        "falls back to layers of its own choice for each architecture where the file names none",
+        "give --target, so that they are written out",
+    ),
+    Rule(
+        "tapped-layers-order",
+        (VLLM, SGLANG),
+        True,
+        lambda case: (
+            case.draft.target_layer_ids != sorted(case.draft.target_layer_ids or [])
+            and case.draft.target_layer_ids is not None
+        ),
+        "gathers the tapped layers in ascending order, whatever order the file gives",
+        "train with ascending `target_layer_ids`",
+    ),
+    Rule(
+        "tapped-layers-fixed",
+        (ORIGINAL,),
+        True,
+        _unusual_layers,
+        "reads `hidden_states` [2, n//2, n-3] always",
+        "give --target if these are the draft's layers, or " + OTHER_ENGINE,
+    ),
+    Rule(
+        "fusion-skipped",
+        (SGLANG, ORIGINAL),
+        True,
+        _skips_fusion,
+        "takes features as wide as the draft for fused ones and skips `fc`",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "norm-before-residual",
+        (SGLANG, ORIGINAL),
+        True,
+        lambda case: case.draft.norm_before_residual,
+        "has no `norm_before_residual`: its residual is the raw feature",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "qk-norm",
+        (SGLANG, ORIGINAL),
+        True,
+        lambda case: case.draft.use_qk_norm,
+        "drops `q_norm` and `k_norm` without a word",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "qk-norm-dialect",
+        (VLLM,),
+        False,
+        lambda case: case.draft.use_qk_norm and _plain(case),
+        "knows `q_norm` in Qwen3-shaped drafts only, which the plain directory cannot say",
+        "convert --to speculators",
+    ),
+    Rule(
+        "qk-norm-bias",
+        (VLLM,),
+        False,
+        lambda case: case.draft.use_qk_norm and (case.draft.attention_bias or case.draft.mlp_bias),
+        "has no biases in Qwen3-shaped drafts",
+        TRAIN_WITHOUT,
+    ),
+    Rule(
+        "attention-bias",
+        (SGLANG, ORIGINAL),
+        True,
+        lambda case: case.draft.attention_bias,
+        "drops the biases of the attention",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "mlp-bias",
+        (SGLANG, ORIGINAL),
+        True,
+        lambda case: case.draft.mlp_bias,
+        "drops the biases of the MLP",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "several-layers",
+        (SGLANG, ORIGINAL),
+        True,
+        lambda case: case.draft.num_hidden_layers > 1,
+        "reads further layers differently or not at all",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "embed-trained",
+        (SGLANG,),
+        True,
+        lambda case: case.draft.embed_trained and case.draft.hidden_size == case.draft.target_hidden_size,
+        "puts the target's embedding in place of the trained one",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "no-lm-head",
+        (SGLANG, ORIGINAL),
+        True,
+        lambda case: not case.draft.has_lm_head,
+        "leaves a head that the file lacks uninitialised",
+        "convert with --target and --store-head",
+    ),
+    Rule(
+        "no-lm-head-mapping",
+        (VLLM,),
+        True,
+        lambda case: not case.draft.has_lm_head and case.draft.has_vocabulary_mapping,
+        "takes the target's first rows for a head that the file lacks, not those of the draft vocabulary",
+        "convert with --target and --store-head",
+    ),
+    Rule(
+        "norms-of-later-drafts",
+        (ORIGINAL,),
+        True,
+        lambda case: case.draft.norm_before_fc or case.draft.fc_norm or case.draft.norm_output,
+        "knows neither `norm_before_fc` nor `fc_norm` nor `norm_output`",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "number-of-tapped-layers",
+        (ORIGINAL,),
+        False,
+        lambda case: case.draft.num_tapped_layers != NUM_TAPPED_LAYERS,
+        f"reads {NUM_TAPPED_LAYERS} layers, neither more nor fewer",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "head-dim",
+        (ORIGINAL,),
+        False,
+        lambda case: case.draft.head_dim * case.draft.num_attention_heads != case.draft.hidden_size,
+        "derives `head_dim` from width and heads",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "scaled-rope",
+        (ORIGINAL,),
+        False,
+        lambda case: case.draft.rope_parameters.get("rope_type", "default") != "default",
+        "cannot read this kind of RoPE scaling",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "hidden-act",
+        (VLLM, SGLANG),
+        False,
+        lambda case: case.draft.hidden_act != "silu",
+        "knows `silu` only",
+        "train with hidden_act=silu",
+    ),
+    Rule(
+        "max-position-embeddings",
+        (SGLANG,),
+        False,
+        _short_positions,
+        "does not start a draft whose `max_position_embeddings` is below the target's",
+        "set SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1 there",
+    ),
+)
+RULE_NAMES = tuple(rule.name for rule in RULES)
+
+
+def findings(case: Case, engines: Iterable[str] | None = None) -> list[Finding]:
+    """
+    Every rule that applies, per engine.
+
+    Args:
+        case: Draft, dialect and target.
+        engines: Default: all that read the dialect.
+
+    Raises:
+        ValueError: an unknown engine, or one that does not read the dialect.
+    """
+    readers = READERS[case.dialect]
+    engines = readers if engines is None else tuple(engines)
+    for engine in engines:
+        if engine not in NAMES:
+            raise ValueError(f"`--engine {engine}` is unknown; known are {', '.join(NAMES)}.")
+        if engine not in readers:
+            raise ValueError(f"{NAMES[engine]} does not read the {case.dialect} dialect; convert --to plain.")
+    return [
+        Finding(engine, rule) for engine in engines for rule in RULES if engine in rule.engines and rule.applies(case)
+    ]
+
+
+def check(case: Case, engines: Iterable[str] | None = None, allow: Iterable[str] = ()) -> list[Finding]:
+    """
+    Refuse what an engine would serve wrongly.
+
+    Args:
+        case: Draft, dialect and target.
+        engines: Engines to serve on; what they cannot load is then refused too. Default: all that read the dialect.
+        allow: Names of rules to pass over.
+
+    Returns:
+        Findings that do not stop the export: those allowed, and what engines refuse by themselves.
+
+    Raises:
+        ValueError: an unknown name in `allow`, or findings that stop the export, each with its consequence and remedy.
+    """
+    allow = tuple(allow)
+    if unknown := [name for name in allow if name not in RULE_NAMES]:
+        raise ValueError(f"`--allow {unknown[0]}` is no rule; known are {', '.join(RULE_NAMES)}.")
+    found = findings(case, engines)
+    stopping = [f for f in found if (f.rule.silent or engines is not None) and f.rule.name not in allow]
+    if stopping:
+        lines = "\n  ".join(map(str, stopping))
+        raise ValueError(
+            f"This draft cannot be exported as {case.dialect} without being served wrongly:\n  {lines}\n"
+            "Name the engines you will serve on with --engine, or pass --allow RULE to export it all the same."
+        )
+    return found

@@ -1,0 +1,237 @@
+"""A draft written as a directory that engines read: the plain one or speculators'.
+
+Weights are never changed, only named and left out: an embedding that was not trained is the target's own and is left
+out of the plain directory, where vLLM would otherwise believe it; speculators' library has no other source for it, so
+it is stored there. What an engine would serve wrongly is refused (`engines.py`).
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import CONFIG_NAME
+
+from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config
+from ..modeling_eagle3 import Eagle3DraftModel
+from ..target import check_fit
+from . import engines
+
+
+SHARD_SIZE = "50GB"  # transformers' own
+# RoPE kinds whose frequencies do not depend on `max_position_embeddings`: there it is a length of a table only.
+LENGTH_FREE_ROPE = ("default", "linear", "llama3")
+SPECULATORS_VERSION = "0.9.0"  # whose format this is
+# Keys of the plain file that have a place of their own in speculators', or none.
+NOT_OF_A_LAYER = (
+    "architectures",
+    "draft_vocab_size",
+    "eagle_aux_hidden_state_layer_ids",
+    "eagle_config",
+    "embed_trained",
+    "fc_norm",
+    "norm_before_fc",
+    "norm_before_residual",
+    "norm_output",
+    "rope_scaling",
+    "rope_theta",
+    "target_hidden_size",
+    "target_name_or_path",
+    "target_revision",
+    "transformers_version",
+    "use_qk_norm",
+)
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """
+    The target of an export.
+
+    Args:
+        facts: What the engine rules ask.
+        config: Its configuration; `None` if it was not looked at.
+        source: Directory or Hub id to load it from when its weights are needed.
+    """
+
+    facts: engines.TargetFacts
+    config: object | None = None
+    source: str | None = None
+
+    @classmethod
+    def load(cls, source: str, name: str | None = None, revision: str | None = None) -> "ExportTarget":
+        """
+        From a directory or Hub id; `name` is the Hub id that the files shall name, if `source` is a directory.
+        """
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        commit = getattr(config, "_commit_hash", None) or revision
+        name = name or (None if Path(source).is_dir() else source)
+        return cls(engines.TargetFacts.of(config, name, commit), config, source)
+
+    def weights(self) -> PreTrainedModel:
+        """The target itself, on the CPU."""
+        if self.source is None:
+            raise ValueError("The target's weights are needed; give --target.")
+        return AutoModelForCausalLM.from_pretrained(self.source, revision=self.facts.revision, dtype="auto")
+
+
+UNKNOWN_TARGET = ExportTarget(engines.TargetFacts())
+
+
+def resolved(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = False) -> Eagle3DraftModel:
+    """
+    A view of `draft` whose configuration says all that the target tells: tapped layers, name, served length.
+
+    Args:
+        draft: The draft; it is not changed.
+        target: Its target.
+        store_head: Store the target's head rows where the draft has no head of its own.
+
+    Raises:
+        ValueError: they do not fit.
+    """
+    config, facts = draft.config, target.facts
+    changes = {}
+    if facts.name is not None:
+        changes |= {"target_name_or_path": facts.name, "target_revision": facts.revision}
+    if target.config is not None:
+        changes["target_layer_ids"] = check_fit(target.config.get_text_config(decoder=True), config)
+    served = facts.max_position_embeddings or 0
+    rope = config.rope_parameters.get("rope_type", "default")
+    if config.max_position_embeddings < served and rope in LENGTH_FREE_ROPE:
+        changes["max_position_embeddings"] = served
+    tensors = draft.state_dict()
+    if _has_needless_embedding(config):
+        changes["has_embed_tokens"] = False
+        tensors.pop("embed_tokens.weight")
+    if store_head and not config.has_lm_head:
+        changes["has_lm_head"] = True
+        rows = target.weights().get_output_embeddings().weight
+        ids = draft.target_token_ids
+        tensors["lm_head.weight"] = (rows if ids is None else rows[ids.to(rows.device)]).detach().to(draft.dtype)
+    config = config.changed(changes)
+    with torch.device("meta"):
+        view = Eagle3DraftModel(config)
+    view.load_state_dict(tensors, assign=True)
+    view.generation_config = draft.generation_config
+    return view
+
+
+def _has_needless_embedding(config: Eagle3Config) -> bool:
+    """A stored embedding that is not used, as it was not trained and the target's has the same width."""
+    return config.has_embed_tokens and not config.embed_trained and config.hidden_size == config.target_hidden_size
+
+
+def export(
+    draft: Eagle3DraftModel,
+    folder: str | Path,
+    dialect: str = engines.PLAIN,
+    target: ExportTarget = UNKNOWN_TARGET,
+    only: Iterable[str] | None = None,
+    allow: Iterable[str] = (),
+    store_head: bool = False,
+    max_shard_size: int | str = SHARD_SIZE,
+) -> list[engines.Finding]:
+    """
+    Write `draft` as a directory of `dialect`.
+
+    Args:
+        draft: Any draft that loads here.
+        folder: Where to; created if need be.
+        dialect: "plain" (SGLang, vLLM, the original code, ModelOpt) or "speculators" (vLLM, speculators).
+        target: The draft's target. Needed for "speculators", whose files name it and store its embedding.
+        only: Engines that must serve it. Default: whoever reads the dialect must not serve it wrongly.
+        allow: Names of rules to pass over.
+        store_head: Store the target's head rows where the draft has none of its own.
+        max_shard_size: Largest weight file.
+
+    Returns:
+        What engines refuse by themselves, or was allowed.
+
+    Raises:
+        ValueError: an engine would serve it wrongly (every reason and remedy is named), or the target is missing.
+    """
+    view = resolved(draft, target, store_head)
+    facts = replace(target.facts, name=target.facts.name or draft.config.target_name_or_path)
+    found = engines.check(engines.Case(view.config, dialect, facts), only, allow)
+    folder = Path(folder)
+    if dialect == engines.PLAIN:
+        view.save_pretrained(folder, max_shard_size=max_shard_size)
+    else:
+        _save_speculators(view, folder, facts, _embedding(draft, target), max_shard_size)
+    return found
+
+
+def _embedding(draft: Eagle3DraftModel, target: ExportTarget) -> torch.Tensor:
+    """Embedding rows to store, (V, H): the draft's own if it uses them, else the target's."""
+    if draft.embed_tokens is not None and not _has_needless_embedding(draft.config):
+        return draft.embed_tokens.weight
+    if target.source is None:
+        raise ValueError(
+            "speculators' files store the target's embedding and this draft carries none of its own that was trained; "
+            "give --target."
+        )
+    return target.weights().get_input_embeddings().weight.detach().to(draft.dtype)
+
+
+def _save_speculators(
+    draft: Eagle3DraftModel, folder: Path, facts: engines.TargetFacts, embedding: torch.Tensor, max_shard_size
+) -> None:
+    if facts.name is None:
+        raise ValueError(
+            "speculators' files name the target by its Hub id, by which `vllm serve` finds it; give --target ID, or "
+            "--target-name ID beside a directory."
+        )
+    tensors = {
+        (name.replace("midlayer.", "layers.0.", 1) if name.startswith("midlayer.") else name): tensor.contiguous()
+        for name, tensor in draft.state_dict().items()
+    }
+    tensors["embed_tokens.weight"] = embedding.contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    config = speculators_config(draft.config, facts) | {"dtype": str(draft.dtype).removeprefix("torch.")}
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    draft.generation_config.save_pretrained(folder)
+    save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
+
+
+def speculators_config(config: Eagle3Config, facts: engines.TargetFacts) -> dict:
+    """`config.json` of speculators' dialect; every flag is written, since the readers' defaults differ."""
+    plain = config.to_diff_dict()
+    layer = {name: value for name, value in plain.items() if name not in NOT_OF_A_LAYER}
+    layer["model_type"] = "qwen3" if config.use_qk_norm else "llama"
+    if config.num_tapped_layers == NUM_TAPPED_LAYERS:
+        layer.pop("num_aux_hidden_states", None)
+    if config.sliding_window is not None:
+        layer["use_sliding_window"] = True
+    written = {
+        "architectures": ["Eagle3Speculator"],
+        "speculators_model_type": "eagle3",
+        "speculators_version": SPECULATORS_VERSION,
+        "speculators_config": {
+            "algorithm": "eagle3",
+            "default_proposal_method": "greedy",
+            "proposal_methods": [
+                {
+                    "proposal_type": "greedy",
+                    "speculative_tokens": 3,
+                    "verifier_accept_k": 1,
+                    "accept_tolerance": 0.0,
+                }
+            ],
+            "verifier": {"name_or_path": facts.name, "architectures": list(facts.architectures)},
+        },
+        "transformer_layer_config": layer,
+        "draft_vocab_size": config.draft_vocab_size,
+        "target_hidden_size": config.target_hidden_size if config.target_hidden_size != config.hidden_size else None,
+        "norm_before_residual": config.norm_before_residual,
+        "norm_before_fc": config.norm_before_fc,
+        "fc_norm": config.fc_norm,
+        "norm_output": config.norm_output,
+        "embed_requires_grad": config.embed_trained,
+        "eagle_aux_hidden_state_layer_ids": [i + 1 for i in config.target_layer_ids or ()] or None,
+        "tie_word_embeddings": False,
+    }
+    return {name: value for name, value in written.items() if value is not None}

@@ -1,0 +1,98 @@
+"""Figures for a model card, from the JSON file that `hf-eagle3 benchmark` wrote and from nowhere else.
+
+A file about another draft or target is refused. Does not know how figures are made or shown.
+"""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+
+ROW_FIELDS = (
+    "task",
+    "method",
+    "temperature",
+    "batch_size",
+    "speedup",
+    "acceptance_length",
+    "num_prompts",
+    "identical",
+)
+NUMBERS = ("temperature", "batch_size", "speedup", "acceptance_length", "num_prompts")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """
+    A benchmark of one pair.
+
+    Args:
+        versions, hardware, settings: As the file has them.
+        rows: One dictionary per task, method, temperature and batch size, with `ROW_FIELDS` and perhaps
+            `speedup_interval`.
+    """
+
+    versions: dict
+    hardware: dict
+    settings: dict
+    rows: list[dict]
+
+
+def read_benchmark(path: str | Path, drafts: Iterable[str | None], targets: Iterable[str | None]) -> Measured:
+    """
+    Read and check a benchmark's file.
+
+    Args:
+        path: The JSON file of `hf-eagle3 benchmark`.
+        drafts: Names that the draft goes by: the directory it was loaded from, its Hub id.
+        targets: The same of the target.
+
+    Raises:
+        ValueError: not such a file, a row without a figure, or figures of another pair (both names are given).
+    """
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"`--benchmark {path}` is not JSON ({error}); give the file of `hf-eagle3 benchmark`."
+        ) from None
+    parts = {"versions": dict, "hardware": dict, "settings": dict, "rows": list}
+    for name, kind in parts.items():
+        if not isinstance(raw, dict) or not isinstance(raw.get(name), kind):
+            raise ValueError(f"`--benchmark {path}` has no `{name}`; give the file of `hf-eagle3 benchmark`.")
+    for role, known in (("draft", tuple(drafts)), ("target", tuple(targets))):
+        found = raw["settings"].get(role)
+        if not any(_same(found, name) for name in known):
+            names = ", ".join(dict.fromkeys(str(name) for name in known if name)) or "of unknown name"
+            raise ValueError(
+                f"`--benchmark {path}` measured the {role} `{found}`; this {role} is {names}. Measure this one."
+            )
+    for number, row in enumerate(raw["rows"]):
+        _check_row(row, f"`--benchmark {path}`, row {number}")
+    return Measured(raw["versions"], raw["hardware"], raw["settings"], raw["rows"])
+
+
+def _same(found: str | None, name: str | None) -> bool:
+    if not found or not name:
+        return False
+    if found == name:
+        return True
+    return Path(found).exists() and Path(name).exists() and Path(found).resolve() == Path(name).resolve()
+
+
+def _check_row(row: dict, where: str) -> None:
+    if not isinstance(row, dict):
+        raise ValueError(f"{where} is {row!r}; it must hold {', '.join(ROW_FIELDS)}.")
+    if missing := [name for name in ROW_FIELDS if row.get(name) is None]:
+        raise ValueError(f"{where} has no `{missing[0]}`; nothing is filled in here. Measure again.")
+    for name in NUMBERS:
+        value = row[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{where}: `{name}` is {value!r}, not a number. Measure again.")
+    interval = row.get("speedup_interval")
+    if interval is not None and not (
+        isinstance(interval, list) and len(interval) == 2 and interval[0] <= row["speedup"] <= interval[1]
+    ):
+        raise ValueError(f"{where}: `speedup_interval` {interval} does not hold its `speedup` {row['speedup']}.")
