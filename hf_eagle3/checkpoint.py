@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub.utils.sha import sha_fileobj
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.utils import (
@@ -151,10 +152,17 @@ def load_config(path_or_id: str, **hub_arguments) -> dict:
     file = _find(path_or_id, CONFIG_NAME, hub_arguments)
     if file is None:
         raise OSError(f"There is no `{CONFIG_NAME}` in `{path_or_id}`; give a draft's directory or Hub id.")
+    return _read_json(file) | {"_name_or_path": file}
+
+
+def _read_json(file: str) -> dict:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8")) | {"_name_or_path": file}
-    except json.JSONDecodeError as error:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} holds a {type(content).__name__}, not an object with names and values.")
+    return content
 
 
 def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
@@ -163,10 +171,12 @@ def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
 
     Raises:
         OSError: no weight file.
-        ValueError: a damaged file, one tensor under two names, or a NaN or infinite value (named).
+        ValueError: a damaged file, one whose bytes are not those that the Hub announced, one that holds no tensors or
+            declares more values than it stores, one tensor under two names, or a NaN or infinite value (named).
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in _weight_files(path_or_id, hub_arguments):
+        _check_sum(file)
         try:
             part = (
                 load_file(file)
@@ -175,7 +185,7 @@ def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
             )
         except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(f"{file} is damaged or not a weight file ({error}); download it again.") from error
-        for name, tensor in part.items():
+        for name, tensor in _checked(part, file).items():
             native = native_name(name)
             if native in tensors:
                 raise ValueError(f"{path_or_id} stores `{native}` twice (once as `{name}`); keep one.")
@@ -183,6 +193,39 @@ def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
                 raise ValueError(f"`{name}` of {path_or_id} holds NaN or infinite values; the checkpoint is broken.")
             tensors[native] = tensor
     return {name: t for name, t in tensors.items() if not any(p.search(name) for p in DOCUMENTED_SURPLUS)}
+
+
+def _check_sum(file: str) -> None:
+    """
+    Files in huggingface_hub's cache are named by the checksum that the Hub announced (SHA-256, for weights). It
+    compares sizes when it downloads; the bytes are compared here.
+    """
+    blob = Path(file).resolve()
+    if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name):
+        return
+    with blob.open("rb") as stream:
+        found = sha_fileobj(stream).hex()
+    if found != blob.name:
+        raise ValueError(
+            f"{file} is damaged: its checksum is {found[:12]}..., the Hub announced {blob.name[:12]}...; download it "
+            "again with force_download=True."
+        )
+
+
+def _checked(part: object, file: str) -> dict[str, torch.Tensor]:
+    """The tensors of one file, before anything is computed with them."""
+    if not isinstance(part, dict) or not all(isinstance(t, torch.Tensor) for t in part.values()):
+        raise ValueError(f"{file} does not hold tensors by name; it is no draft's weight file.")
+    for name, tensor in part.items():
+        # A pickled view may claim any shape over a few bytes.
+        if (
+            tensor.layout != torch.strided
+            or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
+        ):
+            raise ValueError(
+                f"`{name}` of {file} declares shape {_shape(tensor)} and stores less; the file is broken."
+            )
+    return part
 
 
 def native_name(name: str) -> str:
@@ -195,7 +238,9 @@ def fields_from_names(tensors: dict[str, torch.Tensor]) -> dict:
     Configuration fields that a file's tensors tell more reliably than its `config.json` (one published says 40
     layers).
     """
-    extra_layers = {int(m.group(1)) for name in tensors if (m := re.match(r"layers\.(\d+)\.", name))}
+    extra_layers = {int(m.group(1)) for name in tensors if (m := re.match(r"layers\.(\d{1,9})\.", name))}
+    if gap := set(range(1, 1 + len(extra_layers))) - extra_layers:
+        raise ValueError(f"The weights have decoder layers {sorted(extra_layers)} and no layer {min(gap)}.")
     return {
         "num_hidden_layers": 1 + max(extra_layers, default=0),
         "use_qk_norm": "midlayer.self_attn.q_norm.weight" in tensors,
@@ -248,11 +293,22 @@ def _find(path_or_id: str, filename: str, hub_arguments: dict) -> str | None:
     )
 
 
+def _check_index(file: str) -> None:
+    """Shards lie beside their index; a name that leads elsewhere is not followed."""
+    shards = _read_json(file).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise ValueError(f"{file} has no `weight_map` of tensor names to file names.")
+    for name in sorted(set(shards.values())):
+        if not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", name):
+            raise ValueError(f"{file} names the weight file {name!r}; only plain names of files beside it are read.")
+
+
 def _weight_files(path_or_id: str, hub_arguments: dict) -> list[str]:
     for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
         if (file := _find(path_or_id, single, hub_arguments)) is not None:
             return [file]
         if (file := _find(path_or_id, index, hub_arguments)) is not None:
+            _check_index(file)
             known = {name: value for name, value in hub_arguments.items() if value is not None}
             return get_checkpoint_shard_files(str(path_or_id), file, **known)[0]
     raise OSError(

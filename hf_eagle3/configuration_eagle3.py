@@ -9,12 +9,26 @@ import re
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint import read_config
 
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
+# Far beyond any model: what a broken or hostile file may not ask for.
+LARGEST = {
+    "vocab_size": 2**24,
+    "hidden_size": 2**20,
+    "target_hidden_size": 2**20,
+    "intermediate_size": 2**24,
+    "num_attention_heads": 2**14,
+    "num_key_value_heads": 2**14,
+    "head_dim": 2**14,
+    "num_hidden_layers": 2**10,
+    "num_tapped_layers": 2**10,
+    "max_position_embeddings": 2**31,
+}
 NUM_TAPPED_LAYERS = 3  # low, middle, high: EAGLE-3, section 3.1
 # Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence, so they are written only if
 # set.
@@ -151,6 +165,9 @@ class Eagle3Config(PreTrainedConfig):
         """
         What one field alone cannot show. Not a `@strict` validator: those wrap the error in one that is no ValueError.
         """
+        for name, most in LARGEST.items():
+            if not 0 < getattr(self, name) <= most:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must lie between 1 and {most}.")
         if not 0 < self.draft_vocab_size <= self.vocab_size:
             raise ValueError(
                 f"`draft_vocab_size` is {self.draft_vocab_size}; it must lie between 1 and `vocab_size` "
@@ -240,9 +257,11 @@ class Eagle3Config(PreTrainedConfig):
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "Eagle3Config":
         """A configuration from a parsed `config.json` of any dialect."""
-        return super().from_dict(
-            read_config(config_dict, config_dict.get("_name_or_path") or "the dictionary"), **kwargs
-        )
+        source = config_dict.get("_name_or_path") or "the dictionary"
+        try:
+            return super().from_dict(read_config(config_dict, source), **kwargs)
+        except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
+            raise ValueError(f"{source} is no configuration of a draft: {' '.join(str(error).split())}") from error
 
     def changed(self, fields: dict) -> "Eagle3Config":
         """A copy with other values of some fields, checked."""

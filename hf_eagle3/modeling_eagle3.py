@@ -348,6 +348,7 @@ class Eagle3DraftModel(PreTrainedModel):
         """
         source = str(pretrained_model_name_or_path)
         hub = {name: kwargs.pop(name) for name in checkpoint.HUB_ARGUMENTS if name in kwargs}
+        hub = {name: value for name, value in hub.items() if value is not None}
         overrides = _pop_config_overrides(kwargs)
         if config is None:
             config = Eagle3Config.from_dict(checkpoint.load_config(source, **hub))

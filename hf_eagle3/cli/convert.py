@@ -19,9 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=engines.PLAIN,
         help="plain: SGLang, vLLM, the original code, ModelOpt; speculators: vLLM, speculators (default: plain)",
     )
-    parser.add_argument(
-        "--target", help="directory or Hub id of the target; its layers and name are written out"
-    )
+    parser.add_argument("--target", help="directory or Hub id of the target; its layers and name are written out")
     parser.add_argument("--target-name", help="Hub id of the target, where --target is a directory")
     parser.add_argument("--target-revision", help="branch, tag or commit of the target")
     parser.add_argument(
@@ -34,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow", action="append", default=[], metavar="RULE", help="export in spite of this rule; repeatable"
     )
     parser.add_argument("--store-head", action="store_true", help="store the target's head rows if the draft has none")
-    parser.add_argument(
-        "--base", help="of an adapter: the draft it changes (default: its base/, or as it says)"
-    )
+    parser.add_argument("--base", help="of an adapter: the draft it changes (default: its base/, or as it says)")
     parser.add_argument("--revision", help="branch, tag or commit of the draft")
     parser.add_argument("--subfolder", help="of the draft's repository")
     parser.add_argument("--overwrite", action="store_true", help="write into a directory that holds files")

@@ -158,17 +158,6 @@ def describe_draft(source: str, target: ExportTarget | None) -> dict:
     return out
 
 
-FLAGS = (
-    "norm_before_residual",
-    "norm_before_fc",
-    "fc_norm",
-    "norm_output",
-    "use_qk_norm",
-    "attention_bias",
-    "mlp_bias",
-)
-
-
 def table(title: str, part: dict) -> str:
     """One part of the report for people."""
     rows = [(title, str(part["name"]))]

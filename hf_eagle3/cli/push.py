@@ -17,9 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", help="directory or Hub id of the target (default: the one that the draft names)")
     parser.add_argument("--target-name", help="Hub id of the target for the card, where --target is a directory")
     parser.add_argument("--target-revision", help="branch, tag or commit of the target")
-    parser.add_argument(
-        "--benchmark", help="JSON file of `hf-eagle3 benchmark`: where the card's figures come from"
-    )
+    parser.add_argument("--benchmark", help="JSON file of `hf-eagle3 benchmark`: where the card's figures come from")
     parser.add_argument("--dataset", action="append", default=[], help="Hub id of training data; repeatable")
     parser.add_argument("--license", help="of the draft, as the Hub writes it, e.g. apache-2.0")
     parser.add_argument("--tag", action="append", default=[], help="besides the usual ones; repeatable")
@@ -34,12 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--commit-message", help="default: Upload EAGLE-3 draft")
-    parser.add_argument(
-        "--base", help="of an adapter: the draft it changes (default: its base/, or as it says)"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="with --dry-run: the folder may hold files"
-    )
+    parser.add_argument("--base", help="of an adapter: the draft it changes (default: its base/, or as it says)")
+    parser.add_argument("--overwrite", action="store_true", help="with --dry-run: the folder may hold files")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,6 @@ measured", and an engine that would serve the draft wrongly gets the reason inst
 around the generated part is kept when a card is written again.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -88,14 +87,13 @@ def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = Non
 
 def _body(config: Eagle3Config, facts: CardFacts) -> str:
     title = facts.repository.split("/")[-1]
-    target = (
-        f"[{facts.target.name}](https://huggingface.co/{facts.target.name})" if facts.target.name else "its target"
-    )
+    name = facts.target.name
+    target = f"[{name}](https://huggingface.co/{name})" if name else "its target"
     at = f" at revision `{facts.target.revision}`" if facts.target.revision else ""
     parts = [
         f"# {title}\n\nAn EAGLE-3 draft model ([arXiv 2503.01840](https://arxiv.org/abs/2503.01840)) for "
-        f"{target}{at}. It proposes a tree of next tokens which the target verifies in one pass: the text stays the target's own, "
-        "token for token in float32, and comes sooner.",
+        f"{target}{at}. It proposes a tree of next tokens which the target verifies in one pass: the text stays "
+        "the target's own, token for token in float32, and comes sooner.",
         _shape(config, facts),
         _figures(facts),
         _transformers(facts),
@@ -170,9 +168,7 @@ Or, where the package is installed, without naming it:
 def _engine(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
     title = {engines.VLLM: "vLLM", engines.SGLANG: "SGLang", engines.ORIGINAL: "The original EAGLE code"}[engine]
     if engine not in engines.READERS[facts.dialect]:
-        return (
-            f"## {title}\n\nDoes not read this file format; `hf-eagle3 convert --to plain` writes its own."
-        )
+        return f"## {title}\n\nDoes not read this file format; `hf-eagle3 convert --to plain` writes its own."
     found = engines.findings(engines.Case(config, facts.dialect, facts.target), (engine,))
     if found:
         reasons = "\n".join(f"- It {f.rule.consequence}." for f in found)

@@ -110,8 +110,12 @@ def _skips_fusion(case: Case) -> bool:
 
 
 def _unusual_layers(case: Case) -> bool:
-    ids = case.draft.target_layer_ids
-    return ids is not None and ids != case.usual_layers
+    ids, usual = case.draft.target_layer_ids, case.usual_layers
+    return ids is not None and usual is not None and ids != usual
+
+
+def _unchecked_layers(case: Case) -> bool:
+    return case.draft.target_layer_ids is not None and case.usual_layers is None
 
 
 def _short_positions(case: Case) -> bool:
@@ -147,7 +151,15 @@ RULES = (
         True,
         _unusual_layers,
         "reads `hidden_states` [2, n//2, n-3] always",
-        "give --target if these are the draft's layers, or " + OTHER_ENGINE,
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "tapped-layers-unchecked",
+        (ORIGINAL,),
+        False,
+        _unchecked_layers,
+        "reads `hidden_states` [2, n//2, n-3] always; without the target nobody can say whether these are the draft's",
+        "give --target",
     ),
     Rule(
         "fusion-skipped",
@@ -267,6 +279,14 @@ RULES = (
         False,
         lambda case: case.draft.rope_parameters.get("rope_type", "default") != "default",
         "cannot read this kind of RoPE scaling",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "sliding-window",
+        (SGLANG, ORIGINAL),
+        True,
+        lambda case: case.draft.sliding_window is not None,
+        "attends to every position where the draft was trained with a window",
         OTHER_ENGINE,
     ),
     Rule(

@@ -19,7 +19,7 @@ from ..modeling_eagle3 import Eagle3DraftModel
 from . import engines
 from .card import LIBRARY, CardFacts, write_card
 from .custom_generate import write_custom_generate
-from .export import SHARD_SIZE, ExportTarget, export, resolved
+from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, resolved
 from .measured import read_benchmark
 
 
@@ -51,15 +51,17 @@ class Publication:
     dialect: str = engines.PLAIN
 
     def export_target(self, draft: Eagle3DraftModel) -> ExportTarget:
-        """The target as far as it is known; a mere name in the draft's configuration is not looked up."""
+        """The target as far as it is known."""
         name, revision = self.target_name, self.target_revision
         if isinstance(self.target, (str, Path)):
             return ExportTarget.load(str(self.target), name, revision)
         if self.target is None:
-            config = draft.config
-            return ExportTarget(
-                engines.TargetFacts(name or config.target_name_or_path, revision or config.target_revision)
-            )
+            name = name or draft.config.target_name_or_path
+            revision = revision or draft.config.target_revision
+            try:
+                return ExportTarget.load(name, name, revision) if name else UNKNOWN_TARGET
+            except OSError:  # gated, or elsewhere: its name is known all the same
+                return ExportTarget(engines.TargetFacts(name, revision))
         config = self.target.config if isinstance(self.target, PreTrainedModel) else self.target
         known_name, known_revision = hub_identity(config)
         facts = engines.TargetFacts.of(config, name or known_name, revision or known_revision)
@@ -75,7 +77,7 @@ def write_repository(
     max_shard_size: int | str = SHARD_SIZE,
 ) -> list[engines.Finding]:
     """
-    Write what `repo_id` is to hold into `folder`, without touching the network.
+    Write what `repo_id` is to hold into `folder`; nothing is uploaded.
 
     Returns:
         What engines would not serve; the card says it too.
