@@ -141,6 +141,8 @@ def test_the_originals_config_means_what_its_code_does(folder):
         {"target_hidden_size": 96, "has_embed_tokens": True},
         {"draft_vocab_size": 128},
         {"has_lm_head": False},
+        {"sliding_window": 64, "num_hidden_layers": 2},
+        {"target_name_or_path": "org/target", "target_revision": "0123abc"},
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e6}},
         {"rope_parameters": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                              "original_max_position_embeddings": 64, "rope_theta": 5e5}},
@@ -165,6 +167,39 @@ def test_every_flag_survives_a_round_trip(tmp_path, changes):
     assert loaded.tree_config == draft.with_tree("chain", tree_depth=3).tree_config
     if draft.config.has_lm_head:
         torch.testing.assert_close(logits(loaded), logits(draft), rtol=0, atol=0)
+
+
+def test_a_window_hides_what_is_older():
+    fields = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    draft = Eagle3DraftModel(Eagle3Config(**fields, sliding_window=3)).eval()
+    embeds, features = torch.randn(1, 8, 16), torch.randn(1, 8, 48)
+    before = draft(embeds, features).logits
+    features[:, 2] += 1
+    for mask in (None, torch.ones(1, 8)):
+        changed = (draft(embeds, features, attention_mask=mask).logits - before).abs().amax(-1)[0] > 1e-6
+        assert changed.tolist() == [False, False, True, True, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("layer", "window"),
+    [
+        ({"sliding_window": 64}, None),  # stated, used by no layer
+        ({"sliding_window": 64, "layer_types": ["full_attention"]}, None),
+        ({"sliding_window": 64, "layer_types": ["sliding_attention"]}, 64),
+        ({"sliding_window": None, "layer_types": ["sliding_attention"]}, None),
+        ({"sliding_window": 64, "use_sliding_window": True}, None),  # Qwen3: from layer 28 on
+        ({"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0}, 64),
+    ],
+    ids=str,
+)
+def test_the_window_of_speculators_drafts(tmp_path, layer, window):
+    """speculators 0.9.0 trains with a window of 2048 unless told otherwise."""
+    shutil.copytree(PARITY / "speculators_tiny", tmp_path / "draft")
+    raw = json.loads((tmp_path / "draft" / "config.json").read_text())
+    raw["transformer_layer_config"] |= layer
+    (tmp_path / "draft" / "config.json").write_text(json.dumps(raw))
+    assert Eagle3DraftModel.from_pretrained(tmp_path / "draft").config.sliding_window == window
 
 
 def test_what_is_written_is_the_plain_directory(tmp_path):
@@ -255,6 +290,8 @@ def test_configurations_that_cannot_be(folder):
          "do not name the same layers"),
         ({"speculators_model_type": "dflash", "transformer_layer_config": {}}, "speculators `dflash`"),
         ({"num_key_value_heads": 3}, "multiple of `num_key_value_heads`"),
+        ({"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}, "mixes full and sliding"),
+        ({"sliding_window": 0, "layer_types": ["sliding_attention"]}, "`sliding_window` is 0"),
     ]  # fmt: skip
     original = (folder / "config.json").read_text()
     for changes, message in cases:

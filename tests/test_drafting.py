@@ -71,7 +71,13 @@ def slow_scores(target, draft, text: list[int], record) -> list[float]:
 )
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"norm_output": True, "fc_norm": True}, {"num_hidden_layers": 2, "norm_before_residual": True}],
+    [
+        {},
+        {"norm_output": True, "fc_norm": True},
+        {"num_hidden_layers": 2, "norm_before_residual": True},
+        {"sliding_window": 5},
+        {"sliding_window": 2},  # narrower than the tree is deep
+    ],
     ids=str,
 )
 def test_scores_are_log_probabilities_of_paths(lengths, tree, changes):

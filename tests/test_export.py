@@ -134,9 +134,7 @@ def test_what_the_target_tells_is_written_out(tmp_path):
     draft.config.target_layer_ids, draft.config.max_position_embeddings = None, 64
     with pytest.raises(ValueError, match=r"tapped-layers-unknown.*give --target"):
         export(draft, tmp_path)
-    export(
-        draft, tmp_path, target=ExportTarget.load(str(embedded.TARGET), "org/target"), allow=["tapped-layers-fixed"]
-    )
+    export(draft, tmp_path, target=ExportTarget.load(str(embedded.TARGET), "org/target"), only=[VLLM, SGLANG])
     config = Eagle3Config.from_pretrained(tmp_path)
     assert config.target_layer_ids == [1, 11, 20]
     assert config.max_position_embeddings == 1024
