@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import hf_eagle3
 
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # for processes of their own
+constants.HF_HUB_OFFLINE = True  # it was read when huggingface_hub was imported above
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 DATA = Path(__file__).parent / "data"
 NEEDS_PAIR = "set HF_EAGLE3_STORIES_PAIR to a folder with target/ and draft/ of the stories260K pair"

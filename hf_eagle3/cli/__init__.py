@@ -47,5 +47,15 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"hf-eagle3 {command}: {error}", file=sys.stderr)
         return 2
+    except Exception as error:
+        if not from_http(error):
+            raise
+        print(f"hf-eagle3 {command}: the Hub cannot be reached ({error}).", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
+
+
+def from_http(error: Exception) -> bool:
+    """Whether the library under huggingface_hub raised it; which one that is depends on the version."""
+    return any(kind.__module__.partition(".")[0] in ("httpx", "httpx2", "requests") for kind in type(error).__mro__)

@@ -44,6 +44,7 @@ def public_drafts() -> tuple[PublicDraft, ...]:
 
 
 def drafts_for(target: str) -> list[PublicDraft]:
-    """Entries for a Hub id, whatever its upper and lower case; the authors' own first."""
+    """Entries for a Hub id, whatever its upper and lower case; the authors' own first, the community's last."""
     found = [entry for entry in public_drafts() if entry.target.lower() == target.lower()]
-    return sorted(found, key=lambda entry: entry.publisher == "community")
+    order = {"authors of EAGLE-3": 0, "community": 2}
+    return sorted(found, key=lambda entry: order.get(entry.publisher, 1))

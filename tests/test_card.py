@@ -1,0 +1,205 @@
+"""The card says what was given and measured, and nothing else; `push --dry-run` writes the whole repository."""
+
+import copy
+import json
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, constants
+
+from hf_eagle3 import Eagle3DraftModel, TreeConfig, embedded
+from hf_eagle3.cli import main
+from hf_eagle3.hub.card import BEGIN, CardFacts, write_card
+from hf_eagle3.hub.engines import SPECULATORS, TargetFacts
+from hf_eagle3.hub.measured import read_benchmark
+from hf_eagle3.hub.publish import Publication
+
+
+ROW = {"task": "math", "method": "static", "temperature": 0.0, "batch_size": 1, "speedup": 1.837}
+ROW |= {"speedup_interval": [1.7, 1.95], "acceptance_length": 3.456, "num_prompts": 18, "identical": True}
+BENCHMARK = {
+    "versions": {"torch": "2.13.0"},
+    "hardware": {"processor": "two cores"},
+    "settings": {"target": str(embedded.TARGET), "draft": str(embedded.DRAFT), "max_new_tokens": 128},
+    "rows": [ROW, ROW | {"task": "code", "temperature": 0.7, "speedup_interval": None, "identical": False}],
+}
+
+
+@pytest.fixture
+def benchmark_file(tmp_path):
+    def write(**changes):
+        path = tmp_path / "benchmark.json"
+        path.write_text(json.dumps(copy.deepcopy(BENCHMARK) | changes))
+        return path
+
+    return write
+
+
+def dry_run(folder, *arguments: str) -> int:
+    return main(["push", str(embedded.DRAFT), "user/pair", "--dry-run", str(folder), *arguments])
+
+
+TARGET = ("--target", str(embedded.TARGET), "--target-name", "org/target")
+
+
+def test_a_whole_repository_in_a_folder(tmp_path, benchmark_file, capsys):
+    metadata = ("--license", "apache-2.0", "--dataset", "openai/gsm8k", "--tag", "tiny", "--target-revision", "main")
+    assert dry_run(tmp_path / "out", *TARGET, *metadata, "--benchmark", str(benchmark_file())) == 0
+    assert "Nothing uploaded" in capsys.readouterr().out
+    names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert names == {
+        *("README.md", "config.json", "generation_config.json", "model.safetensors"),
+        *("custom_generate/generate.py", "custom_generate/requirements.txt"),
+    }
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert yaml.safe_load(card.data.to_yaml()) == {
+        "library_name": "hf-eagle3",
+        "pipeline_tag": "text-generation",
+        "base_model": "org/target",
+        "base_model_revision": "main",
+        "datasets": ["openai/gsm8k"],
+        "license": "apache-2.0",
+        "tags": ["eagle3", "speculative-decoding", "custom_generate", "tiny"],
+    }
+    for line in (
+        "| math | static | 0 | 1 | 1.84x (1.70 to 1.95) | 3.46 | 18 | yes |",
+        "| code | static | 0.7 | 1 | 1.84x | 3.46 | 18 | no |",
+        "On processor two cores; torch 2.13.0.",
+        "| draft vocabulary | 896 of 1,024 tokens |",
+        "| default tree | 8 nodes, 4 levels, top-k 3 |",
+        """vllm serve org/target --speculative-config '{"method": "eagle3", "model": "user/pair", "num_speculative""",
+        "--speculative-num-steps 4 --speculative-eagle-topk 3",
+        "--speculative-num-draft-tokens 9",  # SGLang counts the root
+        'from_pretrained("user/pair")',
+        'custom_generate="user/pair", trust_remote_code=True',
+    ):
+        assert line in card.text, line
+    assert "It derives `head_dim`" in card.text.split("## The original")[1]
+    Eagle3DraftModel.from_pretrained(tmp_path / "out")
+
+
+def test_nothing_is_made_up(tmp_path, capsys):
+    """No benchmark, licence, data or target: none of them in the card."""
+    assert dry_run(tmp_path / "out") == 0
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert set(yaml.safe_load(card.data.to_yaml())) == {"library_name", "pipeline_tag", "tags"}
+    assert "## Figures\n\nNot measured." in card.text
+    assert str(embedded.FOLDER) not in card.text
+    assert "EaModel" not in card.text
+    assert 'AutoModelForCausalLM.from_pretrained("TARGET"' in card.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"settings": BENCHMARK["settings"] | {"draft": "org/other"}}, "measured the draft `org/other`"),
+        ({"settings": BENCHMARK["settings"] | {"target": "org/other"}}, "measured the target `org/other`"),
+        ({"settings": {}}, "measured the draft `None`"),
+        ({"rows": None}, "has no `rows`"),
+        ({"rows": [{k: v for k, v in ROW.items() if k != "speedup"}]}, "row 0 has no `speedup`"),
+        ({"rows": [ROW, ROW | {"acceptance_length": None}]}, "row 1 has no `acceptance_length`"),
+        ({"rows": [ROW | {"speedup": float("nan")}]}, "`speedup` is nan, not a number"),
+        ({"rows": [ROW | {"speedup": "fast"}]}, "`speedup` is 'fast', not a number"),
+        ({"rows": [ROW | {"speedup_interval": [2.0, 3.0]}]}, "does not hold its `speedup`"),
+        ({"rows": ["fast"]}, "row 0 is 'fast'"),
+    ],
+    ids=str,
+)
+def test_figures_of_another_pair_or_of_none_are_refused(tmp_path, benchmark_file, capsys, changes, message):
+    assert dry_run(tmp_path / "out", *TARGET, "--benchmark", str(benchmark_file(**changes))) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_file_must_be_one(tmp_path, capsys):
+    (tmp_path / "x").write_text("fast!")
+    for name, message in ((tmp_path / "x", "is not JSON"), (tmp_path / "nowhere", "nowhere")):
+        assert dry_run(tmp_path / "out", *TARGET, "--benchmark", str(name)) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_benchmark_of_the_published_names_counts(benchmark_file):
+    path = benchmark_file(settings={"target": "org/target", "draft": "user/pair"})
+    assert len(read_benchmark(path, ["user/pair", None], [None, "org/target"]).rows) == 2
+    with pytest.raises(ValueError, match="this target is of unknown name"):
+        read_benchmark(path, ["user/pair"], [None])
+
+
+def card_of(**changes) -> str:
+    facts = {"repository": "user/pair", "target": TargetFacts("org/target"), "tree": TreeConfig(), "dtype": "float32"}
+    config = Eagle3DraftModel.from_pretrained(embedded.DRAFT).config
+    earlier = changes.pop("earlier", None)
+    for name in [name for name in changes if name in vars(config)]:
+        setattr(config, name, changes.pop(name))
+    return write_card(config, CardFacts(**facts | {"num_parameters": 1} | changes), earlier)
+
+
+def test_an_engine_that_would_mis_serve_gets_no_command():
+    text = card_of(norm_before_residual=True)
+    sglang = text.split("## SGLang")[1].split("## The original")[0]
+    assert "Do not serve this draft there" in sglang
+    assert "launch_server" not in text
+    assert "vllm serve" in text
+    assert "Does not read this file format" in card_of(dialect=SPECULATORS).split("## SGLang")[1]
+
+
+def test_an_author_keeps_the_word():
+    first = card_of()
+    mine = first.replace(BEGIN, "Hello.\n\n" + BEGIN) + "\nThanks."
+    again = card_of(earlier=mine, repository="user/renamed")
+    assert again.count(BEGIN) == 1
+    assert "Hello." in again
+    assert again.rstrip().endswith("Thanks.")
+    assert "user/pair" not in again
+    foreign = card_of(earlier="---\nlanguage: de\ntags: [mine]\n---\n# Mein Modell\n")
+    card = ModelCard(foreign)
+    assert card.data.language == "de"
+    assert card.data.tags == ["eagle3", "speculative-decoding", "custom_generate", "mine"]
+    assert card.text.rstrip().endswith("# Mein Modell")
+    assert card_of(earlier=first) == first  # nothing piles up
+
+
+def test_what_a_file_says_stays_in_its_cell(benchmark_file):
+    row = ROW | {"task": "math |\n# <script>"}
+    path = benchmark_file(rows=[row], settings={"target": "org/target", "draft": "user/pair"})
+    text = card_of(measured=read_benchmark(path, ["user/pair"], ["org/target"]))
+    assert "| math   #  script | static |" in text
+
+
+def test_the_target_is_told_by_name_model_or_configuration():
+    target, draft, _ = embedded.load_pair()
+    target.config._name_or_path = "org/target"
+    for given in (target, target.config):
+        facts = Publication(given).export_target(draft).facts
+        assert (facts.name, facts.num_layers) == ("org/target", 24)
+    assert Publication(str(embedded.TARGET)).export_target(draft).facts.name is None  # a path is nobody's business
+    draft.config.target_name_or_path = "org/target"
+    assert Publication().export_target(draft).facts == TargetFacts("org/target")  # cannot be reached
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    assert main(["push", str(embedded.DRAFT), "user/pair"]) == 2
+    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("hf-eagle3 push: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["user/pair", "--dry-run", "{folder}"], "holds files already"),
+        (["a/b/c", "--dry-run", "{folder}/new"], "a/b/c"),
+        (["user/pair", "--dry-run", "{folder}/new", "--target", "/nowhere/at/all"], "nowhere"),
+        (["user/pair", "--dry-run", "{folder}/new", "--to", "speculators"], "give --target"),
+        (["user/pair"], "ffline mode"),
+    ],
+    ids=str,
+)
+def test_mistakes_of_push_end_in_one_line(tmp_path, capsys, arguments, message):
+    (tmp_path / "x").touch()
+    assert main(["push", str(embedded.DRAFT), *(a.format(folder=tmp_path) for a in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert "hf-eagle3 push: " in error
+    assert message in error
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,150 @@
+"""`hf-eagle3 inspect`: modes, sizes and fit without weights; the list of public drafts."""
+
+import json
+
+import pytest
+import torch
+from local_hub import hub  # noqa: F401
+from models import CHAIN_TARGETS, TREE_TARGETS, tiny_draft, tiny_target
+from transformers import LlavaConfig, LlavaForConditionalGeneration, T5Config
+
+from hf_eagle3 import Eagle3Config, embedded
+from hf_eagle3.cli import main
+from hf_eagle3.hub import registry
+
+
+def report(capsys, *arguments: str) -> dict:
+    assert main(["inspect", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_pair_that_fits(capsys):
+    pair = ("--target", str(embedded.TARGET), "--draft", str(embedded.DRAFT))
+    out = report(capsys, *pair)
+    target, draft = out["target"], out["draft"]
+    real_target, real_draft, _ = embedded.load_pair()
+    assert (target["mode"], target["layers"], target["parameters"]) == ("tree", 24, real_target.num_parameters())
+    assert target["needs"]["target_layer_ids"] == [1, 11, 20]
+    assert target["known_drafts"] == []
+    assert (draft["fits"], draft["parameters"]) == (True, real_draft.num_parameters())
+    assert (draft["draft_vocab_size"], draft["own_embedding"], draft["own_head"]) == (896, False, True)
+    assert draft["engines"]["sglang"] == "would be served as it is"
+    assert main(["inspect", *pair]) == 0
+    text = capsys.readouterr().out
+    for words in ("tree", "attention only", "[1, 11, 20]", "fits", "none in this version's list", "1.1 million"):
+        assert words in text
+
+
+@pytest.mark.parametrize("name", [*TREE_TARGETS, *CHAIN_TARGETS])
+def test_the_mode_of_a_target(tmp_path, capsys, name):
+    tiny_target(name).config.save_pretrained(tmp_path)
+    out = report(capsys, "--target", str(tmp_path))["target"]
+    assert out["mode"] == ("tree" if name in TREE_TARGETS else "chain")
+    assert out["reason"]
+    assert out["needs"]["parameters"] == tiny_draft(tiny_target(name), 0, 24, **sizes_of(name)).num_parameters()
+
+
+def sizes_of(name: str) -> dict:
+    """What `Eagle3Config.from_target` chooses where `tiny_draft` has sizes of its own."""
+    config = Eagle3Config.from_target(tiny_target(name).config)
+    names = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
+    return {name: getattr(config, name) for name in names}
+
+
+def test_the_way_it_is_loaded_counts(tmp_path, capsys):
+    tiny_target().config.save_pretrained(tmp_path)
+    assert report(capsys, "--target", str(tmp_path), "--attention", "eager")["target"]["mode"] == "tree"
+
+
+def test_a_target_that_is_refused(tmp_path, capsys):
+    T5Config(vocab_size=24, d_model=16, num_layers=2, num_heads=2).save_pretrained(tmp_path)
+    assert main(["inspect", "--target", str(tmp_path)]) == 2
+    assert "T5" in capsys.readouterr().err
+
+
+def test_a_target_that_also_sees(tmp_path, capsys):
+    vision = {"model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 1, "image_size": 8, "patch_size": 4}
+    LlavaConfig(text_config=tiny_target().config, vision_config=vision).save_pretrained(tmp_path)
+    out = report(capsys, "--target", str(tmp_path))["target"]
+    assert (out["architecture"], out["layers"]) == (LlavaForConditionalGeneration.__name__, 4)
+
+
+def test_a_draft_of_another_target(tmp_path, capsys):
+    tiny_draft(tiny_target()).save_pretrained(tmp_path)
+    out = report(capsys, "--target", str(embedded.TARGET), "--draft", str(tmp_path))["draft"]
+    assert out["fits"] is False
+    assert "192 wide" in out["why_not"]
+
+
+def test_a_draft_alone_and_what_engines_would_make_of_it(tmp_path, capsys):
+    draft = tiny_draft(tiny_target(), norm_before_residual=True, has_lm_head=False)
+    draft.config.target_name_or_path = "org/target"
+    draft.save_pretrained(tmp_path)
+    out = report(capsys, "--draft", str(tmp_path))["draft"]
+    assert out["made_for"] == "org/target"
+    assert out["flags"] == ["norm_before_residual"]
+    assert out["own_head"] is False
+    assert [line.split(":")[0] for line in out["engines"]["sglang"]] == ["norm-before-residual", "no-lm-head"]
+
+
+def test_a_draft_on_the_hub_is_not_downloaded(hub, tmp_path, capsys):  # noqa: F811
+    draft = tiny_draft(tiny_target(), num_hidden_layers=2)
+    draft.save_pretrained(tmp_path / "draft")
+    hub.put("user/draft", tmp_path / "draft")
+    out = report(capsys, "--draft", "user/draft")["draft"]
+    assert (out["decoder_layers"], out["parameters"]) == (2, draft.num_parameters())
+    asked = [path for method, path in hub.log if method == "GET" and path.endswith("safetensors")]
+    assert not (tmp_path / "cache" / "models--user--draft" / "blobs").exists() or not any(
+        path.stat().st_size > 10_000 for path in (tmp_path / "cache").rglob("blobs/*")
+    )
+    assert asked  # its head was read
+
+
+def test_bin_drafts_are_read_by_their_configuration(tmp_path, capsys):
+    draft = tiny_draft(tiny_target())
+    draft.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(draft.state_dict(), tmp_path / "pytorch_model.bin")
+    assert report(capsys, "--draft", str(tmp_path))["draft"]["parameters"] == draft.num_parameters()
+
+
+def test_known_drafts_are_suggested(tmp_path, capsys, hub):  # noqa: F811
+    tiny_target().config.save_pretrained(tmp_path)
+    hub.put("meta-llama/Llama-3.1-8B-Instruct", tmp_path)
+    out = report(capsys, "--target", "meta-llama/Llama-3.1-8B-Instruct")["target"]
+    assert out["known_drafts"][0]["draft"] == "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"
+    assert main(["inspect", "--target", "meta-llama/Llama-3.1-8B-Instruct"]) == 0
+    assert "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B (not loaded here; https://github.com/SafeAILab/EAGLE" in (
+        capsys.readouterr().out
+    )
+
+
+def test_every_public_draft_has_its_source():
+    drafts = registry.public_drafts()
+    assert len(drafts) == len({entry.draft for entry in drafts}) > 20
+    for entry in drafts:
+        assert entry.source.startswith("https://")
+        assert entry.draft.count("/") == entry.target.count("/") == 1
+        assert entry.layers in (None, "usual")
+    found = registry.drafts_for("qwen/qwen3-8b")
+    assert len(found) > 2
+    assert found[0].publisher != "community"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Name a `--target`"),
+        (["--target", "/nowhere/at/all"], "nowhere"),
+        (["--draft", "/nowhere/at/all"], "nowhere"),
+        (["--draft", str(embedded.TARGET)], "not an EAGLE-3 draft"),
+        (["--target", str(embedded.TARGET), "--attention", "magic"], "magic"),
+    ],
+    ids=str,
+)
+def test_mistakes_end_in_one_line(capsys, arguments, message):
+    assert main(["inspect", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert "hf-eagle3 inspect: " in error
+    assert message in error
