@@ -11,6 +11,7 @@ import torch
 from conftest import DATA
 from models import left_padded, tiny_draft, tiny_target
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, LlamaConfig
 
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel, embedded, record
 from hf_eagle3.cli import main
@@ -299,3 +300,21 @@ def test_mistakes_of_convert_end_in_one_line(tmp_path, capsys, arguments, messag
 def test_facts_of_a_target():
     facts = TargetFacts("org/target", "main", ("LlamaForCausalLM",), 24, 1024)
     assert ExportTarget.load(str(embedded.TARGET), "org/target", "main").facts == facts
+
+
+def test_what_engines_read_of_the_plain_file(tmp_path):
+    """Through transformers' LlamaConfig, as vLLM and SGLang load it, by the attributes that their code asks for."""
+    draft = Eagle3DraftModel.from_pretrained(embedded.DRAFT)
+    export(draft, tmp_path, only=[VLLM, SGLANG])
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is LlamaConfig
+    assert config.architectures == ["LlamaForCausalLMEagle3"]
+    assert config.eagle_aux_hidden_state_layer_ids == [2, 12, 21]  # vLLM: hidden_states
+    assert config.eagle_config["eagle_aux_hidden_state_layer_ids"] == [1, 11, 20]  # SGLang: layers
+    assert config.eagle_config["use_aux_hidden_state"] is True
+    assert (config.vocab_size, config.draft_vocab_size) == (1024, 896)
+    assert config.tie_word_embeddings is False  # SGLang would put the embedding in the head's place
+    assert config.rope_parameters["rope_theta"] == 10000.0
+    # Both ask `hasattr(config, "target_hidden_size")`, and take what they find for set.
+    for name in ("target_hidden_size", "num_aux_hidden_states", "norm_before_residual", "fc_norm", "norm_output"):
+        assert not hasattr(config, name), name
