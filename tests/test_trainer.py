@@ -381,3 +381,11 @@ def test_a_draft_over_all_tokens_has_no_mapping(tmp_path):
     assert draft.target_token_ids is None
     found = curve(tmp_path, draft=draft, max_steps=2)
     assert found[0] > 0
+
+
+def test_a_draft_with_a_window_trains_within_it(tmp_path):
+    """Training-time test attends to every position, which is the same as long as samples are no longer."""
+    draft = fresh_draft(sliding_window=64)
+    with pytest.raises(ValueError, match="`max_length` is 2048, the draft's `sliding_window` 64"):
+        trainer(tmp_path, draft=draft, max_length=2048)
+    assert curve(tmp_path, draft=draft, max_length=64, max_steps=1)
