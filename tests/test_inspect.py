@@ -6,7 +6,7 @@ import pytest
 import torch
 from local_hub import hub  # noqa: F401
 from models import CHAIN_TARGETS, TREE_TARGETS, tiny_draft, tiny_target
-from transformers import LlavaConfig, LlavaForConditionalGeneration, T5Config
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, T5Config
 
 from hf_eagle3 import Eagle3Config, embedded
 from hf_eagle3.cli import main
@@ -58,8 +58,12 @@ def test_the_way_it_is_loaded_counts(tmp_path, capsys):
 
 def test_a_target_that_is_refused(tmp_path, capsys):
     T5Config(vocab_size=24, d_model=16, num_layers=2, num_heads=2).save_pretrained(tmp_path)
-    assert main(["inspect", "--target", str(tmp_path)]) == 2
-    assert "T5" in capsys.readouterr().err
+    out = report(capsys, "--target", str(tmp_path))["target"]
+    assert (out["mode"], "needs" in out) == ("refused", False)
+    assert "encoder-decoder" in out["reason"]
+    CLIPVisionConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "eye")
+    assert main(["inspect", "--target", str(tmp_path / "eye")]) == 2
+    assert "clip_vision_model model, which is no language model" in capsys.readouterr().err
 
 
 def test_a_target_that_also_sees(tmp_path, capsys):

@@ -35,11 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="of an adapter: the draft it changes (default: its base/, or as it says)")
     parser.add_argument("--revision", help="branch, tag or commit of the draft")
     parser.add_argument("--subfolder", help="of the draft's repository")
-    parser.add_argument("--overwrite", action="store_true", help="write into a directory that holds files")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    new_folder(arguments.output, "output", arguments.overwrite)
+    new_folder(arguments.output, "output")
     draft = load_any_draft(
         arguments.source, arguments.base, revision=arguments.revision, subfolder=arguments.subfolder
     )

@@ -11,7 +11,13 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, DynamicCache, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    DynamicCache,
+    PreTrainedModel,
+)
 
 from .. import checkpoint
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
@@ -50,13 +56,11 @@ def run(arguments: argparse.Namespace) -> int:
 def empty_model(config, attention: str | None) -> PreTrainedModel:
     """The target without weights."""
     options = {"attn_implementation": attention} if attention else {}
-    with torch.device("meta"):
-        try:
-            return AutoModelForCausalLM.from_config(config, **options)
-        except ValueError:
-            if type(config) not in AutoModelForImageTextToText._model_mapping:
-                raise
-            return AutoModelForImageTextToText.from_config(config, **options)
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM):
+        if type(config) in auto._model_mapping:
+            with torch.device("meta"):
+                return auto.from_config(config, **options)
+    raise ValueError(f"`--target` is a {config.model_type} model, which is no language model.")
 
 
 def describe_target(source: str, target: ExportTarget, attention: str | None) -> dict:

@@ -97,13 +97,13 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
     return merged.eval()
 
 
-def new_folder(path: str, option: str, overwrite: bool) -> Path:
-    """A folder to write into; one that holds files already only if that was asked for."""
+def new_folder(path: str, option: str) -> Path:
+    """A folder to write into, new or empty: a weight file left from before would be another draft's."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`{option}` {path} is a file; name a folder.")
-    if not overwrite and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"`{option}` {path} holds files already; name another folder or pass --overwrite.")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise ValueError(f"`{option}` {path} holds files already; name a new folder.")
     return folder
 
 

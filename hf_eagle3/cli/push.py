@@ -33,7 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--commit-message", help="default: Upload EAGLE-3 draft")
     parser.add_argument("--base", help="of an adapter: the draft it changes (default: its base/, or as it says)")
-    parser.add_argument("--overwrite", action="store_true", help="with --dry-run: the folder may hold files")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -49,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         "dialect": arguments.to,
     }
     if arguments.dry_run:
-        folder = new_folder(arguments.dry_run, "--dry-run", arguments.overwrite)
+        folder = new_folder(arguments.dry_run, "--dry-run")
         for finding in write_repository(draft, folder, arguments.repo_id, Publication(**settings)):
             print(f"Note: {finding}")
         print(f"Nothing uploaded; {arguments.repo_id} would hold what is in {folder}")

@@ -60,7 +60,7 @@ class Publication:
             revision = revision or draft.config.target_revision
             try:
                 return ExportTarget.load(name, name, revision) if name else UNKNOWN_TARGET
-            except OSError:  # gated, or elsewhere: its name is known all the same
+            except (OSError, ValueError):  # gated, elsewhere, or with code of its own: its name is known all the same
                 return ExportTarget(engines.TargetFacts(name, revision))
         config = self.target.config if isinstance(self.target, PreTrainedModel) else self.target
         known_name, known_revision = hub_identity(config)
