@@ -5,7 +5,7 @@ import json
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard
 
 from hf_eagle3 import Eagle3DraftModel, TreeConfig, embedded
 from hf_eagle3.cli import main
@@ -166,23 +166,36 @@ def test_what_a_file_says_stays_in_its_cell(benchmark_file):
     assert "| math   #  script | static |" in text
 
 
-def test_the_target_is_told_by_name_model_or_configuration():
+def test_the_target_is_told_by_name_model_or_configuration(monkeypatch):
     target, draft, _ = embedded.load_pair()
     target.config._name_or_path = "org/target"
     for given in (target, target.config):
         facts = Publication(given).export_target(draft).facts
         assert (facts.name, facts.num_layers) == ("org/target", 24)
     assert Publication(str(embedded.TARGET)).export_target(draft).facts.name is None  # a path is nobody's business
+    monkeypatch.chdir(embedded.FOLDER.parent)
+    target.config._name_or_path = "embedded/target"  # looks like a Hub id and is a folder
+    assert Publication(target).export_target(draft).facts.name is None
     draft.config.target_name_or_path = "org/target"
     assert Publication().export_target(draft).facts == TargetFacts("org/target")  # cannot be reached
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/{revision}/{filename}")
+    """The library under huggingface_hub has errors of its own; anything else is a defect and stays one."""
+
+    class ConnectError(Exception):
+        __module__ = "httpx2"
+
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("hf_eagle3.cli.push.push_to_hub", fail)
+    error = ConnectError("no route")
     assert main(["push", str(embedded.DRAFT), "user/pair"]) == 2
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("hf-eagle3 push: ")
+    assert capsys.readouterr().err.endswith("hf-eagle3 push: the Hub cannot be reached (no route).\n")
+    error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        main(["push", str(embedded.DRAFT), "user/pair"])
 
 
 @pytest.mark.parametrize(

@@ -252,14 +252,12 @@ def test_a_process_of_its_own_by_the_endpoint(hub, pair, tmp_path):  # noqa: F81
     target.save_pretrained(tmp_path / "target")
     environment = os.environ | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
     environment["HF_HUB_DISABLE_XET"] = "1"
-    run = [sys.executable, "-m", "hf_eagle3.cli"]
-    push = [*run, "push", str(tmp_path / "draft"), "user/draft", "--target", str(tmp_path / "target"), "--private"]
-    done = subprocess.run(push, env=environment, capture_output=True, text=True)
+    push = ["push", str(tmp_path / "draft"), "user/draft", "--target", str(tmp_path / "target"), "--private"]
+    convert = ["convert", "user/draft", str(tmp_path / "back")]
+    script = f"from hf_eagle3.cli import main; import sys; sys.exit(main({push}) or main({convert}))"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert hub.repositories["user/draft"].private
-    convert = [*run, "convert", "user/draft", str(tmp_path / "back")]
-    done = subprocess.run(convert, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("draft", "back"))
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
