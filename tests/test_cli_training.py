@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from local_hub import hub  # noqa: F401
 from models import tiny_target
 from safetensors.torch import load_file
 from test_data import CHAT, word_tokenizer
@@ -101,6 +102,24 @@ def test_lora_saves_adapter_and_merged_draft(folder, tmp_path):
     assert main(train(folder, tmp_path, *arguments)) == 0
     assert (tmp_path / "adapter_model.safetensors").exists()
     hf_eagle3.Eagle3DraftModel.from_pretrained(tmp_path / "merged")
+
+
+def test_from_training_to_generation_by_id(hub, folder, tmp_path, capsys):  # noqa: F811
+    """train -> push -> generate with the id: the same tau as with the directory."""
+    out = tmp_path / "trained"
+    data = ("--train-data", str(folder / "chats.jsonl"), "--num-generation-prompts", "0")
+    assert main(train(folder, out, *data)) == 0
+    target = str(folder / "target")
+    assert main(["push", str(out), "user/trained", "--target", target, "--target-name", "org/target"]) == 0
+    assert "/user/trained/commit/" in capsys.readouterr().out
+    reports = []
+    for name in (str(out), "user/trained"):
+        options = ["--device", "cpu", "--max-new-tokens", "16", "--compare", "--json", "--dtype", "float32"]
+        assert main(["generate", "--target", target, "--draft", name, "--prompt", "why so", *options]) == 0
+        reports.append(json.loads(capsys.readouterr().out))
+    assert [report["identical"] for report in reports] == [True, True]
+    assert reports[0]["acceptance_length"] == reports[1]["acceptance_length"]
+    assert reports[0]["accepted_histogram"] == reports[1]["accepted_histogram"]
 
 
 @pytest.mark.parametrize(

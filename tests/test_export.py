@@ -13,7 +13,7 @@ from models import left_padded, tiny_draft, tiny_target
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig
 
-from hf_eagle3 import Eagle3Config, Eagle3DraftModel, embedded, record
+from hf_eagle3 import Eagle3Config, Eagle3DraftModel, TreeConfig, embedded, record
 from hf_eagle3.cli import main
 from hf_eagle3.cli.loading import encode
 from hf_eagle3.hub import engines
@@ -65,7 +65,8 @@ def test_plain_to_speculators_and_back(tmp_path, capsys):
     assert original[1] > 2
     raw, again = (json.loads((folder / "config.json").read_text()) for folder in (embedded.DRAFT, back))
     assert again == raw | {"target_name_or_path": "org/target"}
-    assert (back / "generation_config.json").read_text() == (embedded.DRAFT / "generation_config.json").read_text()
+    trees = [Eagle3DraftModel.from_pretrained(folder).tree_config for folder in (embedded.DRAFT, there, back)]
+    assert trees[0] == trees[1] == trees[2] != TreeConfig()
 
 
 def test_bin_to_safetensors(tmp_path):
