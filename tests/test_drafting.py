@@ -143,3 +143,23 @@ def test_a_tree_holds_the_best_nodes_there_are():
     )
     best = sorted(slow_scores(target, draft, text, everything)[1:], reverse=True)[:15]
     torch.testing.assert_close(sorted(record.tree_scores[1:], reverse=True), best, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("window", [None, 2, 5])
+def test_a_chain_in_the_hosts_loop_is_the_same_chain(monkeypatch, window):
+    target, drawn = tiny_target(), []
+    draft = sensitive(tiny_draft(target, sliding_window=window))
+    draw = hf_eagle3.generation.drafting.Drafter.draw_chain
+
+    def watched(self, *args):
+        drawn.append(draw(self, *args))
+        return drawn[-1]
+
+    monkeypatch.setattr(hf_eagle3.generation.drafting.Drafter, "draw_chain", watched)
+    watcher, options = Watcher(), {"max_new_tokens": 12, "do_sample": False}
+    target.generate(**left_padded([9]), **options, assistant_model=draft.with_tree("host_chain", tree_depth=3))
+    target.generate(
+        **left_padded([9]), **options, assistant_model=draft.with_tree("chain", tree_depth=3), streamer=watcher
+    )
+    chains = [record.tree_tokens[1:] for record in watcher.records if len(record.tree_tokens) > 1]
+    assert drawn[0][0][0].tolist() == chains[0]
