@@ -75,7 +75,7 @@ def slow_scores(target, draft, text: list[int], record) -> list[float]:
         {},
         {"norm_output": True, "fc_norm": True},
         {"num_hidden_layers": 2, "norm_before_residual": True},
-        {"sliding_window": 5},
+        {"sliding_window": 5},  # the tree and half of the text
         {"sliding_window": 2},  # narrower than the tree is deep
     ],
     ids=str,
@@ -161,5 +161,8 @@ def test_a_chain_in_the_hosts_loop_is_the_same_chain(monkeypatch, window):
     target.generate(
         **left_padded([9]), **options, assistant_model=draft.with_tree("chain", tree_depth=3), streamer=watcher
     )
-    chains = [record.tree_tokens[1:] for record in watcher.records if len(record.tree_tokens) > 1]
-    assert drawn[0][0][0].tolist() == chains[0]
+    chain = next(record for record in watcher.records if len(record.tree_tokens) > 1)
+    tokens, scores = drawn[0]
+    assert tokens[0].tolist() == chain.tree_tokens[1:]
+    found = scores.log_softmax(-1).gather(2, tokens[:, :, None])[0, :, 0].cumsum(0)
+    torch.testing.assert_close(found.tolist(), chain.tree_scores[1:], rtol=1e-4, atol=1e-4)

@@ -190,10 +190,8 @@ class Drafter:
         rows = torch.arange(columns.shape[0], device=self.device)[:, None]
         self.cache.valid[rows, columns] = True if valid is None else valid
         seen = self.cache.valid[: len(rows), None, :width]
-        index = torch.arange(width, device=self.device)
-        seen = seen & (index <= columns[:, :, None])  # (A, m, width)
-        if self.window is not None:
-            seen = seen & (index > columns[:, :, None] - self.window)
+        index, newest = torch.arange(width, device=self.device), columns[:, :, None]
+        seen = seen & (index <= newest) & (index > newest - (self.window or width))  # (A, m, width)
         mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
         mask = mask.masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None]
 
@@ -275,8 +273,8 @@ class Drafter:
             index = torch.arange(self._width, device=self.device)
             newest = (index * seen).amax(dim=1, keepdim=True)
             seen = seen & (index > newest + level - self.window)
-        mask = torch.zeros(active, 1, 1, self._width, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(~seen[:, None, None], torch.finfo(self.dtype).min)
+        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+        return mask.masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None, None]
 
     def draw_chain(self, position: int, length: int, do_sample: bool, warp: Warp) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -302,7 +300,7 @@ class Drafter:
             def attend(query, key, value, layer, start=base + level):
                 keys, values = self.cache.write_nodes(layer, start, key, value)
                 if self.window is not None:
-                    keys, values = keys[:, :, -self.window :], values[:, :, -self.window :]
+                    keys, values = (x[:, :, -self.window :] for x in (keys, values))
                 return grouped_attention(query, keys, values, None)
 
             here = torch.tensor([[position + level + 1]], device=self.device)

@@ -111,11 +111,12 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def _shape(config: Eagle3Config, facts: CardFacts) -> str:
     ids = config.target_layer_ids
     tree = facts.tree
+    limit = "as much as pays, at most " if tree.tree_mode == "auto" else ""
     rows = [
         ("parameters", f"{facts.num_parameters:,} in {facts.dtype}, {config.num_hidden_layers} decoder layer(s)"),
         ("tapped layers", "the usual ones" if ids is None else f"outputs of layers {ids} of the target (from zero)"),
         ("draft vocabulary", f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens"),
-        ("default tree", f"{tree.num_draft_tokens} nodes, {tree.tree_depth} levels, top-k {tree.tree_top_k}"),
+        ("default tree", f"{limit}{tree.num_draft_tokens} nodes, {tree.tree_depth} levels, top-k {tree.tree_top_k}"),
     ]
     if config.sliding_window is not None:
         rows.append(("attention", f"the latest {config.sliding_window} positions"))
@@ -175,9 +176,8 @@ def _engine(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
         return f"## {title}\n\nDo not serve this draft there:\n\n{reasons}"
     target, tree = facts.target.name or "TARGET", facts.tree
     if engine == engines.VLLM:
-        settings = (
-            f'{{"method": "eagle3", "model": "{facts.repository}", "num_speculative_tokens": {tree.tree_depth}}}'
-        )
+        length = min(tree.tree_depth, 5)  # a chain there, which pays less deep than a tree
+        settings = f'{{"method": "eagle3", "model": "{facts.repository}", "num_speculative_tokens": {length}}}'
         return f"## {title}\n\n```bash\nvllm serve {target} --speculative-config '{settings}'\n```"
     if engine == engines.SGLANG:
         return (
