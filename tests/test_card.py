@@ -81,6 +81,7 @@ def test_a_whole_repository_in_a_folder(tmp_path, benchmark_file, capsys):
 def test_nothing_is_made_up(tmp_path, capsys):
     """No benchmark, licence, data or target: none of them in the card."""
     assert dry_run(tmp_path / "out") == 0
+    assert "the card will name no target" in capsys.readouterr().out
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert set(yaml.safe_load(card.data.to_yaml())) == {"library_name", "pipeline_tag", "tags"}
     assert "## Figures\n\nNot measured." in card.text

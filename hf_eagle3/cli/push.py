@@ -1,6 +1,7 @@
 """`hf-eagle3 push`: a draft's repository, with its card, to the Hub or to a folder."""
 
 import argparse
+from pathlib import Path
 
 from ..hub import engines
 from ..hub.publish import Publication, push_to_hub, write_repository
@@ -35,8 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", help="of an adapter: the draft it changes (default: its base/, or as it says)")
 
 
+def is_hub_id(source: str | None) -> bool:
+    return source is not None and not Path(source).is_dir()
+
+
 def run(arguments: argparse.Namespace) -> int:
     draft = load_any_draft(arguments.draft, arguments.base)
+    if not (arguments.target_name or draft.config.target_name_or_path or is_hub_id(arguments.target)):
+        print("Note: the card will name no target; --target ID or --target-name ID tells it.")
     settings = {
         "target": arguments.target,
         "target_name": arguments.target_name,
