@@ -98,7 +98,8 @@ def test_nothing_is_made_up(tmp_path, capsys):
         ({"settings": {}}, "measured the draft `None`"),
         ({"rows": None}, "has no `rows`"),
         ({"rows": [{k: v for k, v in ROW.items() if k != "speedup"}]}, "row 0 has no `speedup`"),
-        ({"rows": [ROW, ROW | {"acceptance_length": None}]}, "row 1 has no `acceptance_length`"),
+        ({"rows": [ROW, ROW | {"speedup": None}]}, "row 1 has no `speedup`"),
+        ({"rows": [ROW, {k: v for k, v in ROW.items() if k != "num_prompts"}]}, "row 1 has no `num_prompts`"),
         ({"rows": [ROW | {"speedup": float("nan")}]}, "`speedup` is nan, not a number"),
         ({"rows": [ROW | {"speedup": "fast"}]}, "`speedup` is 'fast', not a number"),
         ({"rows": [ROW | {"speedup_interval": [2.0, 3.0]}]}, "does not hold its `speedup`"),
@@ -158,6 +159,15 @@ def test_an_author_keeps_the_word():
     assert card.data.tags == ["eagle3", "speculative-decoding", "custom_generate", "mine"]
     assert card.text.rstrip().endswith("# Mein Modell")
     assert card_of(earlier=first) == first  # nothing piles up
+
+
+def test_what_the_benchmark_leaves_open_stays_open(benchmark_file):
+    """No speedup where the text differs, no acceptance length where every answer was one token."""
+    rows = [ROW | {"identical": False, "speedup": None, "speedup_interval": None}, ROW | {"acceptance_length": None}]
+    path = benchmark_file(rows=rows, settings={"target": "org/target", "draft": "user/pair"})
+    text = card_of(measured=read_benchmark(path, ["user/pair"], ["org/target"]))
+    assert "| math | static | 0 | 1 | text differs | 3.46 | 18 | no |" in text
+    assert "| 1.84x (1.70 to 1.95) | - | 18 | yes |" in text
 
 
 def test_what_a_file_says_stays_in_its_cell(benchmark_file):

@@ -129,10 +129,11 @@ def _figures(facts: CardFacts) -> str:
     found = facts.measured
     rows = []
     for row in found.rows:
-        interval = row.get("speedup_interval")
+        speedup, interval = row["speedup"], row.get("speedup_interval")
         spread = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-        cells = (row["task"], row["method"], f"{row['temperature']:g}", str(row["batch_size"]))
-        cells += (f"{row['speedup']:.2f}x{spread}", f"{row['acceptance_length']:.2f}", str(row["num_prompts"]))
+        cells = (row["task"], row["method"], f"{row['temperature']:g}", row["batch_size"])
+        cells += ("text differs" if speedup is None else f"{speedup:.2f}x{spread}",)
+        cells += ("-" if row["acceptance_length"] is None else f"{row['acceptance_length']:.2f}", row["num_prompts"])
         rows.append((*map(_cell, cells), "yes" if row["identical"] else "no"))
     head = ("task", "method", "temperature", "batch", "speedup", "acceptance length", "prompts", "identical text")
     where = "; ".join(f"{_cell(k)} {_cell(v)}" for part in (found.hardware, found.versions) for k, v in part.items())
