@@ -18,7 +18,7 @@ from hf_eagle3.hub.publish import Publication
 ROW = {"task": "math", "method": "static", "temperature": 0.0, "batch_size": 1, "speedup": 1.837}
 ROW |= {"speedup_interval": [1.7, 1.95], "acceptance_length": 3.456, "num_prompts": 18, "identical": True}
 BENCHMARK = {
-    "versions": {"torch": "2.13.0"},
+    "versions": {"torch": "2.13.0", "cuda": None},
     "hardware": {"processor": "two cores"},
     "settings": {"target": str(embedded.TARGET), "draft": str(embedded.DRAFT), "max_new_tokens": 128},
     "rows": [ROW, ROW | {"task": "code", "temperature": 0.7, "speedup_interval": None, "identical": False}],
@@ -64,7 +64,7 @@ def test_a_whole_repository_in_a_folder(tmp_path, benchmark_file, capsys):
     for line in (
         "| math | static | 0 | 1 | 1.84x (1.70 to 1.95) | 3.46 | 18 | yes |",
         "| code | static | 0.7 | 1 | 1.84x | 3.46 | 18 | no |",
-        "On processor two cores; torch 2.13.0.",
+        "On processor two cores; torch 2.13.0; max new tokens 128.",
         "| draft vocabulary | 896 of 1,024 tokens |",
         "| default tree | 8 nodes, 4 levels, top-k 3 |",
         """vllm serve org/target --speculative-config '{"method": "eagle3", "model": "user/pair", "num_speculative""",

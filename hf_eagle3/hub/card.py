@@ -136,7 +136,9 @@ def _figures(facts: CardFacts) -> str:
         cells += ("-" if row["acceptance_length"] is None else f"{row['acceptance_length']:.2f}", row["num_prompts"])
         rows.append((*map(_cell, cells), "yes" if row["identical"] else "no"))
     head = ("task", "method", "temperature", "batch", "speedup", "acceptance length", "prompts", "identical text")
-    where = "; ".join(f"{_cell(k)} {_cell(v)}" for part in (found.hardware, found.versions) for k, v in part.items())
+    chosen = {name: found.settings.get(name) for name in ("dtype", "max_new_tokens")}
+    parts = [(k, v) for part in (found.hardware, found.versions, chosen) for k, v in part.items() if v is not None]
+    where = "; ".join(f"{_cell(name).replace('_', ' ')} {_cell(value)}" for name, value in parts)
     return (
         "## Figures\n\nMeasured by `hf-eagle3 benchmark`: speedup over plain `generate` in the same run, acceptance "
         f"length in committed tokens per cycle, the target's own included.\n\n{_table(head, rows)}\n\nOn {where}."
