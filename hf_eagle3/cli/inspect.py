@@ -178,9 +178,7 @@ def table(title: str, part: dict) -> str:
         elif isinstance(value, dict):
             rows += [(label, f"{key}: {'; '.join(x) if isinstance(x, list) else x}") for key, x in value.items()]
         else:
-            rows.append(
-                (label, {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else str(value))
-            )
+            rows.append((label, YES[value] if isinstance(value, bool) else str(value)))
     if part.get("known_drafts") == []:
         rows.append(("known drafts", "none in this version's list; `hf-eagle3 train` makes one"))
     width = max(len(name) for name, _ in rows)
