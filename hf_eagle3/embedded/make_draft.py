@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--answers", type=int, default=7000, help="prompts that the target answers (default: 7000)")
-    parser.add_argument("--max-steps", type=int, default=2000, help="(default: 2000)")
+    parser.add_argument("--max-steps", type=int, default=1500, help="(default: 1500)")
     parser.add_argument(
         "--steps", type=int, default=7, help="of training-time test; 1 for the comparison (default: 7)"
     )
