@@ -66,10 +66,10 @@ def test_a_whole_repository_in_a_folder(tmp_path, benchmark_file, capsys):
         "| code | static | 0.7 | 1 | 1.84x | 3.46 | 18 | no |",
         "On processor two cores; torch 2.13.0; max new tokens 128.",
         "| draft vocabulary | 896 of 1,024 tokens |",
-        "| default tree | 8 nodes, 4 levels, top-k 3 |",
+        "| default tree | as much as pays, at most 59 nodes, 8 levels, top-k 10 |",
         """vllm serve org/target --speculative-config '{"method": "eagle3", "model": "user/pair", "num_speculative""",
-        "--speculative-num-steps 4 --speculative-eagle-topk 3",
-        "--speculative-num-draft-tokens 9",  # SGLang counts the root
+        "--speculative-num-steps 8 --speculative-eagle-topk 10",
+        "--speculative-num-draft-tokens 60",  # SGLang counts the root
         'from_pretrained("user/pair")',
         'custom_generate="user/pair", trust_remote_code=True',
     ):

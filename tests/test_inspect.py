@@ -31,7 +31,7 @@ def test_a_pair_that_fits(capsys):
     assert draft["engines"]["sglang"] == "would be served as it is"
     assert main(["inspect", *pair]) == 0
     text = capsys.readouterr().out
-    for words in ("tree", "attention only", "[1, 11, 20]", "fits", "none in this version's list", "1.1 million"):
+    for words in ("tree", "attention only", "[1, 11, 20]", "fits", "none in this version's list", "1.7 million"):
         assert words in text
 
 
