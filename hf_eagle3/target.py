@@ -21,6 +21,14 @@ from transformers import __version__ as host_version
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 from transformers.utils import logging
 
+from .attention_inputs import (
+    KNOWN_KINDS,
+    NO_POSITION_IDS,
+    POSITION_IDS_BY_KEYWORD,
+    LayerInputs,
+    mask_kinds,
+    needs_layer_inputs,
+)
 from .configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
 
 
@@ -32,19 +40,17 @@ except ImportError:  # transformers before 5.18 has no layers without a cache of
         """Stands for a class that this transformers does not have."""
 
 
+try:
+    from transformers.cache_utils import DynamicIndexedLayer
+except ImportError:  # in earlier ones indexers keep their keys themselves
+
+    class DynamicIndexedLayer:
+        """Stands for a class that this transformers does not have."""
+
+
 logger = logging.get_logger(__name__)
 
 HOST_MARKS_CACHES = Version(host_version) >= Version("5.17")  # `_is_user_defined` on a cache that the user passed
-FULL, SLIDING = "full_attention", "sliding_attention"
-# Architectures whose attention reads slot order, a 2-D mask or a second cache, so that a 4-D tree mask is not obeyed.
-# A chain verified through their own causal path is right. (transformers 5.23)
-CHAIN_ONLY = {
-    "bloom": "ALiBi from the 2-D mask",
-    "mpt": "ALiBi by slot order",
-    "gpt_neo": "applies a window of its own in slot order",
-    "llama4": "chunked attention",
-    "llama4_text": "chunked attention",
-}
 # Architectures where a pass over several tokens, or a second pass, is not what token by token would be, so that
 # nothing can be verified. (transformers 5.23)
 _FORGETS = "its scan starts afresh in a pass over several tokens"
@@ -88,7 +94,7 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     parameters = inspect.signature(target.forward).parameters
     if not {"past_key_values", "cache_params"} & parameters.keys():
         return DecodingMode("refused", "the model reads no cache; drafts need one to build on")
-    known = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+    known = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
     strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in known]
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
         return DecodingMode("chain", "recurrent or convolution states cannot branch; they are copied instead")
@@ -105,18 +111,19 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode(
             "chain", f"cache layers of type {', '.join(sorted(set(strange)))} hold more than keys and values"
         )
-    if config.model_type in CHAIN_ONLY:
-        return DecodingMode("chain", CHAIN_ONLY[config.model_type])
-    if getattr(config, "alibi", False):
-        return DecodingMode("chain", "ALiBi from the 2-D mask")
     if config._attn_implementation not in TREE_ATTENTION:
         return DecodingMode(
             "chain", f"{config._attn_implementation} attention takes no tree mask; load with sdpa for trees"
         )
-    if "position_ids" not in parameters:
+    if "position_ids" not in parameters and target.config.model_type not in (
+        *NO_POSITION_IDS,
+        *POSITION_IDS_BY_KEYWORD,
+    ):
         return DecodingMode("chain", "the model takes no `position_ids`")
-    if not mask_kinds(config).keys() <= {FULL, SLIDING}:
-        return DecodingMode("chain", f"attention kinds {list(mask_kinds(config))} beyond full and sliding")
+    if needs_layer_inputs(config) and is_compiled(target):
+        return DecodingMode("chain", "trees need hooks on its layers, which a compiled model ignores")
+    if not mask_kinds(config).keys() <= KNOWN_KINDS:
+        return DecodingMode("chain", f"attention kinds {sorted(mask_kinds(config).keys() - KNOWN_KINDS)}")
     return DecodingMode("tree", "attention only, keys and values per slot")
 
 
@@ -132,19 +139,9 @@ def is_users(cache: Cache | None) -> bool:
     return bool(getattr(cache, "_is_user_defined", not HOST_MARKS_CACHES))
 
 
-def mask_kinds(config) -> dict[str, int | None]:
-    """Kinds of attention in the model and their windows; the keys are those of the mask dictionary it takes."""
-    window, layer_types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if layer_types is not None:
-        return {kind: window if kind == SLIDING else None for kind in sorted(set(layer_types))}
-    if window is not None:
-        return {SLIDING: window}
-    return {FULL: None} if getattr(config, "attention_chunk_size", None) is None else {"chunked_attention": None}
-
-
-def takes_mask_dictionary(config) -> bool:
-    """Whether masks go in as a dictionary per layer type, as in the host's `create_masks_for_generate`."""
-    return getattr(config, "layer_types", None) is not None
+def is_compiled(model: PreTrainedModel) -> bool:
+    """Whether `torch.compile` was applied: hooks added afterwards are ignored."""
+    return model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
 
 
 def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
@@ -209,11 +206,12 @@ class Target:
                 "`embed_tokens` of its own; use a draft that has."
             )
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.takes_positions = model.config.model_type not in NO_POSITION_IDS
+        self.counts_padding = model.config.model_type in POSITION_IDS_BY_KEYWORD
         self._captured: dict[int, list[torch.Tensor]] = {}
         self._thread: int | None = None  # the thread whose passes are captured, None: none
         layers = decoder_layers(model)
-        compiled = model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
-        self.uses_hooks = layers is not None and not compiled
+        self.uses_hooks = layers is not None and not is_compiled(model)
         # Layers that read other layers' keys run on the last token of a prompt only, unless all states are asked for.
         num_shared = getattr(self.config, "num_kv_shared_layers", None) or 0
         self.prefill_options = (
@@ -223,11 +221,12 @@ class Target:
         )
         self._clamped = [module for module in model.modules() if hasattr(module, "time_step_limit")]
         self._tapped = [layers[i] for i in self.layer_ids] if self.uses_hooks else []
+        self.layer_inputs = LayerInputs(model, self.config, layers)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the tapped layers for the time of one call; they are gone whatever happens inside."""
-        handles = []
+        handles = self.layer_inputs.register()
         try:
             for layer_id, layer in zip(self.layer_ids, self._tapped, strict=False):
                 handles.append(layer.register_forward_hook(self._hook(layer_id)))
