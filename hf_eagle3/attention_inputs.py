@@ -137,9 +137,17 @@ def _gpt_neo(arguments: dict, given: PassInputs, config, layer: int) -> dict:
     return {"attention_mask": given.masks[config.attention_layers[layer]]}
 
 
+def _masked(arguments: dict, given: PassInputs, config, layer: int) -> dict:
+    return {"attention_mask": given.mask}
+
+
+def _ctrl(arguments: dict, given: PassInputs, config, layer: int) -> dict:
+    return {"attention_mask": given.mask} | ({"mask": None} if "mask" in arguments else {})
+
+
 def _roformer(arguments: dict, given: PassInputs, config, layer: int) -> dict:
     # (1, 1, A, N + 1, d): the rows that `_roformer_table` has brought in, one axis too far.
-    return {"sinusoidal_pos": arguments["sinusoidal_pos"][0, 0].unsqueeze(1)}
+    return {"sinusoidal_pos": arguments["sinusoidal_pos"][0, 0].unsqueeze(1), "attention_mask": given.mask}
 
 
 def _roformer_table(arguments: dict, given: PassInputs, config, layer: int) -> dict:
@@ -148,13 +156,18 @@ def _roformer_table(arguments: dict, given: PassInputs, config, layer: int) -> d
 
 # What replaces which arguments of a decoder layer, by `model_type`.
 LAYER_INPUTS: dict[str, Callable[..., dict]] = {
+    "big_bird": _masked,
     "bloom": _bloom,
+    "ctrl": _ctrl,
     "falcon": _falcon,
     "gpt_neo": _gpt_neo,
+    "megatron-bert": _masked,
     "mpt": _mpt,
+    "rembert": _masked,
     "roformer": _roformer,
 }
-PLAIN_MASK = ("bloom", "falcon")  # make their biases from a 2-D mask
+# Are given a 2-D mask: to make biases from it, or because transformers 5.8 knows no other there.
+PLAIN_MASK = ("big_bird", "bloom", "ctrl", "falcon", "megatron-bert", "rembert", "roformer")
 POSITION_TABLES = {"roformer": ("embed_positions", _roformer_table)}
 SLOT_ORDER = {"gpt_neo": "bias"}  # buffers that apply causality and windows by slot, over our mask
 # Have no `position_ids` among their arguments: get positions from the above, or pass them on as they pass any keyword
@@ -169,7 +182,7 @@ def needs_layer_inputs(config) -> bool:
 
 
 def mask_argument(config, given: PassInputs):
-    """The `attention_mask` of a pass: one mask, one per kind, or (with hooks) what the host makes biases from."""
+    """The `attention_mask` of a pass: one mask, one per kind, or (with hooks) the plainest 2-D one."""
     if needs_layer_inputs(config) and config.model_type in PLAIN_MASK:
         return torch.ones_like(given.slot_positions)
     return given.masks if takes_mask_dictionary(config) else given.mask

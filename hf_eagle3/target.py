@@ -29,6 +29,7 @@ from .attention_inputs import (
     mask_kinds,
     needs_layer_inputs,
 )
+from .chains import chain_fault, clamped_modules, stepping
 from .configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
 
 
@@ -91,12 +92,17 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("refused", "the model has no transformers `Cache`; drafts need one to build on")
     if config.model_type in REFUSED:
         return DecodingMode("refused", REFUSED[config.model_type])
+    if config.model_type == "glm_moe_dsa" and not issubclass(DynamicIndexedLayer, DynamicLayer):
+        return DecodingMode("refused", f"transformers {host_version} keeps keys of its indexer outside the cache")
     parameters = inspect.signature(target.forward).parameters
     if not {"past_key_values", "cache_params"} & parameters.keys():
         return DecodingMode("refused", "the model reads no cache; drafts need one to build on")
     known = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
     strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in known]
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+        fault = chain_fault(target)
+        if fault is not None:
+            return DecodingMode("refused", fault)
         return DecodingMode("chain", "recurrent or convolution states cannot branch; they are copied instead")
     if cache.offloading or any("Static" in name or "Quant" in name for name in strange):
         return DecodingMode(
@@ -219,7 +225,7 @@ class Target:
             if not self.uses_hooks or (max(self.layer_ids) >= num_decoder_layers(self.config) - num_shared)
             else {}
         )
-        self._clamped = [module for module in model.modules() if hasattr(module, "time_step_limit")]
+        self._clamped = clamped_modules(model)
         self._tapped = [layers[i] for i in self.layer_ids] if self.uses_hooks else []
         self.layer_inputs = LayerInputs(model, self.config, layers)
 
@@ -331,17 +337,9 @@ class Target:
                 "head alone; please report the architecture."
             )
 
-    @contextmanager
-    def stepping(self) -> Iterator[None]:
-        """Passes inside compute what single steps would: Mamba-2 clamps its time steps only in longer passes."""
-        kept = [(module, module.time_step_limit) for module in self._clamped]
-        try:
-            for module, _ in kept:
-                module.time_step_limit = (0.0, float("inf"))
-            yield
-        finally:
-            for module, limit in kept:
-                module.time_step_limit = limit
+    def stepping(self):
+        """Passes inside compute what single steps would."""
+        return stepping(self._clamped)
 
     def decoding_optimised(self):
         """The host's switch of experts implementations while decoding (transformers 5.10 on)."""
