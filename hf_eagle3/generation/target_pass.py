@@ -250,14 +250,14 @@ class ChainPass:
 
 def snapshot(cache: Cache) -> list[dict]:
     """
-    The state of every layer, so that `restore` undoes passes made since. Keys and values, which passes replace rather
-    than write into, are kept by reference; recurrent and convolution states are copied.
+    The state of the cache and of its layers, so that `restore` undoes passes made since. Keys and values, which passes
+    replace rather than write into, are kept by reference; recurrent and convolution states are copied.
     """
-    return [_state_of(layer, vars(layer)) for layer in cache.layers]
+    return [_state_of(holder, vars(holder)) for holder in (cache, *cache.layers)]
 
 
-def _state_of(layer, attributes: dict) -> dict:
-    by_reference = ("keys", "values") if isinstance(layer, DynamicLayer) else ()
+def _state_of(holder, attributes: dict) -> dict:
+    by_reference = ("keys", "values") if isinstance(holder, DynamicLayer) else ("layers",)
     return {name: value if name in by_reference else _copy(value) for name, value in attributes.items()}
 
 
@@ -271,6 +271,6 @@ def _copy(value):
 
 def restore(cache: Cache, saved: list[dict]) -> None:
     """Put back what `snapshot` took. States are copied once more: a pass writes into them, and may be interrupted."""
-    for layer, state in zip(cache.layers, saved, strict=True):
-        vars(layer).clear()
-        vars(layer).update(_state_of(layer, state))
+    for holder, state in zip((cache, *cache.layers), saved, strict=True):
+        vars(holder).clear()
+        vars(holder).update(_state_of(holder, state))
