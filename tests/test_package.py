@@ -20,6 +20,7 @@ LAYERS = (
         "tree_config",
         "configuration_eagle3",
         "attention_inputs",
+        "chains",
         "target",
     ),
     ("modeling_eagle3",),
