@@ -63,6 +63,11 @@ REFUSED = {
     "recurrent_gemma": "it keeps states in its layers, which a pass over several tokens starts afresh",
     "zamba": _FORGETS,
 }
+# Attention whose caches cannot branch. (transformers 5.23)
+CHAIN_ONLY = {
+    "deepseek_v4": "its caches pool several tokens into one entry, which branches of a tree cannot share",
+    "minimax_m3_vl_text": "it attends to blocks of neighbouring slots, which branches of a tree would share",
+}
 # Compressed or sparse attention that counts by slot in one place and by position in another: with padding on the left,
 # a pass over several tokens is not what token by token would be. (transformers 5.23)
 UNPADDED_ONLY = ("deepseek_v4", "minimax_m3_vl_text")
@@ -113,6 +118,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     windows = {layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)}
     if len(windows) > 1:
         return DecodingMode("chain", f"windows of several sizes ({sorted(windows)})")
+    if config.model_type in CHAIN_ONLY:
+        return DecodingMode("chain", CHAIN_ONLY[config.model_type])
     if strange:
         return DecodingMode(
             "chain", f"cache layers of type {', '.join(sorted(set(strange)))} hold more than keys and values"
