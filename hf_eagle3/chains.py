@@ -49,9 +49,10 @@ def stepping(clamped: list[nn.Module]) -> Iterator[None]:
 def chain_fault(model: PreTrainedModel) -> str | None:
     """
     Why chains cannot be verified on `model`, or `None` where they can. Found by running its decoder on a few tokens,
-    once per model and dtype, with a cache of its own; a model in training mode, where dropout is random, is not run.
+    once per model and dtype, with a cache of its own. A model in training mode, where dropout is random, or without
+    weights (on the meta device) is not run.
     """
-    if model.training:
+    if model.training or model.device.type == "meta":
         return None
     known = _FAULTS.setdefault(model, {})
     if model.dtype not in known:
