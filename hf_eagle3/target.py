@@ -119,6 +119,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     if len(windows) > 1:
         return DecodingMode("chain", f"windows of several sizes ({sorted(windows)})")
     if config.model_type in CHAIN_ONLY:
+        if not strange:
+            return DecodingMode("refused", f"transformers {host_version} gives it a plain cache beside a draft")
         return DecodingMode("chain", CHAIN_ONLY[config.model_type])
     if strange:
         return DecodingMode(

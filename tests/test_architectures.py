@@ -34,10 +34,12 @@ ALWAYS_TESTED = (
     "gemma2[softcap]",
     "gemma3n_text",
     "gemma4_text[moe, shared keys]",
+    "gpt_neo",
     "gpt_oss",
     "llama4_text",
     "llama[yarn]",
     "mamba",
+    "mpt",
     "nemotron_h",
     "opt",
     "phi3[longrope, beyond]",
@@ -68,6 +70,8 @@ if not NEWER:
         "granitemoehybrid[rope]": "its states after",
         "olmo_hybrid": "no transformers `Cache`",
     }
+# The floor's generate gives these a cache that is not theirs as soon as there is a draft.
+PLAIN_CACHE = () if NEWER else ("deepseek_v4",)
 # Before 5.18 a prompt without padding runs without a mask, so that rows of a batch are not what they are alone.
 UNPADDED = (*UNPADDED_ONLY, "doge") if Version(host_version) < Version("5.18") else UNPADDED_ONLY
 
@@ -131,6 +135,10 @@ def test_every_node(name):
 
 @pytest.mark.parametrize("name", [architecture(name) for name in architecture_names() if name not in REFUSED])
 def test_text_is_identical(name):
+    if name in PLAIN_CACHE:
+        with pytest.raises(ValueError, match="a plain cache beside a draft"):
+            compare_texts(model_or_skip(name), prompts(name))
+        return
     found = compare_texts(model_or_skip(name), prompts(name))
     assert found.same
     assert found.num_accepted > 0, "nothing was accepted: the test shows little"
@@ -138,7 +146,7 @@ def test_text_is_identical(name):
 
 @pytest.mark.parametrize(
     ("name", "lengths", "changes"),
-    [(name, [21, 9, 15], {}) for name in UNPADDED_ONLY]
+    [(name, [21, 9, 15], {}) for name in UNPADDED_ONLY if name not in PLAIN_CACHE]
     + [("doge", [20], {"keep_window_size": 24}), ("llama[dynamic]", [20], {"max_position_embeddings": 24})],
 )
 def test_unsteady_calls_run_plainly(name, lengths, changes):
