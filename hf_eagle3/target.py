@@ -126,14 +126,14 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode(
             "chain", f"cache layers of type {', '.join(sorted(set(strange)))} hold more than keys and values"
         )
+    if getattr(config, "alibi", False) and not needs_layer_inputs(config):
+        return DecodingMode("chain", "ALiBi of a model unknown here")
     if config._attn_implementation not in TREE_ATTENTION:
         return DecodingMode(
             "chain", f"{config._attn_implementation} attention takes no tree mask; load with sdpa for trees"
         )
-    if "position_ids" not in parameters and target.config.model_type not in (
-        *NO_POSITION_IDS,
-        *POSITION_IDS_BY_KEYWORD,
-    ):
+    places_itself = target.config.model_type in NO_POSITION_IDS + POSITION_IDS_BY_KEYWORD
+    if "position_ids" not in parameters and not places_itself:
         return DecodingMode("chain", "the model takes no `position_ids`")
     if needs_layer_inputs(config) and is_compiled(target):
         return DecodingMode("chain", "trees need hooks on its layers, which a compiled model ignores")
