@@ -21,6 +21,15 @@ from transformers import __version__ as host_version
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 from transformers.utils import logging
 
+from .attention_inputs import (
+    KNOWN_KINDS,
+    NO_POSITION_IDS,
+    POSITION_IDS_BY_KEYWORD,
+    LayerInputs,
+    mask_kinds,
+    needs_layer_inputs,
+)
+from .chains import chain_fault, clamped_modules, stepping
 from .configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
 
 
@@ -32,19 +41,17 @@ except ImportError:  # transformers before 5.18 has no layers without a cache of
         """Stands for a class that this transformers does not have."""
 
 
+try:
+    from transformers.cache_utils import DynamicIndexedLayer
+except ImportError:  # in earlier ones indexers keep their keys themselves
+
+    class DynamicIndexedLayer:
+        """Stands for a class that this transformers does not have."""
+
+
 logger = logging.get_logger(__name__)
 
 HOST_MARKS_CACHES = Version(host_version) >= Version("5.17")  # `_is_user_defined` on a cache that the user passed
-FULL, SLIDING = "full_attention", "sliding_attention"
-# Architectures whose attention reads slot order, a 2-D mask or a second cache, so that a 4-D tree mask is not obeyed.
-# A chain verified through their own causal path is right. (transformers 5.23)
-CHAIN_ONLY = {
-    "bloom": "ALiBi from the 2-D mask",
-    "mpt": "ALiBi by slot order",
-    "gpt_neo": "applies a window of its own in slot order",
-    "llama4": "chunked attention",
-    "llama4_text": "chunked attention",
-}
 # Architectures where a pass over several tokens, or a second pass, is not what token by token would be, so that
 # nothing can be verified. (transformers 5.23)
 _FORGETS = "its scan starts afresh in a pass over several tokens"
@@ -55,6 +62,11 @@ REFUSED = {
     "mamba": _FORGETS,
     "recurrent_gemma": "it keeps states in its layers, which a pass over several tokens starts afresh",
     "zamba": _FORGETS,
+}
+# Attention whose caches cannot branch. (transformers 5.23)
+CHAIN_ONLY = {
+    "deepseek_v4": "its caches pool several tokens into one entry, which branches of a tree cannot share",
+    "minimax_m3_vl_text": "it attends to blocks of neighbouring slots, which branches of a tree would share",
 }
 # Compressed or sparse attention that counts by slot in one place and by position in another: with padding on the left,
 # a pass over several tokens is not what token by token would be. (transformers 5.23)
@@ -85,12 +97,17 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("refused", "the model has no transformers `Cache`; drafts need one to build on")
     if config.model_type in REFUSED:
         return DecodingMode("refused", REFUSED[config.model_type])
+    if config.model_type == "glm_moe_dsa" and not issubclass(DynamicIndexedLayer, DynamicLayer):
+        return DecodingMode("refused", f"transformers {host_version} keeps keys of its indexer outside the cache")
     parameters = inspect.signature(target.forward).parameters
     if not {"past_key_values", "cache_params"} & parameters.keys():
         return DecodingMode("refused", "the model reads no cache; drafts need one to build on")
-    known = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+    known = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
     strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in known]
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+        fault = chain_fault(target)
+        if fault is not None:
+            return DecodingMode("refused", fault)
         return DecodingMode("chain", "recurrent or convolution states cannot branch; they are copied instead")
     if cache.offloading or any("Static" in name or "Quant" in name for name in strange):
         return DecodingMode(
@@ -101,22 +118,27 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     windows = {layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)}
     if len(windows) > 1:
         return DecodingMode("chain", f"windows of several sizes ({sorted(windows)})")
+    if config.model_type in CHAIN_ONLY:
+        if not strange:
+            return DecodingMode("refused", f"transformers {host_version} gives it a plain cache beside a draft")
+        return DecodingMode("chain", CHAIN_ONLY[config.model_type])
     if strange:
         return DecodingMode(
             "chain", f"cache layers of type {', '.join(sorted(set(strange)))} hold more than keys and values"
         )
-    if config.model_type in CHAIN_ONLY:
-        return DecodingMode("chain", CHAIN_ONLY[config.model_type])
-    if getattr(config, "alibi", False):
-        return DecodingMode("chain", "ALiBi from the 2-D mask")
+    if getattr(config, "alibi", False) and not needs_layer_inputs(config):
+        return DecodingMode("chain", "ALiBi of a model unknown here")
     if config._attn_implementation not in TREE_ATTENTION:
         return DecodingMode(
             "chain", f"{config._attn_implementation} attention takes no tree mask; load with sdpa for trees"
         )
-    if "position_ids" not in parameters:
+    places_itself = target.config.model_type in NO_POSITION_IDS + POSITION_IDS_BY_KEYWORD
+    if "position_ids" not in parameters and not places_itself:
         return DecodingMode("chain", "the model takes no `position_ids`")
-    if not mask_kinds(config).keys() <= {FULL, SLIDING}:
-        return DecodingMode("chain", f"attention kinds {list(mask_kinds(config))} beyond full and sliding")
+    if needs_layer_inputs(config) and is_compiled(target):
+        return DecodingMode("chain", "trees need hooks on its layers, which a compiled model ignores")
+    if not mask_kinds(config).keys() <= KNOWN_KINDS:
+        return DecodingMode("chain", f"attention kinds {sorted(mask_kinds(config).keys() - KNOWN_KINDS)}")
     return DecodingMode("tree", "attention only, keys and values per slot")
 
 
@@ -132,19 +154,9 @@ def is_users(cache: Cache | None) -> bool:
     return bool(getattr(cache, "_is_user_defined", not HOST_MARKS_CACHES))
 
 
-def mask_kinds(config) -> dict[str, int | None]:
-    """Kinds of attention in the model and their windows; the keys are those of the mask dictionary it takes."""
-    window, layer_types = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
-    if layer_types is not None:
-        return {kind: window if kind == SLIDING else None for kind in sorted(set(layer_types))}
-    if window is not None:
-        return {SLIDING: window}
-    return {FULL: None} if getattr(config, "attention_chunk_size", None) is None else {"chunked_attention": None}
-
-
-def takes_mask_dictionary(config) -> bool:
-    """Whether masks go in as a dictionary per layer type, as in the host's `create_masks_for_generate`."""
-    return getattr(config, "layer_types", None) is not None
+def is_compiled(model: PreTrainedModel) -> bool:
+    """Whether `torch.compile` was applied: hooks added afterwards are ignored."""
+    return model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
 
 
 def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
@@ -209,11 +221,12 @@ class Target:
                 "`embed_tokens` of its own; use a draft that has."
             )
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.takes_positions = model.config.model_type not in NO_POSITION_IDS
+        self.counts_padding = model.config.model_type in POSITION_IDS_BY_KEYWORD
         self._captured: dict[int, list[torch.Tensor]] = {}
         self._thread: int | None = None  # the thread whose passes are captured, None: none
         layers = decoder_layers(model)
-        compiled = model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
-        self.uses_hooks = layers is not None and not compiled
+        self.uses_hooks = layers is not None and not is_compiled(model)
         # Layers that read other layers' keys run on the last token of a prompt only, unless all states are asked for.
         num_shared = getattr(self.config, "num_kv_shared_layers", None) or 0
         self.prefill_options = (
@@ -221,13 +234,14 @@ class Target:
             if not self.uses_hooks or (max(self.layer_ids) >= num_decoder_layers(self.config) - num_shared)
             else {}
         )
-        self._clamped = [module for module in model.modules() if hasattr(module, "time_step_limit")]
+        self._clamped = clamped_modules(model)
         self._tapped = [layers[i] for i in self.layer_ids] if self.uses_hooks else []
+        self.layer_inputs = LayerInputs(model, self.config, layers)
 
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the tapped layers for the time of one call; they are gone whatever happens inside."""
-        handles = []
+        handles = self.layer_inputs.register()
         try:
             for layer_id, layer in zip(self.layer_ids, self._tapped, strict=False):
                 handles.append(layer.register_forward_hook(self._hook(layer_id)))
@@ -332,17 +346,9 @@ class Target:
                 "head alone; please report the architecture."
             )
 
-    @contextmanager
-    def stepping(self) -> Iterator[None]:
-        """Passes inside compute what single steps would: Mamba-2 clamps its time steps only in longer passes."""
-        kept = [(module, module.time_step_limit) for module in self._clamped]
-        try:
-            for module, _ in kept:
-                module.time_step_limit = (0.0, float("inf"))
-            yield
-        finally:
-            for module, limit in kept:
-                module.time_step_limit = limit
+    def stepping(self):
+        """Passes inside compute what single steps would."""
+        return stepping(self._clamped)
 
     def decoding_optimised(self):
         """The host's switch of experts implementations while decoding (transformers 5.10 on)."""

@@ -10,11 +10,14 @@ import dataclasses
 
 import torch
 from models import VOCAB, WINDOW
+from packaging.version import Version
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import __version__ as host_version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
+NEWER = Version(host_version) >= Version("5.17")  # than the floor, where some layers have other names
 LAYERS = 4
 # What a configuration's fields are set to, where their default is a number. `None` means that a part is unused.
 SIZES = {
@@ -55,11 +58,14 @@ EXTRA: dict[str, dict] = {
     "cohere2_moe": {"mlp_layer_types": ["dense", "sparse"] * 2},
     "cohere_compass_text": {
         "layer_types": SLIDING,
-        "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 1e4}, "full_attention": None},
+        "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+            "full_attention": None,
+        },
     },
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
-        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+        "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
     },
     "deepseek_v4": {
         "num_hidden_layers": 6,
@@ -85,7 +91,7 @@ EXTRA: dict[str, dict] = {
     },
     "gemma4_text": {"global_head_dim": 16},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
-    "granitemoehybrid": {"layer_types": LINEAR},
+    "granitemoehybrid": {"layer_types": LINEAR if NEWER else ["mamba", "attention"] * 2},
     "jamba": {"attn_layer_period": 4, "attn_layer_offset": 2},
     "laguna": {"layer_types": SLIDING},
     "lfm2": {"layer_types": CONV},

@@ -6,14 +6,17 @@ what was found as Markdown.
 """
 
 import argparse
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from architectures import NOT_DECODER_ONLY, NOT_TINY, architecture_names, tiny_model
+from architectures import NEWER, NOT_DECODER_ONLY, NOT_TINY, architecture_names, tiny_model
 from models import VOCAB, left_padded, tiny_draft
 from node_criterion import worst_node_error
+from packaging.version import Version
+from transformers import __version__ as host_version
 
 import hf_eagle3
 from hf_eagle3.target import UNPADDED_ONLY
@@ -31,10 +34,12 @@ ALWAYS_TESTED = (
     "gemma2[softcap]",
     "gemma3n_text",
     "gemma4_text[moe, shared keys]",
+    "gpt_neo",
     "gpt_oss",
     "llama4_text",
     "llama[yarn]",
     "mamba",
+    "mpt",
     "nemotron_h",
     "opt",
     "phi3[longrope, beyond]",
@@ -55,6 +60,20 @@ REFUSED = {
     "xlstm": "no transformers `Cache`",
     "zamba": "starts afresh",
 }
+if not NEWER:
+    REFUSED |= dict.fromkeys(
+        ("bamba", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe", "mamba2", "nemotron_h", "zamba2"),
+        "its states after",
+    )
+    REFUSED |= {
+        "glm_moe_dsa": "outside the cache",
+        "granitemoehybrid[rope]": "its states after",
+        "olmo_hybrid": "no transformers `Cache`",
+    }
+# The floor's generate gives these a cache that is not theirs as soon as there is a draft.
+PLAIN_CACHE = () if NEWER else ("deepseek_v4",)
+# Before 5.18 a prompt without padding runs without a mask, so that rows of a batch are not what they are alone.
+UNPADDED = (*UNPADDED_ONLY, "doge") if Version(host_version) < Version("5.18") else UNPADDED_ONLY
 
 
 def architecture(name: str):
@@ -70,7 +89,7 @@ def model_or_skip(name: str):
 
 
 def prompts(name: str) -> tuple[list[int], ...]:
-    return ([20], [15, 15, 15]) if name in UNPADDED_ONLY else PROMPTS
+    return ([20], [15, 15, 15]) if name in UNPADDED else PROMPTS
 
 
 @dataclass
@@ -116,6 +135,10 @@ def test_every_node(name):
 
 @pytest.mark.parametrize("name", [architecture(name) for name in architecture_names() if name not in REFUSED])
 def test_text_is_identical(name):
+    if name in PLAIN_CACHE:
+        with pytest.raises(ValueError, match="a plain cache beside a draft"):
+            compare_texts(model_or_skip(name), prompts(name))
+        return
     found = compare_texts(model_or_skip(name), prompts(name))
     assert found.same
     assert found.num_accepted > 0, "nothing was accepted: the test shows little"
@@ -123,7 +146,7 @@ def test_text_is_identical(name):
 
 @pytest.mark.parametrize(
     ("name", "lengths", "changes"),
-    [(name, [21, 9, 15], {}) for name in UNPADDED_ONLY]
+    [(name, [21, 9, 15], {}) for name in UNPADDED_ONLY if name not in PLAIN_CACHE]
     + [("doge", [20], {"keep_window_size": 24}), ("llama[dynamic]", [20], {"max_position_embeddings": 24})],
 )
 def test_unsteady_calls_run_plainly(name, lengths, changes):
@@ -133,25 +156,52 @@ def test_unsteady_calls_run_plainly(name, lengths, changes):
     assert (found.mode, found.same) == ("plain", True)
 
 
-def table_row(name: str) -> str:
+def table_row(name: str) -> tuple[str, str]:
+    """(mode, a line of the table)."""
     try:
         target = tiny_model(name)
     except Exception as error:
-        return f"| {name} | not built | {type(error).__name__}: {str(error).splitlines()[0]} | | |"
+        return _row(name, "not built", f"{type(error).__name__}: {str(error).splitlines()[0]}")
     try:
         texts = compare_texts(target, prompts(name))
         worst = max(worst_node_error(target, left_padded(lengths)) for lengths in prompts(name))
     except ValueError as error:
-        return f"| {name} | refused | {error} | | |"
+        return _row(name, "refused", str(error).split(f"speed up {type(target).__name__}: ")[-1].rstrip("."))
+    except Exception as error:
+        return _row(name, "fails", f"{type(error).__name__}: {str(error).splitlines()[0]}")
     text = "identical" if texts.same else "differs"
-    return f"| {name} | {texts.mode} | {texts.reason} | {worst:.0e} | {text}, {texts.num_accepted} accepted |"
+    return _row(name, texts.mode, texts.reason, f"{worst:.0e}", f"{text}, {texts.num_accepted}")
+
+
+def _row(name: str, mode: str, *rest: str) -> tuple[str, str]:
+    return mode, f"| {' | '.join((name, mode, *rest, '', '')[:5])} |"
 
 
 def write_table(path: Path) -> None:
     rows = [table_row(name) for name in architecture_names()]
-    left_out = [f"| {name} | left out | {why} | | |" for name, why in (NOT_DECODER_ONLY | NOT_TINY).items()]
-    head = "| architecture | mode | reason | largest node error | text |\n| --- | --- | --- | --- | --- |"
-    path.write_text("\n".join([head, *sorted(rows + left_out)]) + "\n")
+    rows += [_row(name, "left out", why) for name, why in (NOT_DECODER_ONLY | NOT_TINY).items()]
+    counts = Counter(mode for mode, _ in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        f"""# Architectures
+
+What `generate(assistant_model=draft)` does with every entry of the causal-LM mapping of transformers {host_version},
+and with some of their options (in brackets): {", ".join(f"{count} {mode}" for mode, count in counts.most_common())}.
+Written by `python tests/test_architectures.py --table docs/architectures.md` from tiny random models in float32; the
+same runs are tests.
+
+- *tree*, *chain*: what the target verifies in one pass. *refused*: an error with the reason. *left out*: not tested.
+- *node error*: the largest difference between the logits of a drafted node and those of plain `generate` made to write
+  the path to it, relative to the largest logit; over several cycles of random trees or chains, one row and three of
+  different lengths, longer than windows and chunks.
+- *text*: against plain `generate`, greedy and sampled with the same seed, and how many drafted tokens were accepted.
+
+| architecture | mode | reason | node error | text |
+| --- | --- | --- | --- | --- |
+"""
+        + "\n".join(sorted(line for _, line in rows))
+        + "\n"
+    )
 
 
 if __name__ == "__main__":

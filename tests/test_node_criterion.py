@@ -9,6 +9,7 @@ import torch
 from models import CHAIN_TARGETS, TREE_TARGETS, WINDOW, left_padded, tiny_target
 from node_criterion import worst_node_error
 
+from hf_eagle3.attention_inputs import Reach
 from hf_eagle3.generation import cache, target_pass
 
 
@@ -68,7 +69,7 @@ def without_raggedness(honest):
 
 
 def without_window(honest):
-    return lambda kinds, *rest: honest({kind: (span, None) for kind, (span, _) in kinds.items()}, *rest)
+    return lambda kinds, *rest: honest({kind: (span, Reach()) for kind, (span, _) in kinds.items()}, *rest)
 
 
 @pytest.mark.parametrize(

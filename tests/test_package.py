@@ -12,7 +12,17 @@ PACKAGE = Path(__file__).parents[1] / "hf_eagle3"
 FILES = sorted(PACKAGE.rglob("*.py"))
 # A module may import from its own layer and from layers before it.
 LAYERS = (
-    ("_version", "checkpoint", "vocabulary", "metrics", "tree_config", "configuration_eagle3", "target"),
+    (
+        "_version",
+        "checkpoint",
+        "vocabulary",
+        "metrics",
+        "tree_config",
+        "configuration_eagle3",
+        "attention_inputs",
+        "chains",
+        "target",
+    ),
     ("modeling_eagle3",),
     ("generation", "data", "hub"),
     ("training", "benchmarks"),

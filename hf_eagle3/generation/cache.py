@@ -18,9 +18,11 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
-from ..target import DummyLayer
+from ..attention_inputs import Reach
+from ..target import DummyLayer, DynamicIndexedLayer
 
 
+KEYS_AND_VALUES, INDEXER_KEYS = ("keys", "values"), "indexer_keys"
 GROWTH = 256  # slots added at least, when storage is full
 # Layers of one shape share storage, so that committing is one gather for all of them; but never more than this at
 # once, since taking over and growing hold two copies.
@@ -43,7 +45,7 @@ class Span:
 
 
 class SlotLayer(CacheLayerMixin):
-    """One target layer's keys and values: views into a group's storage."""
+    """One target layer's keys and values, and its indexer's keys: views into a group's storage."""
 
     is_compileable = False
 
@@ -52,6 +54,7 @@ class SlotLayer(CacheLayerMixin):
         self.span = span
         self.is_sliding = span.window is not None
         self.is_initialized = True
+        self.indexer_keys: torch.Tensor | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: storage exists from the start."""
@@ -63,6 +66,13 @@ class SlotLayer(CacheLayerMixin):
         self.keys[:, :, start:end] = key_states
         self.values[:, :, start:end] = value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+        """The same for the keys (A, n, d) of a layer's indexer, which stand in their own slots (A, 1, S, d)."""
+        start = self.span.offset
+        end = start + indexer_key_states.shape[1]
+        self.indexer_keys[:, 0, start:end] = indexer_key_states
+        return self.indexer_keys[:, 0, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.span.offset + query_length, self.span.start
@@ -77,9 +87,19 @@ class SlotLayer(CacheLayerMixin):
     get_max_cache_shape = get_max_length
 
 
+def has_indexer(layer: CacheLayerMixin) -> bool:
+    """Whether a layer of the host's caches keys of an indexer, which chooses what its queries attend to."""
+    return isinstance(layer, DynamicIndexedLayer) and layer.is_indexer_initialized
+
+
+def _by_head(layer: CacheLayerMixin, name: str) -> torch.Tensor:
+    """An entry as (B, h, columns, d); an indexer's keys (B, columns, d) have one head."""
+    return getattr(layer, name)[:, None] if name == INDEXER_KEYS else getattr(layer, name)
+
+
 @dataclass
 class _Group:
-    """Entries (layer, "keys" or "values") of one shape and span in one tensor (entries, B, h, S, d)."""
+    """Entries (layer, "keys", "values" or "indexer_keys") of one shape and span in a tensor (entries, B, h, S, d)."""
 
     span: Span
     entries: list[tuple[int, str]] = field(default_factory=list)
@@ -111,12 +131,12 @@ class SlotCache(Cache):
             window = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
             span = self.spans.setdefault(window, Span(window, length - layer.keys.shape[2], length))
             layers.append(SlotLayer(span))
-            for name in ("keys", "values"):
-                self._join_group(span, index, name, getattr(layer, name))
+            for name in KEYS_AND_VALUES + (INDEXER_KEYS,) * has_indexer(layer):
+                self._join_group(span, index, name, _by_head(layer, name))
                 sources[index, name] = layer
         super().__init__(layers=layers)
         for group in self.groups:
-            self._allocate(group, [getattr(sources[entry], entry[1]) for entry in group.entries], sources)
+            self._allocate(group, [_by_head(sources[entry], entry[1]) for entry in group.entries], sources)
 
     def _join_group(self, span: Span, index: int, name: str, tensor: torch.Tensor) -> None:
         for group in reversed(self.groups):
@@ -232,16 +252,20 @@ class SlotCache(Cache):
             if row_of_slot is not None:
                 order = torch.tensor(_inverse(row_of_slot), device=group.storage.device)
                 for place, (index, name) in enumerate(group.entries):
-                    setattr(self.host.layers[index], name, self._ordinary(group, place, length, order))
+                    part = self._ordinary(group, place, length, order)
+                    setattr(self.host.layers[index], name, part[:, 0] if name == INDEXER_KEYS else part)
             group.storage = None
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, SlotLayer):
                 continue
-            layer.keys = layer.values = None
+            layer.keys = layer.values = layer.indexer_keys = None
+            host = self.host.layers[index]
             if row_of_slot is None:
-                vars(self.host.layers[index]).update(keys=None, values=None, is_initialized=False)
+                vars(host).update(keys=None, values=None, is_initialized=False)
+                if has_indexer(host):
+                    vars(host).update(indexer_keys=None, is_indexer_initialized=False)
             elif layer.is_sliding:
-                self.host.layers[index].cumulative_length = length
+                host.cumulative_length = length
 
     def _ordinary(self, group: _Group, place: int, length: int, order: torch.Tensor) -> torch.Tensor:
         """(B, h, columns, d) as plain generate leaves it: all columns, or a sliding layer's last window - 1."""
@@ -266,7 +290,7 @@ def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def verification_masks(
-    kinds: dict[str, tuple[Span, int | None]],
+    kinds: dict[str, tuple[Span, Reach]],
     lengths: torch.Tensor,
     visible: torch.Tensor | None,
     depths: torch.Tensor,
@@ -277,25 +301,38 @@ def verification_masks(
     Additive masks per kind of attention, each (A, 1, N + 1, slots + N + 1).
 
     Args:
-        kinds: Of each kind of attention, where its layers stand and its window (`None`: full).
+        kinds: Of each kind of attention, where its layers stand and how far back it attends.
         lengths: Columns each row has, (A,). A node stands for column length + depth.
         visible: Which columns are no padding, (A, at least the longest length); `None`: all.
         depths: (A, N + 1).
         ancestors: (A, N + 1, N + 1).
 
-    Windows are by column, hence by token position, not by slot.
+    Windows and chunks are by token position, not by slot: columns of one row differ as their positions do, and chunks
+    are counted behind the left padding.
     """
     masks = {}
-    for kind, (span, window) in kinds.items():
+    here = lengths[:, None] + depths  # (A, N + 1), as columns
+    for kind, (span, reach) in kinds.items():
         columns = torch.arange(span.start, span.write, device=lengths.device)
         prefix = columns < lengths[:, None]  # (A, slots)
         if visible is not None:
             prefix = prefix & visible[:, span.start : span.write]
         prefix = prefix[:, None].expand(-1, depths.shape[1], -1)
         nodes = ancestors
-        if window is not None:
-            here = lengths[:, None] + depths  # (A, N + 1), as columns
-            prefix = prefix & (here[:, :, None] - columns < window)
-            nodes = nodes & (depths[:, :, None] - depths[:, None] < window)
+        if reach.window is not None:
+            prefix = prefix & (here[:, :, None] - columns < reach.window)
+            nodes = nodes & (depths[:, :, None] - depths[:, None] < reach.window)
+        if reach.chunk is not None:
+            padding = 0 if visible is None else (visible.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)  # (A, 1)
+            chunk = (here - padding) // reach.chunk
+            prefix = prefix & (chunk[:, :, None] == ((columns - padding) // reach.chunk)[..., None, :])
+            nodes = nodes & (chunk[:, :, None] == chunk[:, None])
         masks[kind] = additive(torch.cat((prefix, nodes), dim=2)[:, None], dtype)
     return masks
+
+
+def slot_positions(write: int, visible: torch.Tensor | None, node_columns: torch.Tensor) -> torch.Tensor:
+    """Token positions of all slots, left padding not counted, (A, write + N + 1), for nodes at `node_columns`."""
+    columns = torch.arange(write, device=node_columns.device).expand(node_columns.shape[0], -1)
+    columns = torch.cat((columns, node_columns), dim=1)
+    return columns if visible is None else (visible.cumsum(dim=1).gather(1, columns) - 1).clamp(min=0)

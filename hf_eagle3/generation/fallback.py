@@ -10,7 +10,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from ..target import KEY_LIMIT, UNPADDED_ONLY, length_dependent_rope
+from ..target import KEY_LIMIT, UNPADDED_ONLY, decoding_mode, length_dependent_rope
 from .outputs import GenerateEagle3Output
 from .stats import new_stats, publish
 from .target_pass import cache_name, cached_columns
@@ -41,7 +41,8 @@ def why_plain(
     if crosses_rope_threshold(model, input_ids, max_length, model_kwargs):
         return "RoPE frequencies may change within the call", "Lower `max_new_tokens` to stay below that length."
     config, mask = model.config.get_text_config(decoder=True), model_kwargs.get("attention_mask")
-    if config.model_type in UNPADDED_ONLY and mask is not None and not mask.all():
+    is_unsteady = config.model_type in UNPADDED_ONLY and mask is not None and not mask.all()
+    if is_unsteady and decoding_mode(model, model_kwargs.get(cache_name(model_kwargs))).kind != "refused":
         return "padding on the left changes what this model attends to", "Give prompts of one length."
     limit = getattr(config, KEY_LIMIT, None)
     if limit is not None and max_length + cached_columns(model_kwargs.get(cache_name(model_kwargs)), 0) > limit:

@@ -11,8 +11,9 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from ..target import DummyLayer, Target, mask_kinds, takes_mask_dictionary
-from .cache import SlotCache, verification_masks
+from ..attention_inputs import PassInputs, mask_argument, mask_kinds
+from ..target import DummyLayer, Target
+from .cache import SlotCache, slot_positions, verification_masks
 from .rows import Rows
 from .transfer import on_device
 from .tree import DraftTree, root_only
@@ -68,8 +69,8 @@ class TreePass:
         # Layers of a sliding kind may stand in a cache without windows (a plain `DynamicCache()` of the user's).
         spans, any_span = self.cache.spans, next(iter(self.cache.spans.values()))
         self.kinds = {
-            kind: (spans.get(window, spans.get(None, any_span)), window)
-            for kind, window in mask_kinds(target.config).items()
+            kind: (spans.get(reach.kept, spans.get(None, any_span)), reach)
+            for kind, reach in mask_kinds(target.config).items()
         }
         self.order = list(range(rows.num_rows))  # original row of each storage row
         self.keeps_rows = True
@@ -99,14 +100,16 @@ class TreePass:
         self.cache.begin_pass(self.write, min(columns), max(num_nodes, tree.max_depth + 1))
         device = tree.tokens.device
         self.lengths = on_device(columns, device)
-        masks = verification_masks(
-            self.kinds, self.lengths, rows.active_visible(device), tree.depths, tree.ancestors, model.dtype
-        )
-        steps = on_device(rows.steps, device)[:, None]
+        visible = rows.active_visible(device)
+        masks = verification_masks(self.kinds, self.lengths, visible, tree.depths, tree.ancestors, model.dtype)
+        ahead = (on_device(rows.steps, device)[:, None] + tree.depths).clamp(max=self.most_steps)
         last = self.last_position
         if len(rows.active) < rows.num_rows:
             last = last.index_select(-2, on_device(rows.active, last.device))
-        positions = last.to(device) + (steps + tree.depths).clamp(max=self.most_steps)
+        positions = last.to(device) + ahead
+        node_columns = rows.prompt_length + rows.cache_shift - 1 + ahead
+        by_slot = slot_positions(self.write, visible, node_columns) if self.target.layer_inputs.hooked else None
+        given = PassInputs(masks, by_slot, node_columns)
         inputs = model.prepare_inputs_for_generation(
             tree.tokens,
             next_sequence_length=num_nodes,
@@ -116,12 +119,13 @@ class TreePass:
             **{name: value.expand(-1, num_nodes) for name, value in self._active(self.token_types).items()},
             **self._active(self.extra),
         )
-        mask = masks if takes_mask_dictionary(self.target.config) else next(iter(masks.values()))
         # Phi-3's preparation takes a pass as long as its RoPE threshold for a prompt, and would leave the cache out.
-        inputs |= {"attention_mask": mask, "position_ids": positions, "past_key_values": self.cache}
+        inputs |= {"attention_mask": mask_argument(self.target.config, given), "past_key_values": self.cache}
+        if self.target.takes_positions:
+            inputs["position_ids"] = node_columns if self.target.counts_padding else positions
         if self.target.keeps_logits:
             inputs["logits_to_keep"] = num_nodes
-        with self.target.capturing():
+        with self.target.capturing(), self.target.layer_inputs.replaced(given):
             outputs = model(**inputs, return_dict=True)
         return outputs.logits, self.target.features(outputs), outputs
 
@@ -246,14 +250,14 @@ class ChainPass:
 
 def snapshot(cache: Cache) -> list[dict]:
     """
-    The state of every layer, so that `restore` undoes passes made since. Keys and values, which passes replace rather
-    than write into, are kept by reference; recurrent and convolution states are copied.
+    The state of the cache and of its layers, so that `restore` undoes passes made since. Keys and values, which passes
+    replace rather than write into, are kept by reference; recurrent and convolution states are copied.
     """
-    return [_state_of(layer, vars(layer)) for layer in cache.layers]
+    return [_state_of(holder, vars(holder)) for holder in (cache, *cache.layers)]
 
 
-def _state_of(layer, attributes: dict) -> dict:
-    by_reference = ("keys", "values") if isinstance(layer, DynamicLayer) else ()
+def _state_of(holder, attributes: dict) -> dict:
+    by_reference = ("keys", "values") if isinstance(holder, DynamicLayer) else ("layers",)
     return {name: value if name in by_reference else _copy(value) for name, value in attributes.items()}
 
 
@@ -267,6 +271,6 @@ def _copy(value):
 
 def restore(cache: Cache, saved: list[dict]) -> None:
     """Put back what `snapshot` took. States are copied once more: a pass writes into them, and may be interrupted."""
-    for layer, state in zip(cache.layers, saved, strict=True):
-        vars(layer).clear()
-        vars(layer).update(_state_of(layer, state))
+    for holder, state in zip((cache, *cache.layers), saved, strict=True):
+        vars(holder).clear()
+        vars(holder).update(_state_of(holder, state))
