@@ -91,7 +91,7 @@ def test_ranking_by_noise_predicts_the_sample():
         ({"tree_depth": -1}, "`tree_depth` is -1"),
         ({"tree_top_k": 2.5}, "`tree_top_k` is 2.5"),
         ({"num_draft_tokens": 10_000}, "exceeds 1024"),
-        ({"num_draft_tokens": 100, "tree_depth": 2, "tree_top_k": 3}, "drafts only 12 nodes"),
+        ({"tree_mode": "static", "num_draft_tokens": 100, "tree_depth": 2, "tree_top_k": 3}, "drafts only 12 nodes"),
         ({"tree_mode": "forest"}, "known are 'auto', 'static', 'chain'"),
     ],
 )
