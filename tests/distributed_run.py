@@ -33,7 +33,9 @@ def main() -> None:
     run.save_model(os.path.join(folder, "final"))
     if run.is_world_process_zero():
         sys.stdout.write("LOSSES " + json.dumps(losses(run)) + "\n")
-    run.accelerator.end_training()  # a process that ends with its process group open may be aborted
+    sys.stdout.flush()
+    run.accelerator.wait_for_everyone()
+    os._exit(0)  # gloo's own threads now and then abort or hang a process on its way out
 
 
 if __name__ == "__main__":
