@@ -57,6 +57,7 @@ def test_the_recorded_tree_is_reproduced(stories, recorded):
 
 def test_greedy_text_of_20_openings_and_tau(stories):
     target, draft, tokenizer = stories
+    draft = draft.with_tree("static", num_draft_tokens=59, tree_depth=8, tree_top_k=10)
     with hf_eagle3.record() as stats:
         for opening in OPENINGS:
             inputs = tokenizer(opening, return_tensors="pt")

@@ -71,8 +71,7 @@ class StepNoise:
     def rewind_to(self, step: int) -> None:
         """
         Leave the generator as plain generate does after `step` steps; later steps are undrawn. Not if anybody else
-        drew
-        since (another thread, a streamer): their numbers would come again.
+        drew since (another thread, a streamer): their numbers would come again.
         """
         self._reach(step - 1)
         index = step - self._first
