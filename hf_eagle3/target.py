@@ -74,7 +74,6 @@ REFUSED = {
 CHAIN_ONLY = {
     "deepseek_v4": "its caches pool several tokens into one entry, which branches of a tree cannot share",
     "minimax_m3_vl_text": "it attends to blocks of neighbouring slots, which branches of a tree would share",
-    "mllama_text_model": "cross-attention layers keep an image's keys beside those of the text",
 }
 # Compressed, sparse or windowed attention that counts by slot in one place and by position in another: with padding on
 # the left, a pass over several tokens is not what token by token would be. (transformers 5.23)
@@ -126,6 +125,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     windows = {layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)}
     if len(windows) > 1:
         return DecodingMode("chain", f"windows of several sizes ({sorted(windows)})")
+    if getattr(config, "cross_attention_layers", None):
+        return DecodingMode("chain", "cross-attention layers keep an image's keys beside those of the text")
     if config.model_type in CHAIN_ONLY:
         if not strange:
             return DecodingMode("refused", f"transformers {host_version} gives it a plain cache beside a draft")
