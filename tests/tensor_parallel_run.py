@@ -32,7 +32,7 @@ def main() -> None:
     whole = tiny_target()
     target = AutoModelForCausalLM.from_pretrained(sys.argv[1], **parallel_options()).eval()
     target.generation_config = whole.generation_config
-    found = {"is_sharded": is_sharded(target), "same": [], "accepted": 0}
+    found = {"is_sharded": is_sharded(target), "same": [], "accepted": 0, "choices": 0}
     bare, own = tiny_draft(whole, has_lm_head=False), tiny_draft(whole)
     for draft, options in ((bare, {"do_sample": False}), (own, SAMPLING), (own.with_tree("auto"), SAMPLING)):
         texts = []
@@ -43,6 +43,7 @@ def main() -> None:
                 texts.append(target.generate(**inputs, max_new_tokens=15, assistant_model=assistant, **options))
         found["same"].append(torch.equal(*texts))
         found["accepted"] += sum(map(sum, stats.accepted_tokens))
+        found["choices"] += len(stats.choices)
     sys.stdout.write(f"FOUND {json.dumps(found)}\n")
     torch.distributed.destroy_process_group()  # a process that ends with its process group open may be aborted
 

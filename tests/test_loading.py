@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from architectures import tiny_model
 from models import VOCAB, left_padded, tiny_draft, tiny_target
 from node_criterion import worst_node_error
 from test_generate import SAMPLING, assert_same
@@ -105,8 +104,10 @@ def test_plain_passes_go_where_they_went(flash):
         target(inputs["input_ids"], attention_mask=torch.ones(3, 1, 13, 13, dtype=torch.bool))
 
 
-def test_where_sdpa_cannot_stand_in_flash_attention_verifies_chains(flash):
-    target = tiny_model("gemma2[softcap]")
+@pytest.mark.parametrize("changes", [{}, {"attn_logit_softcapping": 1.0}], ids=["no sdpa", "soft-capped"])
+def test_where_sdpa_cannot_stand_in_flash_attention_verifies_chains(changes, flash, monkeypatch):
+    target = tiny_target("gemma3", **changes)
+    monkeypatch.setattr(type(target), "_supports_sdpa", bool(changes))
     draft = tiny_draft(target)
     flash(target, "flash_attention_2")
     assert_text(target, draft, mode="chain")
@@ -352,6 +353,7 @@ def test_tensor_parallel(tmp_path):
         assert process["is_sharded"]
         assert all(process["same"])
         assert process["accepted"] > 0
+        assert not process["choices"], "processes that measure for themselves may choose different trees"
 
 
 # -- adapted ----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, DynamicCac
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from vision_models import IMAGE, SHAPES, drawn_anew, prompts, tiny_vision_target
 
-from hf_eagle3.target import UNPADDED_ONLY, Target
+from hf_eagle3.target import Target
 from hf_eagle3.target_parts import decoder_layers
 
 
@@ -172,4 +172,4 @@ def test_text_prompts_of_every_family(name):
     for lengths in LENGTHS:
         for options in ({"do_sample": False}, SAMPLING):
             stats = assert_same(model, draft, left_padded(lengths), max_new_tokens=20, **options)
-    assert (stats.mode == "plain") == (model.config.get_text_config(decoder=True).model_type in UNPADDED_ONLY)
+    assert (stats.mode == "plain") == (name in ("minimax_m3_vl", "unlimited_ocr"))  # unsteady with padding
