@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,7 @@ from .attention_inputs import (
 )
 from .chains import chain_fault, clamped_modules, stepping
 from .configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
+from .target_parts import decoder_layers, embedding_weight, head_rows, int8_outliers, is_compiled
 
 
 try:
@@ -55,12 +57,17 @@ HOST_MARKS_CACHES = Version(host_version) >= Version("5.17")  # `_is_user_define
 # Architectures where a pass over several tokens, or a second pass, is not what token by token would be, so that
 # nothing can be verified. (transformers 5.23)
 _FORGETS = "its scan starts afresh in a pass over several tokens"
+_COUNTS = "it counts positions from the token ids of each pass"
 REFUSED = {
     "cpmant": "every token of a pass sees those behind it",
     "falcon_mamba": _FORGETS,
+    "git": "its images stand in the cache before the prompt, with no tokens of their own",
     "jamba": _FORGETS,
+    "kosmos_2_5_text_model": _COUNTS,
+    "kosmos_2_text_model": _COUNTS,
     "mamba": _FORGETS,
     "recurrent_gemma": "it keeps states in its layers, which a pass over several tokens starts afresh",
+    "voxtral_realtime_text": "it listens to a piece of its audio with every token",
     "zamba": _FORGETS,
 }
 # Attention whose caches cannot branch. (transformers 5.23)
@@ -68,11 +75,11 @@ CHAIN_ONLY = {
     "deepseek_v4": "its caches pool several tokens into one entry, which branches of a tree cannot share",
     "minimax_m3_vl_text": "it attends to blocks of neighbouring slots, which branches of a tree would share",
 }
-# Compressed or sparse attention that counts by slot in one place and by position in another: with padding on the left,
-# a pass over several tokens is not what token by token would be. (transformers 5.23)
-UNPADDED_ONLY = ("deepseek_v4", "minimax_m3_vl_text")
+# Compressed, sparse or windowed attention that counts by slot in one place and by position in another: with padding on
+# the left, a pass over several tokens is not what token by token would be. (transformers 5.23)
+UNPADDED_ONLY = ("deepseek_v4", "minimax_m3_vl_text", "unlimited_ocr_text")
 KEY_LIMIT = "keep_window_size"  # Doge: past it only the keys of the largest gates are attended to
-TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask
+TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask; sdpa stands in for others
 # What a head does to its logits after the matrix product, by the name of the configuration's field.
 HEAD_FACTORS, HEAD_DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
 HEAD_SOFT_CAP = "final_logit_softcapping"
@@ -118,6 +125,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     windows = {layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)}
     if len(windows) > 1:
         return DecodingMode("chain", f"windows of several sizes ({sorted(windows)})")
+    if getattr(config, "cross_attention_layers", None):
+        return DecodingMode("chain", "cross-attention layers keep an image's keys beside those of the text")
     if config.model_type in CHAIN_ONLY:
         if not strange:
             return DecodingMode("refused", f"transformers {host_version} gives it a plain cache beside a draft")
@@ -128,9 +137,12 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         )
     if getattr(config, "alibi", False) and not needs_layer_inputs(config):
         return DecodingMode("chain", "ALiBi of a model unknown here")
-    if config._attn_implementation not in TREE_ATTENTION:
+    takes_trees = config._attn_implementation in TREE_ATTENTION
+    if not takes_trees and (not target._supports_sdpa or getattr(config, "attn_logit_softcapping", None)):
         return DecodingMode(
-            "chain", f"{config._attn_implementation} attention takes no tree mask; load with sdpa for trees"
+            "chain",
+            f"{config._attn_implementation} takes no tree mask, and sdpa cannot stand in for it in this architecture; "
+            "load with eager attention for trees",
         )
     places_itself = target.config.model_type in NO_POSITION_IDS + POSITION_IDS_BY_KEYWORD
     if "position_ids" not in parameters and not places_itself:
@@ -139,6 +151,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("chain", "trees need hooks on its layers, which a compiled model ignores")
     if not mask_kinds(config).keys() <= KNOWN_KINDS:
         return DecodingMode("chain", f"attention kinds {sorted(mask_kinds(config).keys() - KNOWN_KINDS)}")
+    if not takes_trees:
+        return DecodingMode("tree", f"{config._attn_implementation} takes no tree mask: sdpa verifies trees")
     return DecodingMode("tree", "attention only, keys and values per slot")
 
 
@@ -152,21 +166,6 @@ def unwrap_peft(model):
 def is_users(cache: Cache | None) -> bool:
     """Whether the cache outlives the call. transformers before 5.17 does not mark it, so that any cache might."""
     return bool(getattr(cache, "_is_user_defined", not HOST_MARKS_CACHES))
-
-
-def is_compiled(model: PreTrainedModel) -> bool:
-    """Whether `torch.compile` was applied: hooks added afterwards are ignored."""
-    return model._compiled_call_impl is not None or hasattr(model.forward, "_torchdynamo_orig_callable")
-
-
-def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
-    """The decoder layers in order: the outermost list of as many modules as there are layers. `None` without one."""
-    num_layers = num_decoder_layers(target.config.get_text_config(decoder=True))
-    for root in (target.get_decoder(), target):  # what `get_decoder` finds may be a part of the head
-        for module in root.modules():
-            if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-                return module
-    return None
 
 
 def head_options(config) -> dict[str, float]:
@@ -223,6 +222,12 @@ class Target:
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.takes_positions = model.config.model_type not in NO_POSITION_IDS
         self.counts_padding = model.config.model_type in POSITION_IDS_BY_KEYWORD
+        if int8_outliers(model):
+            logger.warning_once(
+                f"The target is loaded in 8 bits with `llm_int8_threshold={int8_outliers(model)}`: what a token comes "
+                "to depends on the others of its pass, so that text may differ as it does with the batch size. "
+                "`llm_int8_threshold=0.0` makes tokens independent."
+            )
         self._captured: dict[int, list[torch.Tensor]] = {}
         self._thread: int | None = None  # the thread whose passes are captured, None: none
         layers = decoder_layers(model)
@@ -287,13 +292,14 @@ class Target:
         first = parts[0].device
         return torch.cat([part.to(first) for part in parts], dim=-1)
 
-    @property
+    def on_input_device(self, ids: torch.Tensor) -> torch.Tensor:
+        """Where the host puts its inputs; a model that is offloaded as a whole takes them from anywhere."""
+        return ids if self.model.device.type == "meta" else ids.to(self.model.device)
+
+    @cached_property
     def embedding_weight(self) -> torch.Tensor:
         """Raw embedding rows (V, H): not scaled, not normalised."""
-        weight = self.model.get_input_embeddings().weight
-        if weight.is_meta:
-            raise ValueError("The target's embedding is offloaded; keep it on a device (`device_map`) to use a draft.")
-        return weight
+        return embedding_weight(self.model)
 
     def embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
         """Rows of `ids` (any shape), (..., H), on the embedding's device."""
@@ -302,8 +308,7 @@ class Target:
 
     def head_rows(self, ids: torch.Tensor | None) -> torch.Tensor:
         """Rows of the output head for `ids` (D,), for drafts that store no head of their own, (D, H)."""
-        weight = self.model.get_output_embeddings().weight
-        return weight if ids is None else weight[ids.to(weight.device)]
+        return head_rows(self.model, self.config.hidden_size, ids)
 
     def run_decoder(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
         """One pass without head or cache: the host's output, whose `last_hidden_state` is what the head reads."""
@@ -404,5 +409,11 @@ def check_fit(config, draft: Eagle3Config) -> list[int]:
         raise ValueError(
             f"The draft taps layers {list(ids)} (zero-based), the target has {num_layers} and its last layer "
             "cannot be tapped (its hidden state is taken after the final norm); this draft belongs to another target."
+        )
+    only_with_images = sorted(set(ids) & set(getattr(config, "cross_attention_layers", None) or ()))
+    if only_with_images:
+        raise ValueError(
+            f"The draft taps layers {list(ids)}, of which the target runs {only_with_images} on images only; a draft "
+            "for it needs other `target_layer_ids`."
         )
     return list(ids)

@@ -64,7 +64,7 @@ def reference_logits(target, inputs: dict, rows: Rows, tree: DraftTree, row: int
         dictated = written + tree.tokens[row, path].tolist()
         tokens[node, : len(dictated)] = torch.tensor(dictated)
     out = target.generate(
-        **{name: value[row].expand(len(paths), -1) for name, value in inputs.items()},
+        **{name: _row_of(value, row, rows.num_rows, len(paths)) for name, value in inputs.items()},
         max_new_tokens=tokens.shape[1],
         do_sample=False,
         logits_processor=LogitsProcessorList([_Dictate(tokens)]),
@@ -72,6 +72,12 @@ def reference_logits(target, inputs: dict, rows: Rows, tree: DraftTree, row: int
         return_dict_in_generate=True,
     )
     return torch.stack([out.logits[len(written) + len(path)][node] for node, path in enumerate(paths)])
+
+
+def _row_of(value: torch.Tensor, row: int, num_rows: int, count: int) -> torch.Tensor:
+    """A row's part of an input, `count` times: a row, or its share of pixels and grids."""
+    part = value.chunk(num_rows)[row]
+    return part.repeat(count, *[1] * (value.dim() - 1))
 
 
 def random_paths(tree: DraftTree, same_length: bool, generator) -> list[list[int]]:

@@ -21,6 +21,7 @@ LAYERS = (
         "configuration_eagle3",
         "attention_inputs",
         "chains",
+        "target_parts",
         "target",
     ),
     ("modeling_eagle3",),

@@ -13,6 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from .. import target as targets
 from ..modeling_eagle3 import Eagle3DraftModel
+from ..target_parts import adapts_rows, is_sharded
 from . import tree as trees
 from .costs import cost_table
 from .draft_state import attach_state, prompt_entries
@@ -26,7 +27,7 @@ from .ranking import Warp
 from .rows import Rows
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
-from .target_pass import ChainPass, TreePass, cache_name, cached_columns
+from .target_pass import ChainPass, TreePass, cache_name, cached_columns, left_by_prompt
 from .transfer import on_device
 from .verification import Walk, accepted_nodes, greedy_walk, stepwise_walk
 
@@ -106,7 +107,7 @@ class Generation:
             depth = self.tree_config.tree_depth if is_auto else min(CHAIN_DEPTH, self.tree_config.tree_depth)
             self.tree_config = self.tree_config.with_changes("chain", tree_depth=depth)
         self.planner: AutoPlanner | None = None
-        if is_auto:
+        if is_auto and not is_sharded(model):  # processes that measure for themselves would choose different trees
             is_greedy = not generation_config.do_sample
             self.planner = AutoPlanner(self.tree_config, draft.fc.weight.device, is_greedy)
         self.mode = mode
@@ -144,6 +145,7 @@ class Generation:
         features = self.target.features(outputs)  # (B, new columns, F)
         self.cache = outputs.get(cache_name(kwargs), self.cache)
         kwargs[cache_name(kwargs)] = self.cache
+        kwargs |= left_by_prompt(self.model, outputs, kwargs)
         columns = cached_columns(self.cache, before + features.shape[1])
         # Plain generate takes one token even where a criterion is met by the prompt.
         self.max_length = max(min(length_limit(self.criteria), self.config.max_length), ids.shape[1] + 1)
@@ -200,7 +202,7 @@ class Generation:
         # Without an EOS criterion plain generate lets ended rows run on with real tokens until all have ended. The
         # host's cache cannot lose rows that it must hand back, nor unknown processors rows that they may look at.
         unpadded = not self.rows.pads_ended_rows and not self.stopper.only_length
-        keeps_rows = unpadded or self.is_stepwise or (chain_only and self.returns_cache)
+        keeps_rows = unpadded or self.is_stepwise or (chain_only and self.returns_cache) or adapts_rows(self.model)
         self.runs_on = keeps_rows and self.rows.num_rows > 1
         self.lockstep = self.passes.lockstep or self.is_stepwise or self.runs_on
 
@@ -211,7 +213,7 @@ class Generation:
         A tree for every active row, as deep as the longest rest allows; only roots where nothing is left to gain.
         """
         rows = self.rows
-        roots = rows.roots().to(self.target.model.device)
+        roots = self.target.on_input_device(rows.roots())
         rest = self.max_length - min(rows.active_lengths)
         depth = min(self.tree_config.tree_depth, rest - 1)
         idle = rows.idle_places

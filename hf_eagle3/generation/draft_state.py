@@ -37,6 +37,8 @@ def prompt_entries(
     """
     columns, device, start = rows.prompt_length + rows.cache_shift, features.device, cached
     tokens = torch.cat((rows.ids[:, : rows.prompt_length].to(device), first_tokens.to(device)), dim=1)
+    # An image's tokens may stand beyond the vocabulary; the host reads row 0 there.
+    tokens = tokens.where(tokens < drafter.config.vocab_size, 0)
     remembered = _restore(cache, drafter, rows, cached)
     if remembered is not None:
         features = torch.cat((remembered.to(features), features), dim=1)

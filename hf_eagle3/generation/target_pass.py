@@ -8,17 +8,28 @@ Shape letters: B rows, A active rows, N drafted nodes, V vocabulary, F features.
 """
 
 import torch
-from transformers import Cache
+from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+from transformers.utils import logging
 
 from ..attention_inputs import PassInputs, mask_argument, mask_kinds
-from ..target import DummyLayer, Target
+from ..target import TREE_ATTENTION, DummyLayer, Target
+from .attention import take_tree_masks
 from .cache import SlotCache, slot_positions, verification_masks
 from .rows import Rows
 from .transfer import on_device
 from .tree import DraftTree, root_only
 
 
+logger = logging.get_logger(__name__)
+
+# What the prompt gives per token, and whether generated tokens go on with its last value or have zeros.
+_PER_TOKEN = {
+    "token_type_ids": True,
+    "mm_token_type_ids": False,
+    "moe_mm_token_type_ids": False,
+    "image_attention_mask": True,  # of the first Idefics
+}
 # Kept by this module, or meant for the prompt only.
 _BOOKKEEPING = {
     "input_ids",
@@ -29,9 +40,7 @@ _BOOKKEEPING = {
     "cache_params",
     "cache_position",
     "logits_to_keep",
-    "token_type_ids",
-    "mm_token_type_ids",
-    "moe_mm_token_type_ids",
+    *_PER_TOKEN,
 }
 
 
@@ -48,6 +57,12 @@ def cached_columns(cache: Cache | None, otherwise: int) -> int:
     return otherwise
 
 
+def left_by_prompt(model: PreTrainedModel, outputs, model_kwargs: dict) -> dict:
+    """What the prompt's pass hands to later ones beside the cache, by name: an image's states in the first Idefics."""
+    updated = model._update_model_kwargs_for_generation(outputs, dict(model_kwargs), is_encoder_decoder=False)
+    return {name: value for name, value in updated.items() if name not in model_kwargs}
+
+
 class TreePass:
     """
     Args:
@@ -62,6 +77,13 @@ class TreePass:
 
     def __init__(self, target: Target, rows: Rows, model_kwargs: dict, room: int, max_length: int):
         self.target, self.rows = target, rows
+        attention = target.config._attn_implementation
+        if attention not in TREE_ATTENTION:
+            logger.warning_once(
+                f"{attention} takes no tree mask: it reads the prompt, and sdpa verifies the draft's trees. "
+                '`attn_implementation="sdpa"` does both.'
+            )
+            take_tree_masks(attention)
         self.host_cache: Cache = model_kwargs["past_key_values"]
         length = rows.prompt_length + rows.cache_shift
         limit = max_length + rows.cache_shift
@@ -75,11 +97,9 @@ class TreePass:
         self.order = list(range(rows.num_rows))  # original row of each storage row
         self.keeps_rows = True
         self.extra = {name: value for name, value in model_kwargs.items() if name not in _BOOKKEEPING}
-        self.token_types = {
-            name: model_kwargs[name][:, -1:]
-            if name == "token_type_ids"
-            else torch.zeros_like(model_kwargs[name][:, -1:])
-            for name in ("token_type_ids", "mm_token_type_ids", "moe_mm_token_type_ids")
+        self.per_token = {
+            name: model_kwargs[name][:, -1:] if goes_on else torch.zeros_like(model_kwargs[name][:, -1:])
+            for name, goes_on in _PER_TOKEN.items()
             if model_kwargs.get(name) is not None
         }
         positions = model_kwargs.get("position_ids")
@@ -116,13 +136,21 @@ class TreePass:
             past_key_values=self.cache,
             position_ids=positions,
             is_first_iteration=False,
-            **{name: value.expand(-1, num_nodes) for name, value in self._active(self.token_types).items()},
+            **{
+                name: value.expand(-1, num_nodes, *value.shape[2:])
+                for name, value in self._active(self.per_token).items()
+            },
             **self._active(self.extra),
         )
         # Phi-3's preparation takes a pass as long as its RoPE threshold for a prompt, and would leave the cache out.
         inputs |= {"attention_mask": mask_argument(self.target.config, given), "past_key_values": self.cache}
         if self.target.takes_positions:
-            inputs["position_ids"] = node_columns if self.target.counts_padding else positions
+            prepared = inputs.get("position_ids", positions)
+            if prepared is None or self.target.counts_padding:  # the model counts columns, padding included
+                positions = node_columns
+            elif prepared.shape == positions.shape:  # perhaps shifted (PaliGemma)
+                positions = prepared
+            inputs["position_ids"] = positions
         if self.target.keeps_logits:
             inputs["logits_to_keep"] = num_nodes
         with self.target.capturing(), self.target.layer_inputs.replaced(given):
@@ -157,7 +185,7 @@ class TreePass:
         self.rows.active = rows
         kept = [self.order.index(row) for row in rows]
         self.select_rows(kept, drop=False)
-        tree = root_only(self.rows.roots().to(self.target.model.device))
+        tree = root_only(self.target.on_input_device(self.rows.roots()))
         self.verify(tree)
         self.keep(torch.zeros_like(tree.tokens), [1] * len(rows))
         self.rows.active = []
@@ -194,7 +222,7 @@ class ChainPass:
         # The host's own bookkeeping for steps already taken, then for the tokens of this pass.
         kwargs = {name: value for name, value in self.model_kwargs.items() if name != "inputs_embeds"}
         kwargs = model._update_model_kwargs_for_generation(
-            {}, kwargs, num_new_tokens=length - 1 - rows.prompt_length + count
+            {}, kwargs, is_encoder_decoder=False, num_new_tokens=length - 1 - rows.prompt_length + count
         )
         inputs = model.prepare_inputs_for_generation(
             ids, next_sequence_length=count, is_first_iteration=False, **kwargs
@@ -213,8 +241,9 @@ class ChainPass:
         rejected = self.tokens.shape[1] - longest
         tokens, is_changed = self._padded(self.tokens[:, :longest])
         if all(type(layer) in (DynamicLayer, DummyLayer) for layer in self.host_cache.layers):
-            for layer in self.host_cache.layers:
-                if rejected and layer.keys is not None:
+            for layer, saved in zip(self.host_cache.layers, self.saved[1:], strict=True):
+                # Cross-attention layers have an image's keys, which passes leave as they are.
+                if rejected and layer.keys is not None and layer.keys is not saved["keys"]:
                     layer.keys, layer.values = layer.keys[..., :-rejected, :], layer.values[..., :-rejected, :]
         elif rejected or is_changed:
             restore(self.host_cache, self.saved)

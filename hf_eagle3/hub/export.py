@@ -18,6 +18,7 @@ from transformers.utils import CONFIG_NAME
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit
+from ..target_parts import head_rows
 from . import engines
 
 
@@ -109,9 +110,8 @@ def resolved(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = F
         tensors.pop("embed_tokens.weight")
     if store_head and not config.has_lm_head:
         changes["has_lm_head"] = True
-        rows = target.weights().get_output_embeddings().weight
-        ids = draft.target_token_ids
-        tensors["lm_head.weight"] = (rows if ids is None else rows[ids.to(rows.device)]).detach().to(draft.dtype)
+        rows = head_rows(target.weights(), config.target_hidden_size, draft.target_token_ids)
+        tensors["lm_head.weight"] = rows.detach().to(draft.dtype)
     config = config.changed(changes)
     with torch.device("meta"):
         view = Eagle3DraftModel(config)

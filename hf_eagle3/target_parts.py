@@ -1,0 +1,112 @@
+"""Where a target keeps its decoder layers, embedding rows and head rows, however it was loaded.
+
+Whole, quantised, offloaded, sharded or compiled; inside a vision-language model or alone. Does not know drafts, nor
+single architectures.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+
+from .configuration_eagle3 import num_decoder_layers
+
+
+UNIT_VECTORS = 256  # at once, through a head whose rows cannot be read
+
+
+def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
+    """The decoder layers in order: the outermost list of as many modules as there are layers. `None` without one."""
+    text = target.config.get_text_config(decoder=True)
+    parts = [getattr(target.config, name, None) for name in target.config.sub_configs]
+    others = {part.model_type for part in parts if part is not None} - {text.model_type}
+    for root in (target.get_decoder(), target):  # what `get_decoder` finds may be a part of the head
+        for module in _modules_but(others, root):
+            if isinstance(module, nn.ModuleList) and len(module) == num_decoder_layers(text):
+                return module
+    return None
+
+
+def _modules_but(model_types: set[str], root: nn.Module) -> Iterator[nn.Module]:
+    """`root.modules()` without those of `model_types`: a vision tower may have as many layers as the decoder."""
+    yield root
+    for child in root.children():
+        config = getattr(child, "config", None)
+        if not (isinstance(config, PreTrainedConfig) and config.model_type in model_types):
+            yield from _modules_but(model_types, child)
+
+
+def is_compiled(model: PreTrainedModel) -> bool:
+    """Whether `torch.compile` runs the model or a part of it, or will: what is compiled ignores hooks added later."""
+    return any(
+        module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+
+
+def is_sharded(model: PreTrainedModel) -> bool:
+    """Whether several processes run the model together, pass by pass."""
+    shared = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())  # DTensors
+    return shared or (model.tp_size or 1) > 1
+
+
+def int8_outliers(model: PreTrainedModel) -> float:
+    """
+    The threshold from which LLM.int8() leaves a feature out of its integers, 0 without: one token of a pass above it
+    decides for all of them.
+    """
+    config = getattr(model.config, "quantization_config", None)
+    return config.llm_int8_threshold if isinstance(config, BitsAndBytesConfig) and config.load_in_8bit else 0.0
+
+
+def adapts_rows(model: PreTrainedModel) -> bool:
+    """Whether PEFT gives each row an adapter of its own (`adapter_names`), so that none may leave the batch."""
+    return any(
+        isinstance(hook, partial) and "adapter_names" in hook.keywords
+        for module in model.modules()
+        for hook in module._forward_pre_hooks.values()
+    )
+
+
+def embedding_weight(model: PreTrainedModel) -> torch.Tensor:
+    """
+    The embedding's weight (V, H); of an offloaded embedding, a copy on the CPU; of a sharded one, all of it.
+
+    Raises:
+        ValueError: its rows cannot be read: quantised, or offloaded by other means than accelerate's.
+    """
+    embedding = model.get_input_embeddings()
+    weight = embedding.weight
+    if weight.is_meta:
+        weights = getattr(getattr(embedding, "_hf_hook", None), "weights_map", None)
+        if weights is None:
+            raise ValueError("The target's embedding has no data (device meta); load it to a device to use a draft.")
+        weight = weights["weight"]
+    if hasattr(weight, "full_tensor"):  # a DTensor, whose class not every torch has
+        weight = weight.full_tensor()
+    if not weight.is_floating_point():
+        raise ValueError(
+            f"The target's embedding is quantised ({type(embedding).__name__}, {weight.dtype}) and a draft reads its "
+            "rows; leave it out of the quantisation."
+        )
+    return weight
+
+
+@torch.no_grad()
+def head_rows(model: PreTrainedModel, size: int, ids: torch.Tensor | None) -> torch.Tensor:
+    """
+    Rows of the output head for `ids` (D,), or all, (D, H) with H = `size`. Where the head holds them in another way
+    (quantised, offloaded, sharded), they are what it makes of unit vectors.
+    """
+    head = model.get_output_embeddings()
+    weight = getattr(head, "weight", None)
+    is_plain = isinstance(weight, torch.Tensor) and type(weight.data) is torch.Tensor and not weight.is_meta
+    if is_plain and weight.is_floating_point() and weight.shape[1] == size:
+        return weight if ids is None else weight[ids.to(weight.device)]
+    device = None if model.device.type == "meta" else model.device
+    units = torch.eye(size, dtype=model.dtype, device=device)
+    zero = head(torch.zeros_like(units[:1]))
+    parts = [head(part) - zero for part in units.split(UNIT_VECTORS)]
+    return torch.cat([part if ids is None else part[:, ids.to(part.device)] for part in parts]).T
