@@ -83,6 +83,7 @@ class TreePass:
                 f"{attention} takes no tree mask: it reads the prompt, and sdpa verifies the draft's trees. "
                 '`attn_implementation="sdpa"` does both.'
             )
+        if attention != "eager":
             take_tree_masks(attention)
         self.host_cache: Cache = model_kwargs["past_key_values"]
         length = rows.prompt_length + rows.cache_shift
