@@ -52,14 +52,11 @@ def rank_children(
     """
     logits = logits.float()
     if gumbel is None:
-        scores, ids = logits.topk(num_children, dim=-1)
-        return scores - logits.logsumexp(dim=-1, keepdim=True), ids
+        return logits.log_softmax(dim=-1).topk(num_children, dim=-1)
     if warp.temperature != 1.0:
         logits = logits / warp.temperature
     if warp.top_k is None and warp.top_p is None:
-        z = logits + gumbel[:, None]
-        scores, ids = z.topk(num_children, dim=-1)
-        return scores - z.logsumexp(dim=-1, keepdim=True), ids
+        return (logits + gumbel[:, None]).log_softmax(dim=-1).topk(num_children, dim=-1)
     wanted = warp.top_k if warp.top_k is not None else TOP_P_CANDIDATES
     values, candidates = logits.topk(min(max(wanted, num_children), logits.shape[-1]), dim=-1)
     if warp.top_k is not None:
@@ -70,8 +67,8 @@ def rank_children(
         before[..., 0] = 0.0
         values = values.masked_fill(before >= warp.top_p, -torch.inf)
     z = values + gumbel[:, None].expand(-1, logits.shape[1], -1).gather(2, candidates)
-    scores, places = z.topk(num_children, dim=-1)
-    return scores - z.logsumexp(dim=-1, keepdim=True), candidates.gather(2, places)
+    scores, places = z.log_softmax(dim=-1).topk(num_children, dim=-1)
+    return scores, candidates.gather(2, places)
 
 
 def truncated(logits: torch.Tensor, warp: Warp) -> torch.Tensor:
