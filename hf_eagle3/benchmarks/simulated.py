@@ -1,0 +1,266 @@
+"""What a cycle costs on shapes whose weights are not at hand: random weights, acceptance simulated.
+
+`python -m hf_eagle3.benchmarks.simulated --shape llama-8b --tree 59,8,10 --tau 6.13`
+
+Target and draft have the shapes of real ones and random weights, so nothing that they propose would be accepted.
+Every pass, the walk and the commit run as ever; then the walk's outcome is replaced by a path of the tree whose length
+averages `--tau`, whatever the target chose. The text means nothing, and tokens per second hold only for a draft that
+reaches that tau. What is measured is the cost of a cycle in steps of plain generate, in one run, in turns.
+
+Does not know prompts, tasks or real acceptance; those are `hf-eagle3 benchmark`'s.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import median
+from unittest import mock
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from ..generation.decoding import Generation
+from ..generation.stats import record
+from ..generation.tree import DraftTree
+from ..generation.verification import Walk
+from ..modeling_eagle3 import Eagle3DraftModel
+from ..training.new_draft import new_draft
+from . import environment
+from .timing import timed, without_eos
+
+
+# Sizes of public models, as their configurations state them; with each the draft vocabulary that its drafts have.
+SHAPES: dict[str, tuple[dict, int]] = {
+    "llama-8b": (
+        {
+            "hidden_size": 4096,
+            "intermediate_size": 14336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+        },
+        32000,
+    ),
+    "llama-1b": (
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 128256,
+        },
+        32000,
+    ),
+    "tiny": (
+        {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 512,
+        },
+        256,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """
+    Attributes:
+        cycle: A cycle of the loop, in steps of plain generate.
+        verification, drafting: The target's and the draft's passes of a cycle, in steps of plain generate.
+        acceptance_length: Tokens per cycle; simulated.
+        speedup: Decoding alone, at that acceptance length.
+        plain_tokens_per_second, tokens_per_second: Decoding alone, all rows together.
+        tree: Nodes, levels and top-k.
+        plain: How plain generate ran: "eager", or "compiled" by the host over its static cache.
+    """
+
+    cycle: float
+    verification: float
+    drafting: float
+    acceptance_length: float
+    speedup: float
+    plain_tokens_per_second: float
+    tokens_per_second: float
+    tree: str
+    plain: str
+
+
+def random_pair(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, Eagle3DraftModel]:
+    """Target and draft of a shape of `SHAPES`, their weights random."""
+    sizes, draft_vocab_size = SHAPES[shape]
+    config = LlamaConfig(**sizes, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    with torch.device(device):
+        target = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+        counts = torch.arange(config.vocab_size, 0, -1)
+        draft = new_draft(target, draft_vocab_size, counts, from_target=False)
+    return target, draft.to(device, dtype).eval()
+
+
+@contextmanager
+def simulated_acceptance(tau: float, seed: int = 0) -> Iterator[None]:
+    """
+    Inside, cycles commit `tau` tokens on average, along a deepest path of their tree, whatever the target chose.
+
+    Counts are the whole numbers on both sides of `tau`, drawn with a generator of their own. Not for text: it is
+    neither the target's nor the draft's.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    honest = Generation.walk
+
+    def walk(self: Generation, tree: DraftTree, logits: torch.Tensor) -> Walk:
+        found = honest(self, tree, logits)  # for its cost
+        least = int(tau)
+        more = torch.rand(len(found.counts), generator=generator) < tau - least
+        counts = (least + more.long()).to(found.counts.device).clamp(max=tree.max_depth + 1)
+        nodes = deepest_path(tree).to(found.nodes.device)
+        following = tree.tokens.to(nodes.device).gather(1, nodes[:, 1:])  # each node's token was chosen at its parent
+        tokens = torch.cat((following, found.tokens[:, :1]), dim=1)
+        return Walk(nodes, tokens, counts, torch.zeros_like(found.is_nan))
+
+    with mock.patch.object(Generation, "walk", walk):
+        yield
+
+
+def deepest_path(tree: DraftTree) -> torch.Tensor:
+    """Nodes from the root to a deepest node of each row, (A, T + 1), T the tree's levels."""
+    deepest = tree.depths.argmax(dim=1)
+    path = tree.ancestors.gather(1, deepest[:, None, None].expand(-1, 1, tree.ancestors.shape[2]))[:, 0]
+    order = torch.where(path, tree.depths, tree.max_depth + 1)
+    nodes = torch.arange(tree.tokens.shape[1], device=order.device).expand_as(order)
+    out = order.new_zeros(order.shape[0], tree.max_depth + 2)
+    return out.scatter_(1, order, nodes)[:, :-1]
+
+
+def measure(
+    target: PreTrainedModel,
+    draft: Eagle3DraftModel,
+    tau: float,
+    prompt_length: int = 512,
+    new_tokens: int = 256,
+    batch_size: int = 1,
+    repetitions: int = 5,
+    compiled_plain: bool = False,
+) -> Cost:
+    """
+    The cost of a cycle of `draft`'s static tree, beside plain generate.
+
+    Args:
+        tau: Tokens per cycle to simulate, between 1 and the tree's levels + 1.
+        new_tokens: Per call; the prompt's pass is measured by calls of one token, and taken off.
+        repetitions: Rounds, each plain and with the draft; one more before them is not counted.
+        compiled_plain: Compare with what the host compiles, over a static cache; ours stays eager.
+
+    Raises:
+        ValueError: a `tau` that the tree cannot give, or too few tokens for one cycle.
+    """
+    tree = draft.tree_config
+    if not 1 <= tau <= tree.tree_depth + 1:
+        raise ValueError(
+            f"`tau` {tau} is not between 1 and {tree.tree_depth + 1}, what {tree.tree_depth} levels give."
+        )
+    if new_tokens < 2 * (tree.tree_depth + 1):
+        raise ValueError(f"`new_tokens` {new_tokens} is too few for two cycles of {tree.tree_depth} levels.")
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, target.config.vocab_size, (batch_size, prompt_length), generator=generator)
+    inputs = {"input_ids": ids.to(target.device), "attention_mask": torch.ones_like(ids).to(target.device)}
+    plain_options = {"cache_implementation": "static"} if compiled_plain else {}
+    seconds: dict[str, list[float]] = {"prompt": [], "plain": [], "prompt and draft": [], "drafted": []}
+    cycles, passes = 0, {"verify_forward": 0.0, "draft_forward": 0.0}
+    with without_eos(target), simulated_acceptance(tau):
+
+        def call(count: int, **options) -> float:
+            return timed(target, inputs, 0, max_new_tokens=count, do_sample=False, **options)[1]
+
+        for repetition in range(repetitions + 1):
+            round_ = {
+                "prompt": call(1, **plain_options),
+                "plain": call(new_tokens, **plain_options),
+                "prompt and draft": call(1, assistant_model=draft),
+            }
+            with record() as stats:
+                round_["drafted"] = call(new_tokens, assistant_model=draft)
+            if repetition == 0:
+                continue
+            for name, value in round_.items():
+                seconds[name].append(value)
+            cycles = stats.num_iterations
+        with record(synchronize=True) as stats:
+            call(new_tokens, assistant_model=draft)
+    for name in passes:
+        passes[name] = stats.phase_seconds[name] / stats.num_iterations
+    step = (median(seconds["plain"]) - median(seconds["prompt"])) / (new_tokens - 1)
+    cycle = (median(seconds["drafted"]) - median(seconds["prompt and draft"])) / cycles
+    per_cycle = (new_tokens - 1) / cycles
+    return Cost(
+        cycle=cycle / step,
+        verification=passes["verify_forward"] / step,
+        drafting=passes["draft_forward"] / step,
+        acceptance_length=stats.acceptance_length,
+        speedup=per_cycle * step / cycle,
+        plain_tokens_per_second=batch_size / step,
+        tokens_per_second=batch_size * per_cycle / cycle,
+        tree=f"{tree.num_draft_tokens}/{tree.tree_depth}/{tree.tree_top_k}",
+        plain="compiled" if compiled_plain else "eager",
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m hf_eagle3.benchmarks.simulated",
+        description="cost of a cycle in steps of plain generate: random weights, SIMULATED acceptance",
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="llama-8b", help="(default: llama-8b)")
+    parser.add_argument("--tree", default="59,8,10", help="NODES,LEVELS,TOP_K (default: 59,8,10)")
+    parser.add_argument(
+        "--tau", type=float, default=6.13, help="tokens per cycle to simulate (default: 6.13, table 1: 8B, MT-bench)"
+    )
+    parser.add_argument("--prompt-length", type=int, default=512, help="tokens (default: 512)")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
+    parser.add_argument("--batch-size", type=int, default=1, help="(default: 1)")
+    parser.add_argument("--repetitions", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--compiled-plain", action="store_true", help="against plain generate compiled by the host")
+    parser.add_argument("--device", help="(default: the accelerator, else cpu)")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
+    given = parser.parse_args(arguments)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = torch.device(given.device or accelerator or "cpu")
+    try:
+        nodes, levels, top_k = map(int, given.tree.split(","))
+    except ValueError:
+        parser.error(f"--tree {given.tree!r} is not NODES,LEVELS,TOP_K: three whole numbers.")
+    target, draft = random_pair(given.shape, device, getattr(torch, given.dtype))
+    try:
+        cost = measure(
+            target,
+            draft.with_tree("static", num_draft_tokens=nodes, tree_depth=levels, tree_top_k=top_k),
+            given.tau,
+            given.prompt_length,
+            given.max_new_tokens,
+            given.batch_size,
+            given.repetitions,
+            given.compiled_plain,
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    report = {
+        "simulated_acceptance": True,
+        "versions": environment.versions(),
+        "hardware": environment.hardware(device),
+        "settings": vars(given) | {"device": str(device)},
+        "cost": asdict(cost),
+    }
+    sys.stdout.write(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
