@@ -132,6 +132,7 @@ EXTRA: dict[str, dict] = {
     "zamba": {
         "layers_block_type": ["linear_attention"] * 2 + ["hybrid", "linear_attention"] * 2,
         "num_hidden_layers": 6,
+        "use_mamba_kernels": False,
     },
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"] * 2 + ["linear_attention"],
