@@ -128,29 +128,29 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _look_at(model: PreTrainedModel) -> Finding:
     is_half = torch.finfo(model.dtype).bits < 32
     clamped, mixers = _clamped(model), _mixers(model)
-    try:
-        error = _error(model, StepParts(clamped, []))
-    except Exception as error:  # whatever it is, it is not raised for a comparison that nobody asked for
-        logger.warning_once(f"{type(model).__name__} was not checked for passes over several tokens: {error!r}.")
-        return Finding()
+    error, raised = _error(model, StepParts(clamped, []))
     one_by_one = False
     if error > ROUNDING[is_half] and mixers and not is_compiled(model):  # which may not notice another `forward`
-        try:
-            stepped = _error(model, StepParts(clamped, mixers))
-        except Exception:  # layers that take or give more than hidden states
-            stepped = float("inf")
+        stepped, _ = _error(model, StepParts(clamped, mixers))
         one_by_one, error = stepped < error, min(stepped, error)
     if error < TOLERANCE[is_half]:
         return Finding(None, one_by_one)
+    if raised is not None:
+        logger.warning_once(f"{type(model).__name__} was not checked for passes over several tokens: {raised!r}.")
+        return Finding()
     return Finding(
         f"with transformers {host_version} its states after a pass over several tokens are not those after single "
         f"steps (hidden states differ by {error:.1g}); another version may be right"
     )
 
 
-def _error(model: PreTrainedModel, parts: StepParts) -> float:
-    errors = step_errors(model, parts)
-    return float(errors.max() if torch.finfo(model.dtype).bits >= 32 else errors.median())
+def _error(model: PreTrainedModel, parts: StepParts) -> tuple[float, Exception | None]:
+    """The error that counts, and what was raised instead: nothing is raised for a comparison nobody asked for."""
+    try:
+        errors = step_errors(model, parts)
+    except Exception as raised:
+        return float("inf"), raised
+    return float(errors.max() if torch.finfo(model.dtype).bits >= 32 else errors.median()), None
 
 
 @torch.no_grad()

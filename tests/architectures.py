@@ -231,6 +231,8 @@ NOT_TINY = {
     "blt": "plain generate fails: its configuration has no `num_hidden_layers`",
     "gemma3n": "its image tower needs timm; `gemma3n_text` is its language model",
 }
+if not NEWER:
+    NOT_TINY["falcon_h1"] = "plain generate fails: its configuration names no layers with states"
 
 
 def architecture_names() -> list[str]:
