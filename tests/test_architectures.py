@@ -20,9 +20,10 @@ from transformers import __version__ as host_version
 
 import hf_eagle3
 from hf_eagle3.attention_inputs import Reach
+from hf_eagle3.cli.inspect import empty_cache
 from hf_eagle3.generation import cache, target_pass
 from hf_eagle3.generation.rows import Rows
-from hf_eagle3.target import UNPADDED_ONLY
+from hf_eagle3.target import UNPADDED_ONLY, decoding_mode
 
 
 TOLERANCE = 1e-4
@@ -113,12 +114,18 @@ def compare_texts(target, lengths: tuple[list[int], ...]) -> Texts:
     return Texts(stats.mode, stats.reason, all(same), sum(map(sum, stats.accepted_tokens)))
 
 
+def inspected(target) -> str:
+    """The mode that `hf-eagle3 inspect` reports, from a model without weights."""
+    return decoding_mode(target.to("meta"), empty_cache(target)).kind
+
+
 @pytest.mark.parametrize("name", [architecture(name) for name in architecture_names()])
 def test_every_node(name):
     target = model_or_skip(name)
     if name in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[name]):
             worst_node_error(target, left_padded([20]))
+        assert inspected(target) == ("tree" if "embedding" in name else "refused")  # a draft may have its own
         return
     for lengths in prompts(name):
         assert worst_node_error(target, left_padded(lengths)) < TOLERANCE

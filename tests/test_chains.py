@@ -63,6 +63,27 @@ def test_a_forward_of_their_own_comes_back():
     assert mixer.forward is own
 
 
+@pytest.mark.parametrize("name", ["minimax", FORGETFUL])
+def test_rows_that_end_early_and_a_cache_for_the_next_turn(name):
+    """MiniMax keeps its states in a cache of its own class, whose rows stay."""
+    model = tiny_model(name)
+    draft = tiny_draft(model, tokens=range(3, 9)).with_tree("chain", tree_depth=4)
+    ends = {"eos_token_id": [5, 6, 7]}
+    stats = assert_same(model, draft, left_padded([13, 4, 9]), max_new_tokens=30, do_sample=True, **ends)
+    assert len(set(stats.generated_lengths)) > 1, "all rows ended together: the test shows nothing"
+    texts = []
+    for assistant in (None, draft):
+        inputs, cache = left_padded([9]), {}
+        for _ in range(2):
+            options = {"max_new_tokens": 9, "do_sample": False, "return_dict_in_generate": True}
+            out = model.generate(**inputs, **cache, **options, assistant_model=assistant)
+            ids = torch.cat((out.sequences, torch.tensor([[9]])), dim=1)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            cache = {"past_key_values": out.past_key_values}
+        texts.append(ids.tolist())
+    assert texts[0] == texts[1]
+
+
 def test_a_target_that_cannot_be_helped_is_refused(monkeypatch):
     monkeypatch.setattr(chains, "_mixers", lambda model: [])
     model = tiny_model(FORGETFUL)
