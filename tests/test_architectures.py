@@ -253,7 +253,8 @@ def write_table(path: Path) -> None:
         f"""# Architectures
 
 What `generate(assistant_model=draft)` does with every entry of the causal-LM mapping of transformers {host_version}
-({counted(rows, False)}), and with some of their options, in brackets ({counted(rows, True)}).
+({counted(rows, False)}),
+and with some of their options, in brackets ({counted(rows, True)}).
 Written by `python tests/test_architectures.py --table docs/architectures.md` from tiny random models in float32; the
 same runs are tests.
 

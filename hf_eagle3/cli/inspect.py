@@ -60,7 +60,12 @@ def empty_model(config, attention: str | None) -> PreTrainedModel:
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM):
         if type(config) in auto._model_mapping:
             with torch.device("meta"):
-                return auto.from_config(config, **options)
+                try:
+                    return auto.from_config(config, **options)
+                except ImportError:  # this FlashAttention is not installed here, where nothing is going to run
+                    model = auto.from_config(config, attn_implementation="eager")
+                    model.config._attn_implementation = attention
+                    return model
     raise ValueError(f"`--target` is a {config.model_type} model, which is no language model.")
 
 
