@@ -7,6 +7,7 @@ rows or which architectures there are.
 """
 
 import inspect
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -41,6 +42,8 @@ class Finding:
 
 
 _FINDINGS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> {dtype: Finding}
+_LOCK = threading.Lock()
+_CHANGED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # module -> {attribute: [passes inside, before]}
 
 
 @dataclass(frozen=True)
@@ -68,23 +71,37 @@ def _mixers(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def stepping(parts: StepParts) -> Iterator[None]:
-    """Passes inside compute what single steps would, as far as `parts` are concerned."""
-    limits = [(module, module.time_step_limit) for module in parts.clamped]
-    # An instance has a `forward` of its own where accelerate put one.
-    forwards = [(module, vars(module).get("forward")) for module in parts.one_by_one]
+    """Passes inside compute what single steps would, as far as `parts` are concerned. Threads may share a model."""
+    changes = [(module, "time_step_limit") for module in parts.clamped]
+    changes += [(module, "forward") for module in parts.one_by_one]
+    with _LOCK:
+        for module, name in changes:
+            _change(module, name)
     try:
-        for module, _ in limits:
-            module.time_step_limit = (0.0, float("inf"))
-        for module, _ in forwards:
-            module.forward = partial(_one_by_one, module.forward)
         yield
     finally:
-        for module, limit in limits:
-            module.time_step_limit = limit
-        for module, forward in forwards:
-            vars(module).pop("forward", None)
-            if forward is not None:
-                module.forward = forward
+        with _LOCK:
+            for module, name in changes:
+                _change_back(module, name)
+
+
+def _change(module: nn.Module, name: str) -> None:
+    # A module has a `forward` of its own where accelerate put one.
+    change = _CHANGED.setdefault(module, {}).setdefault(name, [0, vars(module).get(name)])
+    change[0] += 1
+    if change[0] == 1:
+        value = (0.0, float("inf")) if name == "time_step_limit" else partial(_one_by_one, module.forward)
+        setattr(module, name, value)
+
+
+def _change_back(module: nn.Module, name: str) -> None:
+    change = _CHANGED[module][name]
+    change[0] -= 1
+    if change[0] == 0:
+        del _CHANGED[module][name]
+        delattr(module, name)
+        if change[1] is not None:
+            setattr(module, name, change[1])
 
 
 def _one_by_one(forward: Callable, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:

@@ -63,6 +63,20 @@ def test_a_forward_of_their_own_comes_back():
     assert mixer.forward is own
 
 
+@pytest.mark.parametrize("name", ["mamba2", FORGETFUL])
+def test_passes_of_two_threads_leave_nothing_behind(name):
+    model = tiny_model(name)
+    parts = chains.StepParts(chains._clamped(model), chains._mixers(model))
+    before = [dict(vars(module)) for module in parts.one_by_one]
+    first, second = chains.stepping(parts), chains.stepping(parts)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert "forward" in vars(parts.one_by_one[0]), "the second is still inside"
+    second.__exit__(None, None, None)
+    assert [vars(module) for module in parts.one_by_one] == before
+
+
 @pytest.mark.parametrize("name", ["minimax", FORGETFUL])
 def test_rows_that_end_early_and_a_cache_for_the_next_turn(name):
     """MiniMax keeps its states in a cache of its own class, whose rows stay."""
