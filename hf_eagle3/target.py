@@ -7,6 +7,7 @@ Shape letters: B batch, L sequence, H hidden, V vocabulary, F width of the tappe
 """
 
 import inspect
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,9 +31,18 @@ from .attention_inputs import (
     mask_kinds,
     needs_layer_inputs,
 )
-from .chains import chain_fault, clamped_modules, stepping
+from .chains import StepParts, chain_fault, stepping
 from .configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
-from .target_parts import decoder_layers, embedding_weight, head_rows, int8_outliers, is_compiled
+from .target_parts import (
+    decoder_layers,
+    embedding_weight,
+    head_options,
+    head_rows,
+    int8_outliers,
+    is_compiled,
+    sdpa_stands_in,
+    shaped_logits,
+)
 
 
 try:
@@ -55,20 +65,15 @@ logger = logging.get_logger(__name__)
 
 HOST_MARKS_CACHES = Version(host_version) >= Version("5.17")  # `_is_user_defined` on a cache that the user passed
 # Architectures where a pass over several tokens, or a second pass, is not what token by token would be, so that
-# nothing can be verified. (transformers 5.23)
-_FORGETS = "its scan starts afresh in a pass over several tokens"
+# nothing can be verified. What forgets its states there is found out in `chains.py`. (transformers 5.23)
 _COUNTS = "it counts positions from the token ids of each pass"
 REFUSED = {
     "cpmant": "every token of a pass sees those behind it",
-    "falcon_mamba": _FORGETS,
     "git": "its images stand in the cache before the prompt, with no tokens of their own",
-    "jamba": _FORGETS,
     "kosmos_2_5_text_model": _COUNTS,
     "kosmos_2_text_model": _COUNTS,
-    "mamba": _FORGETS,
     "recurrent_gemma": "it keeps states in its layers, which a pass over several tokens starts afresh",
     "voxtral_realtime_text": "it listens to a piece of its audio with every token",
-    "zamba": _FORGETS,
 }
 # Attention whose caches cannot branch. (transformers 5.23)
 CHAIN_ONLY = {
@@ -78,11 +83,9 @@ CHAIN_ONLY = {
 # Compressed, sparse or windowed attention that counts by slot in one place and by position in another: with padding on
 # the left, a pass over several tokens is not what token by token would be. (transformers 5.23)
 UNPADDED_ONLY = ("deepseek_v4", "minimax_m3_vl_text", "unlimited_ocr_text")
+OWN_CACHE = ("minimax",)  # with a class of its own, which the host leaves to the model to make
 KEY_LIMIT = "keep_window_size"  # Doge: past it only the keys of the largest gates are attended to
 TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask; sdpa stands in for others
-# What a head does to its logits after the matrix product, by the name of the configuration's field.
-HEAD_FACTORS, HEAD_DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
-HEAD_SOFT_CAP = "final_logit_softcapping"
 # RoPE whose frequencies depend on the largest position in the pass: a node may not cross the threshold ahead of plain.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
@@ -111,6 +114,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("refused", "the model reads no cache; drafts need one to build on")
     known = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
     strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in known]
+    if config.model_type in OWN_CACHE:
+        return DecodingMode("chain", "states of linear attention cannot branch; they are copied instead")
     if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
         fault = chain_fault(target)
         if fault is not None:
@@ -138,7 +143,7 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     if getattr(config, "alibi", False) and not needs_layer_inputs(config):
         return DecodingMode("chain", "ALiBi of a model unknown here")
     takes_trees = config._attn_implementation in TREE_ATTENTION
-    if not takes_trees and (not target._supports_sdpa or getattr(config, "attn_logit_softcapping", None)):
+    if not takes_trees and not sdpa_stands_in(target):
         return DecodingMode(
             "chain",
             f"{config._attn_implementation} takes no tree mask, and sdpa cannot stand in for it in this architecture; "
@@ -156,6 +161,14 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     return DecodingMode("tree", "attention only, keys and values per slot")
 
 
+def own_cache(target: PreTrainedModel) -> Cache | None:
+    """An empty cache of the class that an architecture of `OWN_CACHE` has to itself; `None` for the others."""
+    if target.config.model_type not in OWN_CACHE:
+        return None
+    classes = vars(sys.modules[type(target).__module__])
+    return classes["MiniMaxCache"]()
+
+
 def unwrap_peft(model):
     """The model inside a PEFT wrapper (adapters stay active: they live in its layers), or `model` itself."""
     if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
@@ -166,22 +179,6 @@ def unwrap_peft(model):
 def is_users(cache: Cache | None) -> bool:
     """Whether the cache outlives the call. transformers before 5.17 does not mark it, so that any cache might."""
     return bool(getattr(cache, "_is_user_defined", not HOST_MARKS_CACHES))
-
-
-def head_options(config) -> dict[str, float]:
-    """What the head of a target does to its logits beyond the matrix product, by the configuration's field names."""
-    names = (*HEAD_FACTORS, *HEAD_DIVISORS, HEAD_SOFT_CAP)
-    return {name: value for name in names if (value := getattr(config, name, None))}
-
-
-def shaped_logits(logits: torch.Tensor, options: dict[str, float]) -> torch.Tensor:
-    """Logits as the model gives them, from the bare product and `head_options`."""
-    for name in HEAD_FACTORS:
-        logits = logits * options.get(name, 1)
-    for name in HEAD_DIVISORS:
-        logits = logits / options.get(name, 1)
-    cap = options.get(HEAD_SOFT_CAP)
-    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def one_stream(hidden: torch.Tensor, config) -> torch.Tensor:
@@ -239,7 +236,6 @@ class Target:
             if not self.uses_hooks or (max(self.layer_ids) >= num_decoder_layers(self.config) - num_shared)
             else {}
         )
-        self._clamped = clamped_modules(model)
         self._tapped = [layers[i] for i in self.layer_ids] if self.uses_hooks else []
         self.layer_inputs = LayerInputs(model, self.config, layers)
 
@@ -353,7 +349,11 @@ class Target:
 
     def stepping(self):
         """Passes inside compute what single steps would."""
-        return stepping(self._clamped)
+        return stepping(self._step_parts)
+
+    @cached_property
+    def _step_parts(self) -> StepParts:
+        return StepParts.of(self.model)
 
     def decoding_optimised(self):
         """The host's switch of experts implementations while decoding (transformers 5.10 on)."""

@@ -1,4 +1,4 @@
-"""Where a target keeps its decoder layers, embedding rows and head rows, however it was loaded.
+"""Where a target keeps its decoder layers, embedding rows and head, however it was loaded.
 
 Whole, quantised, offloaded, sharded or compiled; inside a vision-language model or alone. Does not know drafts, nor
 single architectures.
@@ -14,6 +14,9 @@ from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from .configuration_eagle3 import num_decoder_layers
 
 
+# What a head does to its logits after the matrix product, by the name of the configuration's field.
+HEAD_FACTORS, HEAD_DIVISORS = ("logit_scale", "lm_head_multiplier"), ("logits_scaling",)
+HEAD_SOFT_CAP = "final_logit_softcapping"
 UNIT_VECTORS = 256  # at once, through a head whose rows cannot be read
 
 
@@ -36,6 +39,17 @@ def _modules_but(model_types: set[str], root: nn.Module) -> Iterator[nn.Module]:
         config = getattr(child, "config", None)
         if not (isinstance(config, PreTrainedConfig) and config.model_type in model_types):
             yield from _modules_but(model_types, child)
+
+
+def sdpa_stands_in(model: PreTrainedModel) -> bool:
+    """
+    Whether sdpa gives what another attention would. Some have sinks or soft-caps, which it has not; some are classes
+    of their own, chosen when the model is built (Falcon), not functions of the host's interface.
+    """
+    decoder = model.get_decoder()
+    decoder = decoder if isinstance(decoder, PreTrainedModel) else model
+    is_replaceable = decoder._supports_sdpa and decoder._supports_attention_backend
+    return is_replaceable and not getattr(decoder.config, "attn_logit_softcapping", None)
 
 
 def is_compiled(model: PreTrainedModel) -> bool:
@@ -110,3 +124,19 @@ def head_rows(model: PreTrainedModel, size: int, ids: torch.Tensor | None) -> to
     zero = head(torch.zeros_like(units[:1]))
     parts = [head(part) - zero for part in units.split(UNIT_VECTORS)]
     return torch.cat([part if ids is None else part[:, ids.to(part.device)] for part in parts]).T
+
+
+def head_options(config) -> dict[str, float]:
+    """What the head of a target does to its logits beyond the matrix product, by the configuration's field names."""
+    names = (*HEAD_FACTORS, *HEAD_DIVISORS, HEAD_SOFT_CAP)
+    return {name: value for name in names if (value := getattr(config, name, None))}
+
+
+def shaped_logits(logits: torch.Tensor, options: dict[str, float]) -> torch.Tensor:
+    """Logits as the model gives them, from the bare product and `head_options`."""
+    for name in HEAD_FACTORS:
+        logits = logits * options.get(name, 1)
+    for name in HEAD_DIVISORS:
+        logits = logits / options.get(name, 1)
+    cap = options.get(HEAD_SOFT_CAP)
+    return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -132,6 +132,7 @@ EXTRA: dict[str, dict] = {
     "zamba": {
         "layers_block_type": ["linear_attention"] * 2 + ["hybrid", "linear_attention"] * 2,
         "num_hidden_layers": 6,
+        "use_mamba_kernels": False,
     },
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"] * 2 + ["linear_attention"],
@@ -230,6 +231,8 @@ NOT_TINY = {
     "blt": "plain generate fails: its configuration has no `num_hidden_layers`",
     "gemma3n": "its image tower needs timm; `gemma3n_text` is its language model",
 }
+if not NEWER:
+    NOT_TINY["falcon_h1"] = "plain generate fails: its configuration names no layers with states"
 
 
 def architecture_names() -> list[str]:

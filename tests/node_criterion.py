@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_eagle3.configuration_eagle3 import Eagle3Config
 from hf_eagle3.generation.rows import Rows
-from hf_eagle3.generation.target_pass import ChainPass, TreePass, cache_name, cached_columns
+from hf_eagle3.generation.target_pass import ChainPass, TreePass, cache_name, cached_columns, prepared_cache
 from hf_eagle3.generation.tree import DraftTree, ancestor_mask, chain
 from hf_eagle3.target import Target, decoding_mode
 
@@ -135,7 +135,7 @@ def worst_node_error(
 
 def _after_prefill(model, input_ids, generation_config, kwargs, room: int, limit: int, use_chain: bool | None):
     """What `Generation.prefill` sets up, without a draft: the pass, the target and the rows."""
-    mode = decoding_mode(model, kwargs.get(cache_name(kwargs)))
+    mode = decoding_mode(model, prepared_cache(model, kwargs))
     if mode.kind == "refused":
         raise ValueError(mode.reason)
     sizes = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 8}

@@ -19,7 +19,11 @@ from packaging.version import Version
 from transformers import __version__ as host_version
 
 import hf_eagle3
-from hf_eagle3.target import UNPADDED_ONLY
+from hf_eagle3.attention_inputs import Reach
+from hf_eagle3.cli.inspect import empty_cache
+from hf_eagle3.generation import cache, target_pass
+from hf_eagle3.generation.rows import Rows
+from hf_eagle3.target import UNPADDED_ONLY, decoding_mode
 
 
 TOLERANCE = 1e-4
@@ -39,6 +43,7 @@ ALWAYS_TESTED = (
     "llama4_text",
     "llama[yarn]",
     "mamba",
+    "minimax",
     "mpt",
     "nemotron_h",
     "opt",
@@ -47,10 +52,6 @@ ALWAYS_TESTED = (
 )
 REFUSED = {
     "cpmant": "sees those behind it",
-    "falcon_mamba": "starts afresh",
-    "jamba": "starts afresh",
-    "mamba": "starts afresh",
-    "minimax": "no transformers `Cache`",
     "openai-gpt": "reads no cache",
     "recurrent_gemma": "starts afresh",
     "reformer": "no transformers `Cache`",
@@ -58,18 +59,9 @@ REFUSED = {
     "rwkv": "no transformers `Cache`",
     "xlnet": "no transformers `Cache`",
     "xlstm": "no transformers `Cache`",
-    "zamba": "starts afresh",
 }
 if not NEWER:
-    REFUSED |= dict.fromkeys(
-        ("bamba", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe", "mamba2", "nemotron_h", "zamba2"),
-        "its states after",
-    )
-    REFUSED |= {
-        "glm_moe_dsa": "outside the cache",
-        "granitemoehybrid[rope]": "its states after",
-        "olmo_hybrid": "no transformers `Cache`",
-    }
+    REFUSED |= {"glm_moe_dsa": "outside the cache", "olmo_hybrid": "no transformers `Cache`"}
 # The floor's generate gives these a cache that is not theirs as soon as there is a draft.
 PLAIN_CACHE = () if NEWER else ("deepseek_v4",)
 # Before 5.18 a prompt without padding runs without a mask, so that rows of a batch are not what they are alone.
@@ -122,12 +114,18 @@ def compare_texts(target, lengths: tuple[list[int], ...]) -> Texts:
     return Texts(stats.mode, stats.reason, all(same), sum(map(sum, stats.accepted_tokens)))
 
 
+def inspected(target) -> str:
+    """The mode that `hf-eagle3 inspect` reports, from a model without weights."""
+    return decoding_mode(target.to("meta"), empty_cache(target)).kind
+
+
 @pytest.mark.parametrize("name", [architecture(name) for name in architecture_names()])
 def test_every_node(name):
     target = model_or_skip(name)
     if name in REFUSED:
         with pytest.raises(ValueError, match=REFUSED[name]):
             worst_node_error(target, left_padded([20]))
+        assert inspected(target) == ("tree" if "embedding" in name else "refused")  # a draft may have its own
         return
     for lengths in prompts(name):
         assert worst_node_error(target, left_padded(lengths)) < TOLERANCE
@@ -142,6 +140,70 @@ def test_text_is_identical(name):
     found = compare_texts(model_or_skip(name), prompts(name))
     assert found.same
     assert found.num_accepted > 0, "nothing was accepted: the test shows little"
+
+
+# -- what the criterion sees ------------------------------------------------------------------------------------------
+
+
+def elders_for_ancestors(patch, used):
+    honest = cache.verification_masks
+
+    def masks(kinds, lengths, visible, depths, ancestors, dtype):
+        used.append(True)
+        return honest(kinds, lengths, visible, depths, torch.ones_like(ancestors).tril(), dtype)
+
+    patch.setattr(target_pass, "verification_masks", masks)
+
+
+def positions_shifted_by_one(patch, used):
+    honest = target_pass.TreePass.verify
+
+    def verify(self, tree):
+        used.append(True)
+        with patch.context() as inner:
+            inner.setattr(
+                Rows, "steps", property(lambda rows: [rows.lengths[r] - rows.prompt_length + 1 for r in rows.active])
+            )
+            return honest(self, tree)
+
+    patch.setattr(target_pass.TreePass, "verify", verify)
+
+
+def windows_one_token_wider(patch, used):
+    honest = cache.verification_masks
+
+    def wider(reach: Reach) -> Reach:
+        return Reach(*(size and size + 1 for size in (reach.window, reach.chunk)))
+
+    def masks(kinds, *rest):
+        changed = {kind: (span, wider(reach)) for kind, (span, reach) in kinds.items()}
+        used.extend([True] if changed != kinds else [])
+        return honest(changed, *rest)
+
+    patch.setattr(target_pass, "verification_masks", masks)
+
+
+def rejected_tokens_kept(patch, used):
+    patch.setattr(target_pass.ChainPass, "keep", lambda self, nodes, counts: used.append(True))
+
+
+MISTAKES = (elders_for_ancestors, positions_shifted_by_one, windows_one_token_wider, rejected_tokens_kept)
+UNSEEN = {"llama4_text[one chunk]": [windows_one_token_wider]}  # its chunk is longer than all prompts here
+
+
+@pytest.mark.parametrize("name", [architecture(name) for name in architecture_names() if name not in REFUSED])
+def test_mistakes_are_seen(name, monkeypatch):
+    """The tests above fail for a wrong mask, position or window, or states that stay, in every architecture."""
+    target, num_used = model_or_skip(name), 0
+    for mistake in MISTAKES:
+        used = []
+        with monkeypatch.context() as patch:
+            mistake(patch, used)
+            error = worst_node_error(target, left_padded([21]), num_nodes=12, cycles=2)
+        num_used += bool(used)
+        if used and mistake not in UNSEEN.get(name, ()):
+            assert error > 10 * TOLERANCE, mistake.__name__
+    assert num_used > 0
 
 
 @pytest.mark.parametrize(
@@ -160,11 +222,12 @@ def table_row(name: str) -> tuple[str, str]:
     """(mode, a line of the table)."""
     try:
         target = tiny_model(name)
+        seeded(target, left_padded([3]) | {"max_new_tokens": 2})
     except Exception as error:
-        return _row(name, "not built", f"{type(error).__name__}: {str(error).splitlines()[0]}")
+        return _row(name, "left out", f"plain generate fails: {type(error).__name__}: {str(error).splitlines()[0]}")
     try:
-        texts = compare_texts(target, prompts(name))
         worst = max(worst_node_error(target, left_padded(lengths)) for lengths in prompts(name))
+        texts = compare_texts(target, prompts(name))
     except ValueError as error:
         return _row(name, "refused", str(error).split(f"speed up {type(target).__name__}: ")[-1].rstrip("."))
     except Exception as error:
@@ -177,16 +240,21 @@ def _row(name: str, mode: str, *rest: str) -> tuple[str, str]:
     return mode, f"| {' | '.join((name, mode, *rest, '', '')[:5])} |"
 
 
+def counted(rows: list[tuple[str, str]], is_variant: bool) -> str:
+    counts = Counter(mode for mode, line in rows if ("[" in line.split("|")[1]) == is_variant)
+    return f"{counts.total()}: " + ", ".join(f"{count} {mode}" for mode, count in counts.most_common())
+
+
 def write_table(path: Path) -> None:
     rows = [table_row(name) for name in architecture_names()]
     rows += [_row(name, "left out", why) for name, why in (NOT_DECODER_ONLY | NOT_TINY).items()]
-    counts = Counter(mode for mode, _ in rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(
         f"""# Architectures
 
-What `generate(assistant_model=draft)` does with every entry of the causal-LM mapping of transformers {host_version},
-and with some of their options (in brackets): {", ".join(f"{count} {mode}" for mode, count in counts.most_common())}.
+What `generate(assistant_model=draft)` does with every entry of the causal-LM mapping of transformers {host_version}
+({counted(rows, False)}),
+and with some of their options, in brackets ({counted(rows, True)}).
 Written by `python tests/test_architectures.py --table docs/architectures.md` from tiny random models in float32; the
 same runs are tests.
 
@@ -202,6 +270,16 @@ same runs are tests.
         + "\n".join(sorted(line for _, line in rows))
         + "\n"
     )
+
+
+def test_the_table_has_every_architecture():
+    text = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text()
+    if f"transformers {host_version}" not in text:
+        pytest.skip("written with another transformers")
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    assert {row[0].removeprefix("| ") for row in rows} == {*architecture_names(), *NOT_DECODER_ONLY, *NOT_TINY}
+    assert {row[0].removeprefix("| ") for row in rows if row[1] == "refused"} == {*REFUSED}
+    assert not [row for row in rows if row[1] == "fails" or "differs" in row[-1]]
 
 
 if __name__ == "__main__":

@@ -54,6 +54,9 @@ def sizes_of(name: str) -> dict:
 def test_the_way_it_is_loaded_counts(tmp_path, capsys):
     tiny_target().config.save_pretrained(tmp_path)
     assert report(capsys, "--target", str(tmp_path), "--attention", "eager")["target"]["mode"] == "tree"
+    out = report(capsys, "--target", str(tmp_path), "--attention", "flash_attention_2")["target"]  # installed or not
+    assert (out["mode"], out["attention"]) == ("tree", "flash_attention_2")
+    assert "sdpa verifies trees" in out["reason"]
 
 
 def test_a_target_that_is_refused(tmp_path, capsys):

@@ -1,9 +1,6 @@
 """Ways of loading: whatever the target is loaded as, text with a draft equals text without, or the reason is said.
 
-    loaded as                    verified by
-    sdpa, eager                  a tree
-    FlashAttention, flex         a tree, under sdpa      (chain where sdpa cannot stand in)
-    quantised, offloaded, sharded, compiled, adapted     as the plain model
+    bf16, fp16   8 and 4 bits   packed integers   offloaded   compiled   sharded   adapters, one or one per row
 
 The reference is always plain generate on the very same model. Optional packages are tested where they are installed.
 """
@@ -21,13 +18,10 @@ from node_criterion import worst_node_error
 from test_generate import SAMPLING, assert_same
 from torch import nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, BitsAndBytesConfig
-from transformers.masking_utils import flash_attention_mask
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import hf_eagle3
 from hf_eagle3 import target_parts
-from hf_eagle3.generation import target_pass
-from hf_eagle3.target import decoding_mode
 
 
 PROMPTS = ([11], [13, 4, 9])
@@ -41,96 +35,6 @@ def assert_text(target, draft, lengths=PROMPTS, mode: str = "tree") -> None:
             accepted += sum(map(sum, stats.accepted_tokens))
     assert stats.mode == mode
     assert accepted > 0, "nothing was accepted: the test shows little"
-
-
-# -- attention implementations ----------------------------------------------------------------------------------------
-
-FLASH_NAMES = ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn3")
-
-
-def stub_flash(module, query, key, value, attention_mask, scaling=None, sliding_window=None, **kwargs):
-    """What FlashAttention computes: causal from the last key backwards, a window, 2-D padding masks but no others."""
-    if attention_mask is not None and attention_mask.dim() != 2:
-        raise TypeError("FlashAttention takes no 4-D mask")
-    length, width = query.shape[2], key.shape[2]
-    behind = torch.arange(width - length, width)[:, None] - torch.arange(width)
-    seen = (behind >= 0) & (behind < (sliding_window or width))
-    if attention_mask is not None:
-        seen = seen & attention_mask[:, None, None, -width:].bool()
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=True)
-    return out.transpose(1, 2).nan_to_num(), None
-
-
-@pytest.fixture
-def flash(monkeypatch):
-    """`flash(model, name)` loads it with a stub, under a name of the real ones; gone after the test."""
-    monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
-    monkeypatch.setattr(AttentionMaskInterface, "_global_mapping", dict(AttentionMaskInterface._global_mapping))
-    monkeypatch.setattr(target_pass.logger, "warning_once", lambda text: warned.append(text))
-    warned = []
-
-    def load(model, name):
-        AttentionInterface.register(name, stub_flash)
-        AttentionMaskInterface.register(name, flash_attention_mask)
-        model.config._attn_implementation = name
-        return model
-
-    load.warned = warned
-    return load
-
-
-@pytest.mark.parametrize("name", FLASH_NAMES)
-@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3"])
-def test_flash_attention_reads_and_sdpa_verifies(architecture, name, flash):
-    target = tiny_target(architecture)
-    draft = tiny_draft(target)
-    flash(target, name)
-    assert_text(target, draft)
-    assert worst_node_error(target, left_padded([21, 9, 15]), num_nodes=12, cycles=2) < 1e-4
-    assert flash.warned
-    assert set(flash.warned) == {flash.warned[0]}, "said once: always the same text"
-    assert f"{name} takes no tree mask" in flash.warned[0]
-    assert target.config._attn_implementation == name
-
-
-def test_plain_passes_go_where_they_went(flash):
-    """Wrapping an attention implementation changes nothing but passes under additive 4-D masks."""
-    target = flash(tiny_target(), "flash_attention_2")
-    inputs = left_padded([13, 4, 9])
-    before = target(**inputs).logits
-    target.generate(**inputs, max_new_tokens=5, do_sample=False, assistant_model=tiny_draft(tiny_target()))
-    assert torch.equal(target(**inputs).logits, before)
-    with pytest.raises(TypeError, match="no 4-D mask"):
-        target(inputs["input_ids"], attention_mask=torch.ones(3, 1, 13, 13, dtype=torch.bool))
-
-
-@pytest.mark.parametrize("changes", [{}, {"attn_logit_softcapping": 1.0}], ids=["no sdpa", "soft-capped"])
-def test_where_sdpa_cannot_stand_in_flash_attention_verifies_chains(changes, flash, monkeypatch):
-    target = tiny_target("gemma3", **changes)
-    monkeypatch.setattr(type(target), "_supports_sdpa", bool(changes))
-    draft = tiny_draft(target)
-    flash(target, "flash_attention_2")
-    assert_text(target, draft, mode="chain")
-    assert not flash.warned
-    mode = decoding_mode(target, hf_cache(target))
-    assert "flash_attention_2 takes no tree mask, and sdpa cannot stand in" in mode.reason
-
-
-def hf_cache(target):
-    return target.generate(
-        **left_padded([3]), max_new_tokens=1, do_sample=False, return_dict_in_generate=True
-    ).past_key_values
-
-
-@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.filterwarnings("ignore:_compile flag on create_block_mask:DeprecationWarning")  # what the host gives
-def test_flex_attention():
-    target = tiny_target("gemma3")
-    draft = tiny_draft(target)
-    target.set_attn_implementation("flex_attention")
-    with torch.compiler.set_stance("force_eager"):  # else every shape is compiled for a minute
-        assert_text(target, draft, lengths=([13, 4],))
-        assert worst_node_error(target, left_padded([15, 9]), num_nodes=8, cycles=2) < 1e-4
 
 
 # -- precision --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    Cache,
     DynamicCache,
     PreTrainedModel,
 )
@@ -24,7 +25,7 @@ from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
 from ..hub import engines, registry
 from ..hub.export import ExportTarget
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import check_fit, decoding_mode
+from ..target import check_fit, decoding_mode, own_cache
 
 
 HELP = "how a target would be sped up and what a draft for it needs; how a draft fits (no weights are loaded)"
@@ -59,8 +60,22 @@ def empty_model(config, attention: str | None) -> PreTrainedModel:
     for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM):
         if type(config) in auto._model_mapping:
             with torch.device("meta"):
-                return auto.from_config(config, **options)
+                try:
+                    return auto.from_config(config, **options)
+                except ImportError:  # this FlashAttention is not installed here, where nothing is going to run
+                    model = auto.from_config(config, attn_implementation="eager")
+                    model.config._attn_implementation = attention
+                    return model
     raise ValueError(f"`--target` is a {config.model_type} model, which is no language model.")
+
+
+def empty_cache(model: PreTrainedModel) -> Cache | None:
+    """What `generate` would begin with."""
+    if model.config.is_encoder_decoder:
+        return None
+    if model._supports_default_dynamic_cache():
+        return DynamicCache(config=model.config)
+    return own_cache(model)
 
 
 def describe_target(source: str, target: ExportTarget, attention: str | None) -> dict:
@@ -68,7 +83,7 @@ def describe_target(source: str, target: ExportTarget, attention: str | None) ->
     config = target.config
     text = config.get_text_config(decoder=True)
     model = empty_model(config, attention)
-    mode = decoding_mode(model, None if config.is_encoder_decoder else DynamicCache(config=config))
+    mode = decoding_mode(model, empty_cache(model))
     out = {
         "name": target.facts.name or source,
         "revision": target.facts.revision,

@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_eagle3 import Eagle3Config
-from ..target import Target, head_options, shaped_logits, unwrap_peft
+from ..target import Target, unwrap_peft
+from ..target_parts import head_options, shaped_logits
 
 
 PROVENANCE, TARGET_FILE = "provenance.json", "target.safetensors"

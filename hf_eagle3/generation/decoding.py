@@ -8,7 +8,7 @@ Shape letters: B rows of the batch, A active rows, N drafted nodes, T tree level
 
 import torch
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
 from .. import target as targets
@@ -27,7 +27,7 @@ from .ranking import Warp
 from .rows import Rows
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
-from .target_pass import ChainPass, TreePass, cache_name, cached_columns, left_by_prompt
+from .target_pass import ChainPass, TreePass, cache_name, cached_columns, left_by_prompt, prepared_cache
 from .transfer import on_device
 from .verification import Walk, accepted_nodes, greedy_walk, stepwise_walk
 
@@ -97,7 +97,7 @@ class Generation:
         if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
             raise ValueError("`input_ids` is empty; give a prompt of at least one token.")
         self.target = targets.Target(model, draft.config)
-        self.cache: Cache | None = model_kwargs.get(cache_name(model_kwargs))
+        self.cache: Cache | None = prepared_cache(model, model_kwargs)
         mode = targets.decoding_mode(model, self.cache)
         if mode.kind == "refused":
             raise ValueError(f"`assistant_model` cannot speed up {type(model).__name__}: {mode.reason}.")
@@ -202,7 +202,8 @@ class Generation:
         # Without an EOS criterion plain generate lets ended rows run on with real tokens until all have ended. The
         # host's cache cannot lose rows that it must hand back, nor unknown processors rows that they may look at.
         unpadded = not self.rows.pads_ended_rows and not self.stopper.only_length
-        keeps_rows = unpadded or self.is_stepwise or (chain_only and self.returns_cache) or adapts_rows(self.model)
+        keeps_cache = chain_only and (self.returns_cache or type(self.cache) is not DynamicCache)
+        keeps_rows = unpadded or self.is_stepwise or keeps_cache or adapts_rows(self.model)
         self.runs_on = keeps_rows and self.rows.num_rows > 1
         self.lockstep = self.passes.lockstep or self.is_stepwise or self.runs_on
 

@@ -8,12 +8,12 @@ Shape letters: B rows, A active rows, N drafted nodes, V vocabulary, F features.
 """
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
 from ..attention_inputs import PassInputs, mask_argument, mask_kinds
-from ..target import TREE_ATTENTION, DummyLayer, Target
+from ..target import TREE_ATTENTION, DummyLayer, Target, own_cache
 from .attention import take_tree_masks
 from .cache import SlotCache, slot_positions, verification_masks
 from .rows import Rows
@@ -47,6 +47,14 @@ _BOOKKEEPING = {
 def cache_name(model_kwargs: dict) -> str:
     """The name under which the host prepared a cache."""
     return "cache_params" if "cache_params" in model_kwargs else "past_key_values"
+
+
+def prepared_cache(model: PreTrainedModel, model_kwargs: dict) -> Cache | None:
+    """The cache that the host prepared; where it leaves that to the model, an empty one of the model's own class."""
+    name = cache_name(model_kwargs)
+    if model_kwargs.get(name) is None and (cache := own_cache(model)) is not None:
+        model_kwargs[name] = cache
+    return model_kwargs.get(name)
 
 
 def cached_columns(cache: Cache | None, otherwise: int) -> int:
@@ -241,7 +249,8 @@ class ChainPass:
         longest = max(counts)
         rejected = self.tokens.shape[1] - longest
         tokens, is_changed = self._padded(self.tokens[:, :longest])
-        if all(type(layer) in (DynamicLayer, DummyLayer) for layer in self.host_cache.layers):
+        layers = {type(layer) for layer in self.host_cache.layers}
+        if type(self.host_cache) is DynamicCache and layers <= {DynamicLayer, DummyLayer}:
             for layer, saved in zip(self.host_cache.layers, self.saved[1:], strict=True):
                 # Cross-attention layers have an image's keys, which passes leave as they are.
                 if rejected and layer.keys is not None and layer.keys is not saved["keys"]:
