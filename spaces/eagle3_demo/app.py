@@ -40,9 +40,9 @@ A small *draft model* proposes a tree of next tokens; the *target model* checks 
 the longest path that it would have written itself. **Run** writes the same prompt with the same seed twice, first with
 plain `generate`, then with `generate(..., assistant_model=draft)`, and compares the token ids.
 
-Colours tell where each token came from: accepted draft tokens by their depth in the tree, and the target's own, at
-least one per pass. Hover over one for its probability and cycle. The plots follow the run; below them is the draft tree
-of any cycle, the accepted path in colour and what was rejected in grey.
+Colours tell where each token came from: accepted draft tokens by their depth in the tree, and the target's own, one
+per pass. Hover over one for its probability and cycle. The plots follow the run; below them is the draft tree of any
+cycle, the accepted path in colour and what was rejected in grey.
 
 **What this does not say:** {description}. {caveat} Both runs share the machine with this page and its other visitors.
 """
@@ -146,7 +146,7 @@ class Page:
         self.texts = gr.HTML(answer_html("", "", True), elem_id="texts", **html)
         self.plots = gr.HTML("", elem_id="plots", **html)
         self.cycle = gr.Slider(
-            1, 1, 1, step=1, label="Draft tree of cycle", visible=False, buttons=[], elem_id="cycle"
+            1, 2, 1, step=1, label="Draft tree of cycle", visible=False, buttons=[], elem_id="cycle"
         )
         self.tree = gr.HTML("", elem_id="tree", **html)
 
@@ -195,7 +195,7 @@ class Page:
             )
         self.blocks.unload(self.on_leave)
 
-    def on_run(self, mode: str, prompt: str, *values, request: gr.Request) -> Iterator[tuple]:
+    def on_run(self, request: gr.Request, mode: str, prompt: str, *values) -> Iterator[tuple]:
         """Mistakes become a message on the page; the controls come back whatever happens."""
         fields = dict(zip(self.settings, values, strict=True))
         try:
@@ -219,7 +219,7 @@ class Page:
             slider, tree = gr.update(visible=False), ""
             if cycles := progress.speculated:
                 number = interesting_cycle(cycles)
-                slider = gr.update(maximum=len(cycles), value=number, visible=len(cycles) > 1)
+                slider = gr.update(maximum=max(len(cycles), 2), value=number, visible=len(cycles) > 1)
                 tree = self.service.tree(key, number)
         return (
             message(progress.message),

@@ -167,7 +167,8 @@ def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def _framed(title: str, name: str, content: str, legend: Sequence[tuple[str, str]] = ()) -> str:
     keys = "".join(f'<span class="key {kind}">{text}</span>' for kind, text in legend)
+    box = f"0 {TOP - 10} {WIDTH} {HEIGHT - TOP + 10}"
     return (
         f'<figure class="plot" data-plot="{name}"><figcaption><b>{title}</b>{keys}</figcaption>'
-        f'<svg role="img" aria-label="{title}" viewBox="0 {TOP - 10} {WIDTH} {HEIGHT - TOP + 10}">{content}</svg></figure>'
+        f'<svg role="img" aria-label="{title}" viewBox="{box}">{content}</svg></figure>'
     )

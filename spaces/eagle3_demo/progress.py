@@ -9,7 +9,7 @@ from hf_eagle3 import CycleRecord, metrics
 
 @dataclass(frozen=True)
 class Figures:
-    """One way: tokens so far, seconds (of the last token while it runs, of the call once it is through), if through."""
+    """One way: tokens so far; seconds of the latest token while it runs, of the whole call once it is through."""
 
     num_tokens: int
     seconds: float

@@ -3,8 +3,8 @@
 `run` yields small lists of events, so that a page can follow; closing it stops the generation. Events are plain data
 and can be pickled, as a Space with ZeroGPU needs. Does not know pages or visitors; logs types of errors, no text.
 
-Source of the design: generation runs in a thread of its own; the streamers, which `generate` calls after every step, are
-where it is stopped, so no criterion of ours changes how the loop runs.
+Generation runs in a thread of its own. It is stopped in the streamers, which `generate` calls after every step: a
+criterion of our own would make the loop ask it token by token and switch shared noise off.
 """
 
 import logging
@@ -143,7 +143,7 @@ class _Race:
             self._forget()
         except Exception as error:
             self._forget()
-            self.events.put(Failed(_explained(error)))
+            self.events.put(Failed(explained(error)))
         finally:
             self.events.put(None)
 
@@ -217,7 +217,7 @@ def _probabilities(target, ids: list[int], tokens: list[int]) -> list[float]:
     return torch.cat(parts)[:, 0].tolist()
 
 
-def _explained(error: Exception) -> str:
+def explained(error: Exception) -> str:
     """For the visitor; the log gets the type and the place. Messages of unknown errors may hold a visitor's text."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     logger.error("%s in %s, line %s", type(error).__name__, place.name, place.lineno)

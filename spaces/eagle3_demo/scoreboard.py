@@ -25,11 +25,7 @@ def badge(progress: Progress) -> str:
     if not progress.compare:
         return ""
     if progress.identical is None:
-        text = (
-            "stopped: nothing to compare"
-            if progress.is_stopped
-            else "identical output? compared when both are through"
-        )
+        text = "stopped, nothing to compare" if progress.is_stopped else "compared when both are through"
         return f'<span class="badge waiting" data-identical="unknown">{text}</span>'
     if progress.identical:
         count = len(progress.ids)

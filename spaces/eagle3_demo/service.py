@@ -12,7 +12,7 @@ from limits import Limits, Request, checked
 from pair import Pair, Settings
 from plots import plots
 from progress import Progress
-from race import Event, PlainToken, Probabilities, device_lock, run
+from race import Event, PlainToken, Probabilities, device_lock, explained, run
 from scoreboard import scoreboard
 from sessions import Session, Sessions
 from tokens import ColouredText, PlainText
@@ -89,7 +89,18 @@ class Service:
             key: The visitor.
             is_chat: Whether the prompt is the next turn of the visitor's chat.
             prompt, values: Fields of [`Request`].
+
+        Raises:
+            ValueError: what the visitor can mend, or that something is broken, without any text of the visitor's.
         """
+        try:
+            yield from self._follow(key, is_chat, prompt, values)
+        except (ValueError, GeneratorExit):
+            raise
+        except Exception as error:
+            raise ValueError(explained(error)) from None
+
+    def _follow(self, key: str | None, is_chat: bool, prompt: str, values: dict) -> Iterator[View]:
         request = checked(self.limits, prompt, **values)
         self.pair.draft.with_tree(request.tree, **request.tree_sizes)  # sizes that no tree can have: said at once
         session = self.sessions.use(key)
@@ -126,8 +137,8 @@ class Service:
         if len(ids) > most:
             what, remedy = ("This chat", "Start a new one") if has_past else ("The prompt", "Shorten it")
             raise ValueError(
-                f"{what} has {len(ids)} tokens; with {request.max_new_tokens} new ones the target has room for {most}. "
-                f"{remedy} or ask for fewer tokens."
+                f"{what} has {len(ids)} tokens; beside {request.max_new_tokens} new ones the target has room for "
+                f"{most}. {remedy} or ask for fewer new tokens."
             )
 
     def _remember_turn(self, session: Session, view: View, ids: list[int]) -> None:
