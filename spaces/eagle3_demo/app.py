@@ -18,12 +18,12 @@ except ImportError:
 
 
 import gradio as gr
+from answers import answers_html, chat_html
 from limits import TREES, Limits
 from pair import Settings
 from progress import Progress
 from scoreboard import message, scoreboard
 from service import Service, View, figures, interesting_cycle, tree_figures
-from tokens import LEGEND
 
 from hf_eagle3 import embedded
 
@@ -51,14 +51,6 @@ TOY = (
     "it says nothing about an 8B model on a GPU, where drafting, passes and acceptance all cost and gain differently."
 )
 REAL = "Speedup depends on the prompt, the temperature and the machine; one run is an anecdote, not a benchmark."
-
-
-def answer_html(ours: str, plain: str, compare: bool) -> str:
-    """Both texts side by side, under one another on a phone."""
-    parts = [f'<section><h4>With the draft</h4><div class="answer" data-way="ours">{ours}</div>{LEGEND}</section>']
-    if compare:
-        parts.append(f'<section><h4>Plain generate</h4><div class="answer" data-way="plain">{plain}</div></section>')
-    return f'<div class="texts">{"".join(parts)}</div>'
 
 
 class Page:
@@ -110,7 +102,7 @@ class Page:
         with gr.Row():
             self.run = gr.Button("Run", variant="primary", min_width=80, elem_id="run")
             self.stop = gr.Button("Stop", variant="stop", min_width=80, interactive=False, elem_id="stop")
-            self.new_chat = gr.Button("New chat", min_width=80, visible=False, elem_id="new-chat")
+        self.new_chat = gr.Button("New chat", size="sm", visible=False, elem_id="new-chat")
 
     def lay_out_settings(self) -> None:
         fields, limits = self.settings, self.service.limits
@@ -139,11 +131,9 @@ class Page:
     def lay_out_answer(self) -> None:
         html = {"apply_default_css": False, "elem_classes": "eagle3"}
         self.message = gr.HTML("", elem_id="message", **html)
-        self.chat = gr.Chatbot(
-            label="Chat", visible=False, height=260, render_markdown=False, buttons=["copy"], elem_id="chat"
-        )
+        self.chat = gr.HTML(chat_html([]), visible=False, elem_id="chat", **html)
         self.board = gr.HTML(scoreboard(Progress()), elem_id="board", **html)
-        self.texts = gr.HTML(answer_html("", "", True), elem_id="texts", **html)
+        self.texts = gr.HTML(answers_html("", "", True), elem_id="texts", **html)
         self.plots = gr.HTML("", elem_id="plots", **html)
         self.cycle = gr.Slider(
             1, 2, 1, step=1, label="Draft tree of cycle", visible=False, buttons=[], elem_id="cycle"
@@ -223,9 +213,9 @@ class Page:
                 tree = self.service.tree(key, number)
         return (
             message(progress.message),
-            view.messages if is_chat and (is_over or not progress.cycles) else gr.skip(),
+            chat_html(view.messages) if is_chat and (is_over or not progress.cycles) else gr.skip(),
             view.board,
-            answer_html(ours, plain, progress.compare),
+            answers_html(ours, plain, progress.compare),
             view.plots,
             slider,
             tree,
@@ -248,7 +238,7 @@ class Page:
 
     def on_new_chat(self, request: gr.Request) -> tuple:
         self.service.new_chat(request.session_hash)
-        return [], ""
+        return chat_html([]), ""
 
     def on_tree(self, tree: str) -> list:
         """Only the sizes that this tree has."""
@@ -265,7 +255,7 @@ class Page:
             self.service.load(Settings(target.strip(), draft.strip()))
         except (ValueError, OSError) as error:
             return message(f"Not loaded: {error}"), gr.skip(), gr.skip()
-        return "", self.describe(), []
+        return "", self.describe(), chat_html([])
 
     def on_leave(self, request: gr.Request) -> None:
         """The page was closed: its run ends, its memory goes."""

@@ -29,17 +29,16 @@ PHASE_NAMES = {
 
 
 def plots(progress: Progress) -> str:
-    """All plots that have something to show."""
+    """All plots; frames are there from the start, so that nothing moves."""
     cycles = progress.speculated
     counts = [cycle.num_accepted_tokens for cycle in cycles]
-    parts = []
-    if progress.plain or progress.cycles:
-        plain = [event.seconds for event in progress.plain]
-        ours = [cycle.seconds for cycle in progress.cycles for _ in cycle.tokens]
-        parts.append(speed_plot(plain, ours))
-    if cycles:
-        parts.append(accepted_plot(counts, [len(cycle.tokens) for cycle in cycles]))
-        parts.append(histogram_plot(counts))
+    plain = [event.seconds for event in progress.plain]
+    ours = [cycle.seconds for cycle in progress.cycles for _ in cycle.tokens]
+    parts = [
+        speed_plot(plain, ours),
+        accepted_plot(counts, [len(cycle.tokens) for cycle in cycles]),
+        histogram_plot(counts),
+    ]
     for done in progress.finished.values():
         if done.phase_seconds:
             parts.append(phases_plot(done.phase_seconds))
@@ -70,18 +69,17 @@ def rates(seconds: Sequence[float]) -> list[tuple[float, float]]:
 def accepted_plot(accepted: Sequence[int], committed: Sequence[int]) -> str:
     """A bar per cycle: draft tokens accepted; the line is tau so far."""
     taus = [total / (place + 1) for place, total in enumerate(accumulate(committed))]
-    axes = Axes(len(accepted), max(*accepted, *taus, 1), "cycle")
+    axes = Axes(len(accepted), max([*accepted, *taus], default=1.0), "cycle")
     axes.bars(list(accepted), "accepted")
     axes.line([(place + 0.5, tau) for place, tau in enumerate(taus)], "tau")
-    return axes.svg(
-        "Accepted draft tokens per cycle", "accepted", [("accepted", "accepted"), ("tau", f"τ so far {taus[-1]:.2f}")]
-    )
+    keys = [("accepted", "accepted"), ("tau", f"τ so far {taus[-1]:.2f}")] if taus else []
+    return axes.svg("Accepted draft tokens per cycle", "accepted", keys)
 
 
 def histogram_plot(accepted: Sequence[int]) -> str:
     """Cycles by number of accepted draft tokens."""
     counts = metrics.histogram(accepted)
-    axes = Axes(len(counts), max(counts), "accepted draft tokens", is_categories=True)
+    axes = Axes(len(counts), max(counts, default=1), "accepted draft tokens", is_categories=True)
     axes.bars(counts, "accepted")
     return axes.svg("Cycles by accepted draft tokens", "histogram", [])
 
