@@ -29,6 +29,7 @@ from hf_eagle3 import embedded
 
 
 HERE = Path(__file__).parent
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEVICE = "device"  # the queue in which runs wait: one at a time
 SINGLE, CHAT = "Single prompt", "Chat"
 PRESETS = {"math": ("Math", 0.0), "code": ("Code", 0.0), "roleplay": ("Role play", 0.8)}  # title, temperature
@@ -59,7 +60,7 @@ class Page:
 
     Args:
         service: What answers.
-        is_local: Whether visitors may load another pair: on their own machine, not on a Space.
+        is_local: Whether a visitor may load another pair.
     """
 
     def __init__(self, service: Service, is_local: bool):
@@ -343,12 +344,14 @@ def build(settings: Settings | None = None, limits: Limits | None = None, is_loc
 
     Args:
         settings, limits: `None` for those of the environment.
-        is_local: `None` to find out: a Space sets SPACE_ID.
+        is_local: Whether a visitor may load another pair; `None`: where nobody else reaches this page. Who reaches it
+            from another machine must not make it read directories or fetch models.
     """
     limits = limits or Limits.from_environment()
     service = Service(settings or Settings.from_environment(), limits)
     service.generate = GPU(duration=limits.seconds)(service.generate)
-    is_local = "SPACE_ID" not in os.environ if is_local is None else is_local
+    if is_local is None:
+        is_local = "SPACE_ID" not in os.environ and os.environ.get("GRADIO_SERVER_NAME", LOOPBACK[0]) in LOOPBACK
     return Page(service, is_local).blocks.queue(max_size=limits.waiting)
 
 
