@@ -65,7 +65,7 @@ def fitted_cache(kept: KeptCache | None, ids: list[int], config: PreTrainedConfi
         return kept.cache
     if usable == 0 or any(type(layer) is not DynamicLayer for layer in kept.cache.layers):
         return DynamicCache(config=config)  # windows and recurrent states cannot be cut
-    kept.cache.crop(usable)
+    kept.cache.crop(usable - kept.cache.get_seq_length())  # below 0: so many tokens less
     return kept.cache
 
 
