@@ -217,7 +217,7 @@ class Page:
             chat_html(view.messages) if is_chat and (is_over or not progress.cycles) else gr.skip(),
             view.board,
             answers_html(ours, plain, progress.compare),
-            view.plots,
+            view.plots if view.plots_are_due else gr.skip(),
             slider,
             tree,
             gr.update(interactive=is_over),

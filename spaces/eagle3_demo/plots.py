@@ -1,7 +1,7 @@
 """Live plots as SVG: tokens per second, accepted per cycle with the running tau, histogram, phases at the end.
 
-Written as text, since the page redraws them several times a second beside the generation: gradio's own plots and
-matplotlib cost the server many times more (README.md has the figures). Colours are the style sheet's. Does not know
+Written as text, since the page redraws them several times a second beside the generation, where matplotlib would take
+some 100 ms each time, and so that they follow the page's theme and width. Colours are the style sheet's. Does not know
 models.
 """
 

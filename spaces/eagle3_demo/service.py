@@ -3,6 +3,7 @@
 A visitor is a key (the page's session). What goes wrong and can be told is a ValueError.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 
@@ -22,17 +23,26 @@ from hf_eagle3 import CycleRecord
 
 
 INTERVAL = 0.15  # seconds between updates of a page
+PLOT_INTERVAL = 0.6  # and of its plots: a browser on the same cores takes longer to show them than we to draw them
 STOPPED = "Stopped. What was written so far stays."
 
 
 @dataclass
 class View:
-    """A run as the page shows it: HTML, and figures for API clients."""
+    """
+    A run as the page shows it: HTML, and figures for API clients.
+
+    Attributes:
+        is_running: Whether more is to come.
+        plots_are_due: Whether the plots are worth drawing again: at the start, at the end, now and then in between.
+        messages: Turns of the chat, this one included.
+    """
 
     progress: Progress
     ours: ColouredText
     plain: PlainText
     is_running: bool = True
+    plots_are_due: bool = True
     messages: list[dict[str, str]] = field(default_factory=list)
 
     @property
@@ -114,6 +124,7 @@ class Service:
         if is_chat:
             view.messages = [*past.messages, {"role": "user", "content": prompt}]
         yield view
+        drawn = time.monotonic()
         events = self.generate(ids, request, key if is_chat else None)
         try:
             for batch in events:
@@ -123,13 +134,15 @@ class Service:
                     progress.is_stopped, progress.message = True, STOPPED
                     break
                 if batch:
+                    view.plots_are_due = time.monotonic() - drawn >= PLOT_INTERVAL
+                    drawn = time.monotonic() if view.plots_are_due else drawn
                     yield view
         finally:
             events.close()  # also where the visitor left: the device is free before anybody else's turn
         session.cycles = progress.speculated
         if is_chat:
             self._remember_turn(session, view, ids)
-        view.is_running = False
+        view.is_running, view.plots_are_due = False, True
         yield view
 
     def _check_length(self, ids: list[int], request: Request, has_past: bool) -> None:
