@@ -110,6 +110,8 @@ def set_new_tokens(page, number: int) -> None:
     box = page.get_by_label("number input for Max new tokens")
     box.fill(str(number))
     box.press("Tab")
+    expect(page.get_by_label("range slider for Max new tokens")).to_have_value(str(number))
+    page.wait_for_timeout(300)  # the page hands values on a moment after it shows them
 
 
 @pytest.mark.parametrize("screen", SCREENS)
