@@ -64,7 +64,7 @@ def address():
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
         yield browser
         browser.close()
 
@@ -106,12 +106,17 @@ def wait_until_done(page) -> None:
 
 
 def set_new_tokens(page, number: int) -> None:
+    """Typed again until it is taken: what is typed while the accordion still opens is lost."""
     page.get_by_role("button", name="Sampling and length").click()
-    box = page.get_by_label("number input for Max new tokens")
-    box.fill(str(number))
-    box.press("Tab")
-    expect(page.get_by_label("range slider for Max new tokens")).to_have_value(str(number))
-    page.wait_for_timeout(300)  # the page hands values on a moment after it shows them
+    box, slider = (page.get_by_label(f"{kind} Max new tokens") for kind in ("number input for", "range slider for"))
+    slider.wait_for()
+    deadline = time.monotonic() + PATIENCE / 1000
+    while slider.input_value() != str(number):
+        if time.monotonic() > deadline:
+            pytest.fail(f"The page does not take {number} new tokens.")
+        box.fill(str(number))
+        box.press("Tab")
+        page.wait_for_timeout(300)  # the page hands values on a moment after it shows them
 
 
 @pytest.mark.parametrize("screen", SCREENS)
