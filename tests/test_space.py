@@ -1,34 +1,25 @@
-"""The Space's parts that know no browser and no gradio: limits, prompts, runs, figures, HTML.
-
-Drawn example, one cycle: the root "a" has children "b" (0.5) and "c" (0.25); below "b" are "d" (0.5 given "b") and "e"
-(0.25). Accepted is b, d; the target's own token is "f".
-"""
+"""What the Space does, without gradio: limits, prompts, caches, runs, visitors."""
 
 import logging
-import math
+import pickle
 import re
 import threading
 import time
-from xml.etree import ElementTree
 
-import plots
 import pytest
 import race
 import torch
-import tree_view
 import yaml
-from answers import answers_html, chat_html
 from conversation import Conversation, KeptCache, fitted_cache, turn_ids
 from limits import Limits, Request, checked
 from models import tiny_draft, tiny_target
 from pair import Pair, Settings
 from progress import Progress
-from scoreboard import badge, message, scoreboard
-from service import Service, figures, interesting_cycle
+from service import Service, figures, tree_figures, tree_of
 from sessions import Sessions
+from test_corners import longrope_target
 from test_options import letters_tokenizer
 from test_package import PACKAGE
-from tokens import ColouredText, Pieces, PlainText
 from transformers import DynamicCache, LlamaConfig
 
 from hf_eagle3 import CycleRecord, embedded
@@ -36,32 +27,6 @@ from hf_eagle3.cli import main, space
 
 
 SPACE = PACKAGE.parent / "spaces" / "eagle3_demo"
-LETTERS = ["<s>", "a", "b", "c", "d", "e", "f"]
-CYCLE = CycleRecord(
-    row=0,
-    cycle=0,
-    tokens=[2, 4, 6],
-    num_accepted_tokens=2,
-    tree_tokens=[1, 2, 3, 4, 5],
-    tree_parents=[-1, 0, 0, 1, 1],
-    tree_scores=[0.0, math.log(0.5), math.log(0.25), math.log(0.25), math.log(0.125)],
-    accepted_nodes=[1, 3],
-    seconds=0.5,
-)
-
-
-class Letters:
-    """Decodes ids to `LETTERS`."""
-
-    def decode(self, token_ids, skip_special_tokens):
-        return "".join(LETTERS[i] for i in token_ids if i or not skip_special_tokens)
-
-
-class Bytes:
-    """Decodes ids as bytes, as byte-level tokenizers do."""
-
-    def decode(self, token_ids, skip_special_tokens):
-        return bytes(token_ids).decode("utf-8", errors="replace")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +60,7 @@ def events_of(pair, request, **options):
         ("temperature", "hot", "Temperature is not a number; give a number from 0 to 2."),
         ("top_p", 0, "Top-p is 0; give a number from 0.01 to 1."),
         ("top_k", None, "Top-k is not a number; give a whole number from 0 to 1000."),
-        ("seed", -1, "Seed is -1; give a whole number from 0 to 2.14748e+09."),
+        ("seed", -1, "Seed is -1; give a whole number from 0 to 2147483647."),
         ("num_draft_tokens", 129, "Draft tokens is 129; give a whole number from 1 to 128."),
         ("tree", "forest", "Tree must be one of auto, static, chain."),
         ("colour", 1, "Unknown field: colour."),
@@ -209,6 +174,48 @@ def test_a_race_runs_one_way_after_the_other_and_tells_both(pair, temperature):
     torch.testing.assert_close(torch.tensor(events[-1].values), wanted, atol=1e-5, rtol=1e-4)
 
 
+def test_events_survive_pickling(pair):
+    """A Space with ZeroGPU gets them from another process."""
+    events = events_of(pair, Request("x", max_new_tokens=6))
+    assert pickle.loads(pickle.dumps(events)) == events
+
+
+def test_autos_choices_come_one_per_cycle(pair):
+    events = events_of(pair, Request("x", max_new_tokens=24, compare=False))
+    done = next(event for event in events if isinstance(event, race.Finished))
+    nodes = [len(e.tree_tokens) - 1 for e in events if isinstance(e, CycleRecord) and e.cycle >= 0]
+    assert [choice.nodes for choice in done.choices] == nodes
+    chain = events_of(pair, Request("x", max_new_tokens=8, compare=False, tree="chain"))
+    assert next(event for event in chain if isinstance(event, race.Finished)).choices == []
+
+
+def test_a_call_that_does_without_speculation_says_why():
+    """RoPE changes within it; tokens are shown all the same, as the target's own."""
+    target = longrope_target()
+    pair = Pair(target, tiny_draft(target), letters_tokenizer(), "tiny")
+    progress = Progress()
+    for batch in race.run(pair, [3, 5, 4] * 5, Request("x", max_new_tokens=8), 60):
+        for event in batch:
+            progress.add(event)
+    assert progress.identical is True
+    assert [cycle.tokens for cycle in progress.cycles] == [[token] for token in progress.ids]
+    assert (progress.speculated, progress.acceptance_length) == ([], None)
+    assert "without speculation: RoPE frequencies may change" in progress.notes[0]
+
+
+def test_probabilities_of_a_target_that_keeps_all_logits(pair):
+    class Older(torch.nn.Module):
+        """A target whose forward knows no `logits_to_keep`."""
+
+        device = torch.device("cpu")
+
+        def forward(self, ids, use_cache):
+            return pair.target(ids, use_cache=use_cache)
+
+    expected = race._probabilities(pair.target, [3, 5], [4, 6, 7])
+    assert race._probabilities(Older(), [3, 5], [4, 6, 7]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_without_a_race_only_the_draft_runs(pair):
     ways = [e.way for e in events_of(pair, Request("x", compare=False, max_new_tokens=8)) if hasattr(e, "way")]
     assert ways == [race.SPECULATIVE]
@@ -285,135 +292,6 @@ def test_sizes_that_no_tree_can_have_are_told(service):
         next(service.follow("v", False, "Hi", tree="static", num_draft_tokens=24, tree_depth=3, tree_top_k=1))
 
 
-# -- figures ----------------------------------------------------------------------------------------------------------
-
-
-def finished(plain: list[int], ours: list[int]) -> Progress:
-    progress = Progress()
-    progress.add(race.Finished(race.PLAIN, plain, 2.0))
-    progress.add(race.Finished(race.SPECULATIVE, ours, 0.5))
-    return progress
-
-
-def test_identity_is_that_of_token_ids():
-    same, other = finished([1, 2, 3], [1, 2, 3]), finished([1, 2, 3], [1, 9, 3])
-    assert same.identical is True
-    assert 'data-identical="yes"' in badge(same)
-    assert "3 of 3 token ids" in badge(same)
-    assert other.identical is False
-    assert other.first_difference == 1
-    assert 'data-identical="no"' in badge(other)
-    assert "from token 2 on" in badge(other)
-    assert finished([1, 2], [1, 2, 3]).first_difference == 2
-    assert same.speedup == pytest.approx(4)
-    assert finished([1] * 4, [1] * 2).speedup == pytest.approx((2 / 4) / (0.5 / 2))
-    assert "4.00×" in scoreboard(same)
-
-
-def test_nothing_is_claimed_before_both_are_through():
-    progress = Progress()
-    progress.add(race.Finished(race.PLAIN, [2, 4, 6], 2.0))
-    progress.add(CYCLE)
-    assert (progress.identical, progress.speedup) == (None, None)
-    assert 'data-identical="unknown"' in badge(progress)
-    assert progress.figures(race.SPECULATIVE).rate == pytest.approx(3 / 0.5)
-    assert progress.acceptance_length == 3.0
-    assert "—" in scoreboard(progress)
-    progress.is_stopped = True
-    assert "stopped" in badge(progress)
-
-
-# -- HTML -------------------------------------------------------------------------------------------------------------
-
-
-def test_tokens_are_coloured_by_origin_and_explained():
-    text = ColouredText(Letters())
-    text.add(CYCLE)
-    text.add_probabilities([0.9, 0.004, 0.25])
-    assert text.html() == (
-        '<span class="d1" title="accepted draft token, depth 1 | cycle 1 | draft: 50% | target: 90%">b</span>'
-        '<span class="d2" title="accepted draft token, depth 2 | cycle 1 | draft: 50% | target: &lt;1%">d</span>'
-        '<span class="own" title="the target&#x27;s own | cycle 1 | target: 25%">f</span>'
-    )
-
-
-def test_characters_of_several_tokens_appear_once_they_are_whole():
-    pieces, plain = Pieces(Bytes()), PlainText(Bytes())
-    bytes_ = list("aé€b".encode())
-    assert [pieces.add(byte) for byte in bytes_] == ["a", "", "é", "", "", "€", "b"]
-    for byte in bytes_:
-        plain.add(byte)
-    assert plain.text == "aé€b"
-
-
-def test_whatever_was_written_is_escaped():
-    evil = '<img src=x onerror="alert(1)">&'
-    plain = PlainText(Bytes())
-    for byte in evil.encode():
-        plain.add(byte)
-    shown = [plain.html(), chat_html([{"role": "user", "content": evil}]), message(evil)]
-    coloured = ColouredText(Bytes())
-    coloured.add(CycleRecord(0, -1, list(evil.encode()), 0, [0], [-1], [0.0], [], 0.1))
-    tree = CycleRecord(0, 0, [38, 60], 1, [60, 38], [-1, 0], [0.0, -0.1], [1], 0.2)
-    for html in (*shown, coloured.html(), tree_view.tree_svg(tree, Bytes())):
-        assert "<img" not in html
-        assert "&lt;" in html
-        ElementTree.fromstring(f"<div>{html}</div>")  # well-formed: nothing broke out
-    assert "Plain generate" not in answers_html("a", "b", compare=False)
-
-
-def test_a_tree_is_laid_out_with_the_accepted_path_on_top():
-    #          0
-    #      1       2      path 0 2 4; node 5 is the target's own, behind 4
-    #      3       4
-    #              5
-    depths, rows = tree_view.placed([-1, 0, 0, 1, 2, 4], first=[0, 2, 4, 5])
-    assert depths == [0, 1, 1, 2, 2, 3]
-    assert rows == [0, 1, 0, 1, 0, 0]
-
-
-def test_a_tree_shows_probabilities_path_and_rejected_nodes():
-    root = ElementTree.fromstring(tree_view.tree_svg(CYCLE, Letters()))
-    shown = [(g.get("class"), [t.text for t in g.findall("text")]) for g in root.findall("g")]
-    assert shown == [
-        ("node accepted", ["a"]),
-        ("node accepted", ["b", "50%"]),
-        ("node rejected", ["c", "25%"]),
-        ("node accepted", ["d", "50%"]),
-        ("node rejected", ["e", "25%"]),
-        ("node own", ["f"]),
-    ]
-    assert [path.get("class") for path in root.findall("path")] == [
-        "edge accepted", "edge rejected", "edge accepted", "edge rejected", "edge own",
-    ]  # fmt: skip
-    assert "4 drafted, 2 accepted, 3 committed" in tree_view.tree_html(CYCLE, Letters(), 9)
-    bare = CycleRecord(0, 3, [2], 0, [1], [-1], [0.0], [], 0.9)
-    assert "nothing was drafted" in tree_view.tree_html(bare, Letters(), 9)
-    assert interesting_cycle([bare, CYCLE, bare]) == 2
-
-
-def test_plots_draw_what_happened():
-    assert plots.rates([1.0, 1.5, 1.5, 2.0]) == [(2, 2.0), (3, 4.0), (4, 3.0)]
-    many = [place / 10 for place in range(40)]
-    assert plots.rates(many)[-1] == (40, pytest.approx(10))
-    assert [plots.tick_step(most, 4) for most in (1, 4, 9, 30, 81, 450)] == [1, 1, 5, 10, 50, 200]
-    progress = finished([2, 4, 6], [2, 4, 6])
-    progress.add(race.Finished(race.SPECULATIVE, [2, 4, 6], 0.5, {"prefill": 1.0, "verify_forward": 3.0}))
-    progress.add(CYCLE)
-    figures = ElementTree.fromstring(plots.plots(progress)).findall("figure")
-    assert [figure.get("data-plot") for figure in figures] == ["speed", "accepted", "histogram", "phases"]
-    bars = [len([r for r in figure.iter("rect") if "bar" in r.get("class")]) for figure in figures[1:3]]
-    assert bars == [1, 3]  # one cycle; 0, 1 and 2 accepted tokens
-    heights = [float(r.get("height")) for r in figures[2].iter("rect")]
-    assert heights[:2] == [0, 0]
-    assert heights[2] == pytest.approx(plots.HEIGHT - plots.TOP - plots.BOTTOM)
-    text = "".join(figures[3].itertext())
-    assert "prompt 25%" in text
-    assert "verification 75%" in text
-    empty = ElementTree.fromstring(plots.plots(Progress())).findall("figure")
-    assert [figure.get("data-plot") for figure in empty] == ["speed", "accepted", "histogram"]
-
-
 # -- visitors ---------------------------------------------------------------------------------------------------------
 
 
@@ -458,6 +336,9 @@ def test_chat_turns_reuse_their_caches_and_write_the_same(service, monkeypatch):
     assert first_widths[0] == first_widths[1]
     added = len(conversation.ids) - len(kept[1]["token_ids"]) - first_widths[0] - len(kept[0]["token_ids"])
     assert second_widths == [added + 1] * 2  # and the last token of the turn before
+    assert kept[0]["notes"][0].startswith("Auto chose")
+    cached = first_widths[0] + len(kept[0]["token_ids"]) - 1
+    assert kept[1]["notes"][0].startswith(f"{cached} tokens of the prompt were still in the cache")
     fresh = []
     for turn in turns:
         service.sessions.use("n").caches = {}
@@ -491,12 +372,13 @@ def test_what_does_not_fit_the_context_is_refused(service):
 
 def test_trees_are_of_the_visitors_own_run(service):
     last_view(service, "t", False, "Hi", max_new_tokens=8, compare=False)
-    assert "Cycle 1 of" in service.tree("t", 1)
+    run = service.last_run("t")
+    assert "Cycle 1 of" in tree_of(run, 1, service.pair.tokenizer)
     for number in (0, 99, 1.5, "1"):
         with pytest.raises(ValueError, match="Cycle must be a whole number from 1 to"):
-            service.tree("t", number)
+            tree_of(run, number, service.pair.tokenizer)
     with pytest.raises(ValueError, match="no draft tree yet"):
-        service.tree("somebody else", 1)
+        tree_figures(service.last_run("somebody else"), 1)
 
 
 # -- around it --------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """The Space through gradio_client: many visitors at once, mistakes as messages, stopping, no text in logs."""
 
 import logging
+import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,12 +9,12 @@ import pytest
 import torch
 from conversation import prompt_ids
 from space_page import served
-from transformers import set_seed
+from transformers import GenerationMixin, set_seed
 
 from hf_eagle3 import embedded
 
 
-pytest.importorskip("gradio", reason="needs the extra `space`: pip install 'hf-eagle3[space]'")
+gradio = pytest.importorskip("gradio", reason="needs the extra `space`: pip install 'hf-eagle3[space]'")
 gradio_client = pytest.importorskip("gradio_client")
 
 VISITORS = 20
@@ -105,3 +106,50 @@ def test_no_text_of_visitors_is_logged(address, capfd, caplog):
     captured = capfd.readouterr()
     server = "\n".join(record.getMessage() for record in caplog.records if record.name != "httpx")
     assert "xylophone" not in captured.out + captured.err + server
+
+
+@pytest.fixture
+def zero_gpu(monkeypatch):
+    """Stands in for ZeroGPU, whose decorator runs a function in a process that has borrowed a GPU for so many seconds:
+    what goes in and out is pickled. Filled with those seconds, call by call."""
+    import app
+
+    borrowed = []
+
+    def decorator(duration):
+        def decorated(function):
+            def elsewhere(*arguments):
+                borrowed.append(duration)
+                if len(borrowed) > 3:
+                    raise gradio.Error("You have no quota left.")
+                for events in function(*pickle.loads(pickle.dumps(arguments))):
+                    yield pickle.loads(pickle.dumps(events))
+
+            return elsewhere
+
+        return decorated
+
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setattr(app, "GPU", decorator)
+    return borrowed
+
+
+def test_on_zero_gpu_all_generation_runs_in_borrowed_time(zero_gpu, monkeypatch):
+    generated, generate = [], GenerationMixin.generate
+
+    def watched(self, *args, **kwargs):
+        generated.append(len(zero_gpu))
+        return generate(self, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", watched)
+    with served(seconds=7) as (address, _):
+        visitor = client(address)
+        assert visitor.predict("Hi", max_new_tokens=4, api_name="/race")["identical"] is True
+        first = visitor.predict("Hello.", max_new_tokens=4, api_name="/chat")
+        second = visitor.predict("Go on.", max_new_tokens=4, compare=True, api_name="/chat")
+        assert second["identical"] is True
+        assert not any("cache" in note for note in first["notes"] + second["notes"])  # they went with the process
+        with pytest.raises(gradio_client.exceptions.AppError, match="You have no quota left"):
+            visitor.predict("Hi", max_new_tokens=4, api_name="/race")
+    assert zero_gpu == [7] * 4
+    assert generated == [1, 1, 2, 3, 3]  # none before the first call, where there is no device yet

@@ -129,9 +129,12 @@ def test_a_race_is_shown_and_reads_well(visit, screen):
     wait_until_done(page)
     texts = {way: page.locator(f".answer[data-way={way}]").text_content() for way in ("plain", "ours")}
     assert texts["plain"] == texts["ours"] != ""
-    hints = page.locator(".answer[data-way=ours] span").evaluate_all("spans => spans.map(s => s.title)")
+    hints = page.locator(".answer[data-way=ours] span").evaluate_all("all => all.map(s => s.dataset.hint)")
     assert sum("draft: " in hint for hint in hints) == sum("accepted draft token" in hint for hint in hints) > 0
     assert all("target: " in hint for hint in hints)
+    token = page.locator(".answer[data-way=ours] span:has-text('a')").first
+    token.hover()
+    assert token.evaluate("e => getComputedStyle(e, '::after').content") == f'"{token.get_attribute("data-hint")}"'
     drawn = page.locator("#plots figure").evaluate_all(
         "all => all.map(f => [f.dataset.plot, f.querySelectorAll('.bar, polyline, [class^=phase]').length > 0,"
         " f.getBoundingClientRect().width > 150])"
@@ -179,6 +182,18 @@ def test_stop_stops_and_keeps_the_text(visit, monkeypatch):
     page.locator("#board [data-identical=yes]").wait_for()
     assert page.locator(".answer[data-way=plain]").text_content().startswith(text)
     assert page.get_by_role("alert").count() == 0
+
+
+def test_leaving_the_page_ends_its_run(visit, monkeypatch):
+    check, steps = race._Race.check, []
+    monkeypatch.setattr(race._Race, "check", lambda self: (steps.append(1), time.sleep(0.1), check(self)))
+    page = visit()
+    set_new_tokens(page, 256)
+    ask(page, "Tell me a long story.")
+    page.wait_for_function("document.querySelector('.answer[data-way=plain]').textContent.length > 3")
+    page.close()
+    with race.device_lock:  # as soon as the run is over
+        assert len(steps) < 200
 
 
 def test_mistakes_are_messages(visit):

@@ -4,7 +4,8 @@ python spaces/eagle3_demo/app.py      # or: hf-eagle3 space
 """
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -23,7 +24,7 @@ from limits import TREES, Limits
 from pair import Settings
 from progress import Progress
 from scoreboard import message, scoreboard
-from service import Service, View, figures, interesting_cycle, tree_figures
+from service import Service, View, figures, interesting_cycle, tree_figures, tree_of
 
 from hf_eagle3 import embedded
 
@@ -74,6 +75,7 @@ class Page:
                     self.lay_out_settings()
                 with gr.Column(scale=5, min_width=320):
                     self.lay_out_answer()
+            self.lay_out_tree()
             self.connect()
             self.add_endpoints()
 
@@ -136,10 +138,12 @@ class Page:
         self.board = gr.HTML(scoreboard(Progress()), elem_id="board", **html)
         self.texts = gr.HTML(answers_html("", "", True), elem_id="texts", **html)
         self.plots = gr.HTML("", elem_id="plots", **html)
+
+    def lay_out_tree(self) -> None:
         self.cycle = gr.Slider(
             1, 2, 1, step=1, label="Draft tree of cycle", visible=False, buttons=[], elem_id="cycle"
         )
-        self.tree = gr.HTML("", elem_id="tree", **html)
+        self.tree = gr.HTML("", elem_id="tree", apply_default_css=False, elem_classes="eagle3")
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -191,7 +195,7 @@ class Page:
         fields = dict(zip(self.settings, values, strict=True))
         try:
             for view in self.service.follow(request.session_hash, mode == CHAT, prompt, **fields):
-                yield self.shown(view, request.session_hash, mode == CHAT)
+                yield self.shown(view, mode == CHAT)
         except ValueError as error:
             yield (
                 message(str(error)),
@@ -201,7 +205,7 @@ class Page:
                 gr.skip(),
             )
 
-    def shown(self, view: View, key: str | None, is_chat: bool) -> tuple:
+    def shown(self, view: View, is_chat: bool) -> tuple:
         """Values of the outputs of a run."""
         progress, is_over = view.progress, not view.is_running
         ours, plain = view.ours.html(), view.plain.html()
@@ -211,7 +215,7 @@ class Page:
             if cycles := progress.speculated:
                 number = interesting_cycle(cycles)
                 slider = gr.update(maximum=max(len(cycles), 2), value=number, visible=len(cycles) > 1)
-                tree = self.service.tree(key, number)
+                tree = tree_of(progress, number, self.service.pair.tokenizer)
         return (
             message(progress.message),
             chat_html(view.messages) if is_chat and (is_over or not progress.cycles) else gr.skip(),
@@ -230,7 +234,7 @@ class Page:
 
     def on_cycle(self, number: float, request: gr.Request) -> tuple:
         try:
-            return "", self.service.tree(request.session_hash, number)
+            return "", tree_of(self.service.last_run(request.session_hash), number, self.service.pair.tokenizer)
         except ValueError as error:
             return message(str(error)), gr.skip()
 
@@ -293,7 +297,7 @@ class Page:
 
         Returns:
             text, token_ids, seconds, plain_token_ids, plain_seconds, identical, speedup, acceptance_length,
-            accepted_tokens (per cycle), is_stopped.
+            accepted_tokens (per cycle), notes, is_stopped.
         """
         fields = {
             "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed,
@@ -323,9 +327,12 @@ class Page:
             raise gr.Error(str(error), print_exception=False) from None
 
     def draft_tree(self, cycle: int, request: gr.Request = None) -> dict:
-        """The draft tree of a cycle, from 1, of this client's last run: tokens, parents, scores, accepted nodes."""
+        """
+        The draft tree of a cycle, from 1, of this client's last run: tokens, parents, scores, accepted nodes; why the
+        mode "auto" made it so.
+        """
         try:
-            return tree_figures(self.service.cycle(request.session_hash, cycle))
+            return tree_figures(self.service.last_run(request.session_hash), cycle)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -349,10 +356,22 @@ def build(settings: Settings | None = None, limits: Limits | None = None, is_loc
     """
     limits = limits or Limits.from_environment()
     service = Service(settings or Settings.from_environment(), limits)
-    service.generate = GPU(duration=limits.seconds)(service.generate)
+    service.generate = told(GPU(duration=limits.seconds)(service.generate))
     if is_local is None:
         is_local = "SPACE_ID" not in os.environ and os.environ.get("GRADIO_SERVER_NAME", LOOPBACK[0]) in LOOPBACK
     return Page(service, is_local).blocks.queue(max_size=limits.waiting)
+
+
+def told(generate: Callable) -> Callable:
+    """`generate` with what ZeroGPU says to the visitor (no quota left, no device free) as a ValueError."""
+
+    def telling(*arguments) -> Iterator:
+        try:
+            yield from generate(*arguments)
+        except gr.Error as error:
+            raise ValueError(error.message) from None
+
+    return telling
 
 
 def launch(blocks: gr.Blocks, **options):
@@ -371,4 +390,7 @@ def launch(blocks: gr.Blocks, **options):
 
 
 if __name__ == "__main__":
-    launch(build())
+    try:
+        launch(build())
+    except (ValueError, OSError) as error:
+        sys.exit(f"EAGLE-3 demo: {error}")

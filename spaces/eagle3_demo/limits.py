@@ -121,6 +121,5 @@ def _number(value, label: str, low: float, high: float, kind: type) -> float:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not low <= value <= high or kind(value) != value:
         what = "a whole number" if kind is int else "a number"
-        shown = f"{value:g}" if is_number else "not a number"
-        raise ValueError(f"{label} is {shown}; give {what} from {low:g} to {high:g}.")
+        raise ValueError(f"{label} is {value if is_number else 'not a number'}; give {what} from {low} to {high}.")
     return kind(value)

@@ -99,6 +99,8 @@ def load(settings: Settings) -> Pair:
 
 def warm_up(pair: Pair) -> None:
     """The first calls are slow, and the tree mode "auto" measures its costs in them: not in a visitor's time."""
+    if is_zero_gpu():
+        return  # nothing can run before a call has borrowed a device
     ids = torch.tensor([pair.tokenizer("Hello").input_ids], device=pair.target.device)
     options = {"max_new_tokens": WARM_UP_TOKENS, "min_new_tokens": WARM_UP_TOKENS, "do_sample": False}
     for extra in ({}, {"assistant_model": pair.draft}):

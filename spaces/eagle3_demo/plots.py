@@ -36,12 +36,12 @@ def plots(progress: Progress) -> str:
     ours = [cycle.seconds for cycle in progress.cycles for _ in cycle.tokens]
     parts = [
         speed_plot(plain, ours),
-        accepted_plot(counts, [len(cycle.tokens) for cycle in cycles]),
-        histogram_plot(counts),
+        accepted_plot(progress.drafted_levels, counts, [len(cycle.tokens) for cycle in cycles]),
+        histogram_plot(counts, sum(len(cycle.tree_tokens) - 1 for cycle in cycles)),
     ]
     for done in progress.finished.values():
         if done.phase_seconds:
-            parts.append(phases_plot(done.phase_seconds))
+            parts.append(phases_plot(done.phase_seconds, done.runs_behind))
     return f'<div class="plots">{"".join(parts)}</div>'
 
 
@@ -66,26 +66,30 @@ def rates(seconds: Sequence[float]) -> list[tuple[float, float]]:
     return found
 
 
-def accepted_plot(accepted: Sequence[int], committed: Sequence[int]) -> str:
-    """A bar per cycle: draft tokens accepted; the line is tau so far."""
+def accepted_plot(levels: Sequence[int], accepted: Sequence[int], committed: Sequence[int]) -> str:
+    """A bar per cycle: draft tokens accepted, before a paler one: levels drafted. The line is tau so far."""
     taus = [total / (place + 1) for place, total in enumerate(accumulate(committed))]
-    axes = Axes(len(accepted), max([*accepted, *taus], default=1.0), "cycle")
+    axes = Axes(len(accepted), max([*levels, *taus], default=1.0), "cycle")
+    axes.bars(list(levels), "levels")
     axes.bars(list(accepted), "accepted")
     axes.line([(place + 0.5, tau) for place, tau in enumerate(taus)], "tau")
-    keys = [("accepted", "accepted"), ("tau", f"τ so far {taus[-1]:.2f}")] if taus else []
+    keys = []
+    if taus:
+        keys = [("levels", "levels drafted"), ("accepted", "accepted"), ("tau", f"τ so far {taus[-1]:.2f}")]
     return axes.svg("Accepted draft tokens per cycle", "accepted", keys)
 
 
-def histogram_plot(accepted: Sequence[int]) -> str:
-    """Cycles by number of accepted draft tokens."""
+def histogram_plot(accepted: Sequence[int], drafted: int) -> str:
+    """Cycles by number of accepted draft tokens; `drafted` in all of them."""
     counts = metrics.histogram(accepted)
     axes = Axes(len(counts), max(counts, default=1), "accepted draft tokens", is_categories=True)
     axes.bars(counts, "accepted")
-    return axes.svg("Cycles by accepted draft tokens", "histogram", [])
+    keys = [("accepted", f"{sum(accepted)} of {drafted} draft tokens in {len(accepted)} cycles")] if accepted else []
+    return axes.svg("Cycles by accepted draft tokens", "histogram", keys)
 
 
-def phases_plot(seconds: dict[str, float]) -> str:
-    """Shares of the speculative call's phases, one bar with a list."""
+def phases_plot(seconds: dict[str, float], runs_behind: bool) -> str:
+    """Shares of the speculative call's phases, one bar with a list; `runs_behind`: the device, the host's clock."""
     total = sum(seconds.values()) or 1.0
     x, bars, rows = 0.0, [], []
     for place, (phase, spent) in enumerate(seconds.items()):
@@ -99,7 +103,8 @@ def phases_plot(seconds: dict[str, float]) -> str:
             f'<text x="{27 + column * 170}" y="{88 + row * 26}">{name} {spent / total:.0%}</text>'
         )
         x += width
-    return _framed("Where the time went, with the draft", "phases", "".join(bars + rows))
+    legend = [("none", f"{total:.2f} s" + " of the host; the device runs behind it" * runs_behind)]
+    return _framed("Where the time went, with the draft", "phases", "".join(bars + rows), legend)
 
 
 class Axes:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from choices import summary, why
 from race import PLAIN, SPECULATIVE, Event, Failed, Finished, PlainToken, Probabilities
 
 from hf_eagle3 import CycleRecord, metrics
@@ -26,8 +27,10 @@ class Progress:
     """
     Attributes:
         compare: Whether plain generate runs as well.
+        prompt_tokens: Length of the prompt.
         plain: Its tokens.
         cycles: Cycles of the speculative way; the first is the prompt's token.
+        levels: Of each cycle's draft tree: how many tokens it could have accepted.
         finished: Ways that are through.
         probabilities: The target's, per token of the speculative way; empty until known.
         message: What went wrong, or that the run was stopped.
@@ -35,8 +38,10 @@ class Progress:
     """
 
     compare: bool = True
+    prompt_tokens: int = 0
     plain: list[PlainToken] = field(default_factory=list)
     cycles: list[CycleRecord] = field(default_factory=list)
+    levels: list[int] = field(default_factory=list)
     finished: dict[str, Finished] = field(default_factory=dict)
     probabilities: list[float] = field(default_factory=list)
     message: str = ""
@@ -47,6 +52,7 @@ class Progress:
             self.plain.append(event)
         elif isinstance(event, CycleRecord):
             self.cycles.append(event)
+            self.levels.append(max(depths_of(event.tree_parents)))
         elif isinstance(event, Finished):
             self.finished[event.way] = event
         elif isinstance(event, Probabilities):
@@ -69,6 +75,32 @@ class Progress:
     def speculated(self) -> list[CycleRecord]:
         """Cycles after the prompt's token."""
         return [cycle for cycle in self.cycles if cycle.cycle >= 0]
+
+    @property
+    def drafted_levels(self) -> list[int]:
+        """`levels` of the cycles after the prompt's token."""
+        return [levels for cycle, levels in zip(self.cycles, self.levels, strict=True) if cycle.cycle >= 0]
+
+    def why(self, number: int) -> str:
+        """Why the tree mode "auto" chose cycle `number`, from 1, as it did; empty in other modes, or while it runs."""
+        done = self.finished.get(SPECULATIVE)
+        if done is None or len(done.choices) < number:
+            return ""
+        written = sum(len(cycle.tokens) for cycle in self.cycles if cycle.cycle < number - 1)
+        return why(done.choices[number - 1], done.costs, self.prompt_tokens + written)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is worth knowing of the ways that are through."""
+        found = []
+        done = self.finished.get(SPECULATIVE)
+        if done and done.why_plain:
+            found.append(f"This ran without speculation: {done.why_plain}.")
+        if cached := max((way.cached_tokens for way in self.finished.values()), default=0):
+            found.append(f"{cached} tokens of the prompt were still in the cache of earlier turns and not run again.")
+        if done and done.choices:
+            found.append(summary(done.choices))
+        return found
 
     def figures(self, way: str) -> Figures:
         if way in self.finished:
@@ -108,3 +140,11 @@ class Progress:
         """tau so far; `None` before the first cycle."""
         cycles = self.speculated
         return metrics.acceptance_length(sum(len(c.tokens) for c in cycles), len(cycles)) if cycles else None
+
+
+def depths_of(parents: list[int]) -> list[int]:
+    """Of each node of a tree; node 0 is the root, and a parent comes before its children."""
+    depths = [0] * len(parents)
+    for node in range(1, len(parents)):
+        depths[node] = depths[parents[node]] + 1
+    return depths

@@ -7,12 +7,13 @@ Generation runs in a thread of its own. It is stopped in the streamers, which `g
 criterion of our own would make the loop ask it token by token and switch shared noise off.
 """
 
+import inspect
 import logging
 import threading
 import time
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
 import torch
@@ -20,9 +21,10 @@ from conversation import KeptCache, fitted_cache
 from limits import Request
 from pair import Pair
 from transformers import set_seed
-from transformers.generation.streamers import BaseStreamer
 
 from hf_eagle3 import CycleRecord, CycleStreamer, record
+from hf_eagle3.generation.costs import relative_costs
+from hf_eagle3.generation.planning import Choice
 
 
 PLAIN, SPECULATIVE = "plain", "speculative"
@@ -43,12 +45,30 @@ class PlainToken:
 
 @dataclass(frozen=True)
 class Finished:
-    """One way is through: its new tokens, the call's seconds, and per phase for the speculative one."""
+    """
+    One way is through.
+
+    Attributes:
+        way: `PLAIN` or `SPECULATIVE`.
+        tokens: What it wrote.
+        seconds: Of the whole call.
+        cached_tokens: Of the prompt, in the keys and values of earlier turns: not run again.
+        phase_seconds: Where the speculative call's time went, by the host's clock.
+        runs_behind: Whether the device runs behind that clock, as accelerators do.
+        why_plain: Why the speculative call had to do without speculation; empty where it did not.
+        choices: What the tree mode "auto" chose, cycle by cycle; empty in other modes.
+        costs: What "auto" has measured of this pair, in plain steps; see `relative_costs`.
+    """
 
     way: str
     tokens: list[int]
     seconds: float
+    cached_tokens: int = 0
     phase_seconds: dict[str, float] = field(default_factory=dict)
+    runs_behind: bool = False
+    why_plain: str = ""
+    choices: list[Choice] = field(default_factory=list)
+    costs: list[dict] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -152,11 +172,13 @@ class _Race:
         if self.caches is not None:
             self.caches.clear()
 
-    def generate(self, way: str, streamer: BaseStreamer, **extra) -> list[int]:
+    def generate(self, way: str, streamer: CycleStreamer, **extra) -> list[int]:
         target = self.pair.target
         ids = torch.tensor([self.ids], device=target.device)
+        cached = 0
         if self.caches is not None:
             extra["past_key_values"] = fitted_cache(self.caches.pop(way, None), self.ids, target.config)
+            cached = extra["past_key_values"].get_seq_length()
         set_seed(self.request.seed)
         with record() as stats:
             self.began = time.perf_counter()
@@ -165,14 +187,25 @@ class _Race:
             )
             tokens = sequences[0, len(self.ids) :].tolist()  # waits for the device
             seconds = time.perf_counter() - self.began
-        phases = stats.phase_seconds if stats.num_cycles or stats.num_iterations else {}
-        self.events.put(Finished(way, tokens, seconds, dict(phases)))
+        done = Finished(way, tokens, seconds, cached)
+        if way == SPECULATIVE:
+            done = replace(
+                done,
+                phase_seconds=stats.phase_seconds if stats.num_cycles else {},
+                runs_behind=target.device.type != "cpu",
+                why_plain=stats.reason if stats.mode == "plain" else "",
+                choices=stats.choices,
+                costs=relative_costs(target, self.pair.draft.midlayer),
+            )
+        self.events.put(done)
         if self.caches is not None:
             self.caches[way] = KeptCache(extra["past_key_values"], (self.ids + tokens)[:-1])
         return tokens
 
 
-class _PlainStreamer(BaseStreamer):
+class _PlainStreamer(CycleStreamer):
+    """Sees no cycles in plain generate."""
+
     def __init__(self, race: _Race):
         self.race = race
         self.is_prompt = True
@@ -184,22 +217,28 @@ class _PlainStreamer(BaseStreamer):
             return
         seconds = time.perf_counter() - self.race.began
         for token in value.flatten().tolist():
-            self.race.events.put(PlainToken(token, seconds))
+            self.tell(token, seconds)
 
-    def end(self) -> None:
-        """After the last token."""
+    def tell(self, token: int, seconds: float) -> None:
+        self.race.events.put(PlainToken(token, seconds))
 
 
-class _Cycles(CycleStreamer):
+class _Cycles(_PlainStreamer):
+    """Tokens come with their cycles. A call that has to do without speculation brings tokens alone."""
+
     def __init__(self, race: _Race):
-        self.race = race
-
-    def put(self, value: torch.Tensor) -> None:
-        """Tokens come with their cycles. (A target that falls back to plain steps has no cycles, only tokens.)"""
-        self.race.check()
+        super().__init__(race)
+        self.announced = 0  # tokens of cycles that are still to be put
 
     def on_cycle(self, record: CycleRecord) -> None:
+        self.announced += len(record.tokens)
         self.race.events.put(record)
+
+    def tell(self, token: int, seconds: float) -> None:
+        if self.announced:
+            self.announced -= 1
+        else:
+            self.race.events.put(CycleRecord(0, -1, [token], 0, [token], [-1], [0.0], [], seconds))
 
 
 @torch.no_grad()
@@ -208,7 +247,9 @@ def _probabilities(target, ids: list[int], tokens: list[int]) -> list[float]:
     if not tokens:
         return []
     whole = torch.tensor([[*ids, *tokens[:-1]]], device=target.device)
-    logits = target(whole, logits_to_keep=len(tokens), use_cache=False).logits[0]
+    takes_number = "logits_to_keep" in inspect.signature(target.forward).parameters
+    keep = {"logits_to_keep": len(tokens)} if takes_number else {}
+    logits = target(whole, **keep, use_cache=False).logits[0, -len(tokens) :]
     wanted = torch.tensor(tokens, device=logits.device)[:, None]
     parts = [
         part.float().softmax(-1).gather(1, index)

@@ -17,7 +17,8 @@ def scoreboard(progress: Progress) -> str:
     if progress.compare:
         speedup = progress.speedup
         cells.append(_cell("speedup", "—" if speedup is None else f"{speedup:.2f}×", "on this machine, this run"))
-    return f'<div class="board">{"".join(cells)}</div>{badge(progress)}'
+    notes = "".join(f"<p>{escape(note)}</p>" for note in progress.notes)
+    return f'<div class="board">{"".join(cells)}</div>{badge(progress)}<div class="notes">{notes}</div>'
 
 
 def badge(progress: Progress) -> str:

@@ -16,7 +16,7 @@ from progress import Progress
 from race import Event, PlainToken, Probabilities, device_lock, explained, run
 from scoreboard import scoreboard
 from sessions import Session, Sessions
-from tokens import ColouredText, PlainText
+from tokens import ColouredText, Decoder, PlainText
 from tree_view import tree_html
 
 from hf_eagle3 import CycleRecord
@@ -119,7 +119,7 @@ class Service:
         tokenizer = self.pair.tokenizer
         ids = turn_ids(tokenizer, past, prompt) if is_chat else prompt_ids(tokenizer, prompt)
         self._check_length(ids, request, is_chat and bool(past.messages))
-        progress = Progress(compare=request.compare)
+        progress = Progress(compare=request.compare, prompt_tokens=len(ids))
         view = View(progress, ColouredText(tokenizer), PlainText(tokenizer))
         if is_chat:
             view.messages = [*past.messages, {"role": "user", "content": prompt}]
@@ -139,7 +139,7 @@ class Service:
                     yield view
         finally:
             events.close()  # also where the visitor left: the device is free before anybody else's turn
-        session.cycles = progress.speculated
+        session.progress = progress
         if is_chat:
             self._remember_turn(session, view, ids)
         view.is_running, view.plots_are_due = False, True
@@ -171,21 +171,24 @@ class Service:
         session = self.sessions.use(key)
         session.conversation, session.caches = Conversation([], []), {}
 
-    # -- trees --------------------------------------------------------------------------------------------------------
+    def last_run(self, key: str | None) -> Progress:
+        return self.sessions.use(key).progress
 
-    def cycle(self, key: str | None, number: int) -> CycleRecord:
-        """Cycle `number`, from 1, of the visitor's last run."""
-        cycles = self.sessions.use(key).cycles
-        if not cycles:
-            raise ValueError("There is no draft tree yet. Run something first.")
-        if not isinstance(number, (int, float)) or not 1 <= number <= len(cycles) or number != int(number):
-            raise ValueError(f"Cycle must be a whole number from 1 to {len(cycles)}.")
-        return cycles[int(number) - 1]
 
-    def tree(self, key: str | None, number: int) -> str:
-        """The draft tree of that cycle as HTML."""
-        record = self.cycle(key, number)
-        return tree_html(record, self.pair.tokenizer, len(self.sessions.use(key).cycles))
+def checked_cycle(progress: Progress, number: int) -> CycleRecord:
+    """Cycle `number`, from 1."""
+    cycles = progress.speculated
+    if not cycles:
+        raise ValueError("There is no draft tree yet. Run something first.")
+    if not isinstance(number, (int, float)) or not 1 <= number <= len(cycles) or number != int(number):
+        raise ValueError(f"Cycle must be a whole number from 1 to {len(cycles)}.")
+    return cycles[int(number) - 1]
+
+
+def tree_of(progress: Progress, number: int, tokenizer: Decoder) -> str:
+    """The draft tree of cycle `number`, from 1, as HTML."""
+    record = checked_cycle(progress, number)
+    return tree_html(record, tokenizer, len(progress.speculated), progress.why(int(number)))
 
 
 def interesting_cycle(cycles: list[CycleRecord]) -> int:
@@ -209,10 +212,11 @@ def figures(view: View, tokenizer) -> dict:
         "speedup": progress.speedup,
         "acceptance_length": progress.acceptance_length,
         "accepted_tokens": [cycle.num_accepted_tokens for cycle in progress.speculated],
+        "notes": progress.notes,
         "is_stopped": progress.is_stopped,
     }
 
 
-def tree_figures(record: CycleRecord) -> dict:
-    """A cycle's tree for API clients."""
-    return asdict(record)
+def tree_figures(progress: Progress, number: int) -> dict:
+    """The tree of cycle `number`, from 1, for API clients."""
+    return {**asdict(checked_cycle(progress, number)), "why": progress.why(number)}

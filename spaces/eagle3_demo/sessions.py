@@ -5,21 +5,20 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from conversation import Conversation, KeptCache
-
-from hf_eagle3 import CycleRecord
+from progress import Progress
 
 
 @dataclass
 class Session:
     """
     Attributes:
-        cycles: Of the last run, without the prompt's token.
+        progress: Of the last run.
         conversation: Chat so far.
         caches: Its keys and values by way; empty where they were dropped.
         stop: Set to end this visitor's run.
     """
 
-    cycles: list[CycleRecord] = field(default_factory=list)
+    progress: Progress = field(default_factory=Progress)
     conversation: Conversation = field(default_factory=lambda: Conversation([], []))
     caches: dict[str, KeptCache] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)

@@ -52,12 +52,12 @@ class Span:
 
     def html(self) -> str:
         origin = f"d{min(self.depth, DEEPEST)}" if self.depth else "own"
-        return f'<span class="{origin}" title="{escape(self.hint())}">{escape(self.text)}</span>'
+        return f'<span class="{origin}" data-hint="{escape(self.hint())}">{escape(self.text)}</span>'
 
     def hint(self) -> str:
         """What hovering shows."""
         if self.cycle < 0:
-            lines = ["the target's own, from the prompt"]
+            lines = ["the target's own, before any cycle"]
         elif self.depth:
             lines = [f"accepted draft token, depth {self.depth}", f"cycle {self.cycle + 1}"]
         else:

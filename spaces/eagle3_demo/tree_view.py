@@ -5,27 +5,28 @@ Does not know models. Text is escaped; colours are the style sheet's.
 
 from html import escape
 
+from progress import depths_of
 from tokens import Decoder, node_probability, percent, visible
 
 from hf_eagle3 import CycleRecord
 
 
-COLUMN, ROW, MARGIN = 124, 26, 8  # px per level, px per leaf, px around
+COLUMN, ROW, MARGIN = 120, 26, 8  # px per level, px per leaf, px around
 BOX_WIDTH, BOX_HEIGHT = 96, 20
 LONGEST = 8  # characters of a token that are shown; hovering shows all
 
 
-def tree_html(record: CycleRecord, tokenizer: Decoder, num_cycles: int) -> str:
-    """The tree with a caption in words; `num_cycles` of the whole run."""
+def tree_html(record: CycleRecord, tokenizer: Decoder, num_cycles: int, why: str = "") -> str:
+    """The tree with a caption in words; `num_cycles` of the whole run, and `why` the tree is as it is."""
     head = f"Cycle {record.cycle + 1} of {num_cycles}: "
     nodes, accepted, kept = len(record.tree_tokens) - 1, record.num_accepted_tokens, len(record.tokens)
     if nodes == 0:
-        text = "nothing was drafted, a plain step paid better here."
+        text = "nothing was drafted."
     else:
         text = f"{nodes} drafted, {accepted} accepted, {kept} committed with the target's own."
         if kept == accepted:
             text = f"{nodes} drafted, {accepted} accepted; the answer ended there."
-    return f'<p class="caption">{head}{text}</p><div class="tree">{tree_svg(record, tokenizer)}</div>'
+    return f'<p class="caption">{head}{text} {escape(why)}</p><div class="tree">{tree_svg(record, tokenizer)}</div>'
 
 
 def tree_svg(record: CycleRecord, tokenizer: Decoder) -> str:
@@ -69,10 +70,9 @@ def placed(parents: list[int], first: list[int]) -> tuple[list[int], list[float]
             its children, except that nodes behind it may be added.
         first: Nodes that come first among their siblings: the accepted path, so that it is a straight line on top.
     """
-    depths = [0] * len(parents)
+    depths = depths_of(parents)
     children: list[list[int]] = [[] for _ in parents]
     for node in range(1, len(parents)):
-        depths[node] = depths[parents[node]] + 1
         children[parents[node]].append(node)
     favoured = set(first)
     rows = [0.0] * len(parents)
