@@ -126,6 +126,7 @@ def test_a_race_is_shown_and_reads_well(visit, screen):
     assert page.evaluate(STICKS_OUT) == []
     ask(page)
     page.locator("#board [data-identical=yes]").wait_for()
+    assert page.locator("#board").evaluate("e => e.getBoundingClientRect().top < innerHeight")  # also on a phone
     wait_until_done(page)
     texts = {way: page.locator(f".answer[data-way={way}]").text_content() for way in ("plain", "ours")}
     assert texts["plain"] == texts["ours"] != ""
@@ -228,7 +229,7 @@ def test_chat_goes_on_and_shows_text_as_text(visit):
     expect(page.locator("#chat .turn")).to_have_count(0)
 
 
-def test_two_visitors_at_once_see_their_own(visit):
+def test_two_visitors_at_once_see_their_own(visit, monkeypatch):
     target, _, tokenizer = embedded.load_pair()
     prompts = [row["prompt"] for row in embedded.prompts("math")[:2]]
     expected = []
@@ -240,8 +241,13 @@ def test_two_visitors_at_once_see_their_own(visit):
     pages = [visit(), visit("phone-dark")]
     for page in pages:
         set_new_tokens(page, 16)
+    check = race._Race.check
+    monkeypatch.setattr(race._Race, "check", lambda self: (time.sleep(0.05), check(self)))
     for page, prompt in zip(pages, prompts, strict=True):
         ask(page, prompt)
+    waiting = pages[1].locator("#board .progress-text:has-text('queue')")
+    waiting.wait_for()
+    assert waiting.evaluate("e => e.checkVisibility() && e.parentElement.clientHeight > 0")
     for page, text in zip(pages, expected, strict=True):
         page.locator("#board [data-identical=yes]").wait_for()
         assert page.locator(".answer[data-way=ours]").text_content() == text

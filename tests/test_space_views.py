@@ -200,6 +200,7 @@ COSTS = [
         (Choice(2, 11, 3.0), 512, "2.1 plain steps: 1.8 to verify, 0.3 to draft."),  # halfway between sizes measured
         (Choice(4, 7, 3.0), 513, "3.9 plain steps: 3.0 to verify, 0.9 to draft."),  # passes cost more there
         (Choice(4, 7, 3.0), 5000, "Auto expected 3.0 tokens of it."),  # nothing is measured there
+        (Choice(2, 9, 6.0), 5000, "Auto expected 3.0 tokens of it."),  # two levels give three at most
         (Choice(0, 0, 1.0), 5, "plain step"),
     ],
     ids=str,

@@ -35,6 +35,10 @@ DEVICE = "device"  # the queue in which runs wait: one at a time
 SINGLE, CHAT = "Single prompt", "Chat"
 PRESETS = {"math": ("Math", 0.0), "code": ("Code", 0.0), "roleplay": ("Role play", 0.8)}  # title, temperature
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
+SHOW_BOARD = """() => {
+    const board = document.querySelector("#board"), box = board.getBoundingClientRect();
+    if (box.bottom > innerHeight || box.top < 0) board.scrollIntoView({behavior: "smooth"});
+}"""  # on a phone it is below the controls
 INTRODUCTION = """\
 # EAGLE-3: the same text, sooner
 
@@ -166,6 +170,7 @@ class Page:
             show_progress_on=[self.board],
             api_visibility="private",
         )
+        self.run.click(None, js=SHOW_BOARD)
         self.stop.click(self.on_stop, None, None, **quick)
         self.cycle.input(self.on_cycle, self.cycle, [self.message, self.tree], trigger_mode="always_last", **quick)
         self.mode.change(self.on_mode, self.mode, [self.chat, self.new_chat], **quick)

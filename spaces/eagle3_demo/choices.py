@@ -17,7 +17,8 @@ def why(choice: Choice, costs: Sequence[dict], length: int) -> str:
     """
     if not choice.levels:
         return "Auto took a plain step: while it measures, or because drafting did not pay lately."
-    text = f"Auto expected {choice.expected_tokens:.1f} tokens of it"
+    expected = min(choice.expected_tokens, choice.levels + 1)  # a sum over nodes, siblings among them
+    text = f"Auto expected {expected:.1f} tokens of it"
     table = next((table for table in costs if table["context"] >= length), None)
     if table is None or not table["draft"]:
         return f"{text}."

@@ -40,15 +40,15 @@ def badge(progress: Progress) -> str:
 
 def message(text: str) -> str:
     """A sentence for the visitor; nothing where there is none."""
-    return f'<div class="message" role="alert">{escape(text)}</div>' if text else ""
+    return f'<div class="notice" role="alert">{escape(text)}</div>' if text else ""
 
 
 def _way(title: str, kind: str, figures: Figures) -> str:
     if figures.rate is None:
         return _cell(title, "—", "tokens/s", kind)
-    state = "" if figures.is_finished else ", running"
+    more = "" if figures.is_finished else "…"
     return _cell(
-        title, f"{figures.rate:.0f}", f"tokens/s ({figures.num_tokens} in {figures.seconds:.2f} s{state})", kind
+        title, f"{figures.rate:.0f}", f"tokens/s ({figures.num_tokens} in {figures.seconds:.2f} s{more})", kind
     )
 
 

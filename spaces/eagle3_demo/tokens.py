@@ -133,7 +133,7 @@ def visible(text: str) -> str:
 
 
 LEGEND = (
-    '<div class="legend"><span class="own">the target\'s own</span> accepted draft tokens by depth: '
+    '<div class="legend"><span class="own">target\'s own</span> accepted, by depth: '
     + " ".join(f'<span class="d{depth}">{depth}{"+" if depth == DEEPEST else ""}</span>' for depth in range(1, 9))
     + "</div>"
 )
