@@ -20,6 +20,7 @@ from statistics import median
 sys.path.insert(0, str(Path(__file__).parents[1] / "spaces" / "eagle3_demo"))
 
 import service
+from pair import leave_a_core
 from playwright.sync_api import sync_playwright
 from race import Finished
 from space_page import served
@@ -72,6 +73,7 @@ def main(races: int) -> None:
 
     service.View.add = watched
     pairs = []
+    leave_a_core()
     with served() as (address, _), sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})

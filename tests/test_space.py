@@ -5,6 +5,7 @@ import pickle
 import re
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import race
@@ -187,6 +188,22 @@ def test_autos_choices_come_one_per_cycle(pair):
     assert [choice.nodes for choice in done.choices] == nodes
     chain = events_of(pair, Request("x", max_new_tokens=8, compare=False, tree="chain"))
     assert next(event for event in chain if isinstance(event, race.Finished)).choices == []
+
+
+@pytest.mark.parametrize(("slow_way", "forgotten"), [(race.PLAIN, 0), (race.SPECULATIVE, 1)])
+def test_costs_that_made_a_run_slow_are_measured_anew(pair, monkeypatch, slow_way, forgotten):
+    """What "auto" measured in a bad moment would stay wrong for as long as the server runs."""
+    calls, generate = [], race._Race.generate
+
+    def slowed(self, way, *arguments, **extra):
+        done = generate(self, way, *arguments, **extra)
+        return replace(done, seconds=9.0 if way == slow_way else 1.0)
+
+    monkeypatch.setattr(race._Race, "generate", slowed)
+    monkeypatch.setattr(race, "forget_costs", lambda: calls.append(1))
+    events_of(pair, Request("x", max_new_tokens=8))
+    events_of(pair, Request("x", max_new_tokens=8, tree="chain"))  # has no costs to forget
+    assert len(calls) == forgotten
 
 
 def test_a_call_that_does_without_speculation_says_why():

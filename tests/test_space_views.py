@@ -226,6 +226,8 @@ def test_notes_say_what_else_happened():
     assert [note.split()[0] for note in progress.notes] == ["7", "Auto"]
     assert "expected 2.5 tokens" in tree_of(progress, 1, Letters())
     assert "7 tokens of the prompt" in scoreboard(progress)
+    progress.add(race.Finished(race.SPECULATIVE, [2, 4, 6], 2.5, choices=chosen))
+    assert "slower than plain generate" in progress.notes[-1]
     progress.add(race.Finished(race.SPECULATIVE, [2, 4, 6], 0.5, why_plain="frequencies <change>"))
     assert "ran without speculation: frequencies &lt;change&gt;." in scoreboard(progress)
 

@@ -38,6 +38,6 @@ def run(arguments: argparse.Namespace) -> int:
     sys.path.insert(0, str(folder))
     app, pair = importlib.import_module("app"), importlib.import_module("pair")
     settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device)
-    blocks = app.build(settings, is_local=arguments.host in app.LOOPBACK)
-    app.launch(blocks, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
+    is_local = arguments.host in app.LOOPBACK
+    app.main(settings, is_local, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
     return 0

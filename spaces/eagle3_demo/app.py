@@ -20,8 +20,9 @@ except ImportError:
 
 import gradio as gr
 from answers import answers_html, chat_html
+from introduction import introduction
 from limits import TREES, Limits
-from pair import Settings
+from pair import Settings, leave_a_core
 from progress import Progress
 from scoreboard import message, scoreboard
 from service import Service, View, figures, interesting_cycle, tree_figures, tree_of
@@ -39,24 +40,6 @@ SHOW_BOARD = """() => {
     const board = document.querySelector("#board"), box = board.getBoundingClientRect();
     if (box.bottom > innerHeight || box.top < 0) board.scrollIntoView({behavior: "smooth"});
 }"""  # on a phone it is below the controls
-INTRODUCTION = """\
-# EAGLE-3: the same text, sooner
-
-A small *draft model* proposes a tree of next tokens; the *target model* checks the whole tree in one pass and keeps
-the longest path that it would have written itself. **Run** writes the same prompt with the same seed twice, first with
-plain `generate`, then with `generate(..., assistant_model=draft)`, and compares the token ids.
-
-Colours tell where each token came from: accepted draft tokens by their depth in the tree, and the target's own, one
-per pass. Hover over one for its probability and cycle. The plots follow the run; below them is the draft tree of any
-cycle, the accepted path in colour and what was rejected in grey.
-
-**What this does not say:** {description}. {caveat} Both runs share the machine with this page and its other visitors.
-"""
-TOY = (
-    "It writes like the toy it is, and its speedup holds for this machine only: "
-    "it says nothing about an 8B model on a GPU, where drafting, passes and acceptance all cost and gain differently."
-)
-REAL = "Speedup depends on the prompt, the temperature and the machine; one run is an anecdote, not a benchmark."
 
 
 class Page:
@@ -72,7 +55,7 @@ class Page:
         self.service, self.is_local = service, is_local
         self.settings: dict[str, gr.Component] = {}  # by field of a request
         with gr.Blocks(title="EAGLE-3: the same text, sooner", analytics_enabled=False) as self.blocks:
-            self.introduction = gr.Markdown(self.describe())
+            self.introduction = gr.Markdown(introduction(self.service.pair))
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
                     self.lay_out_question()
@@ -82,12 +65,6 @@ class Page:
             self.lay_out_tree()
             self.connect()
             self.add_endpoints()
-
-    def describe(self) -> str:
-        pair = self.service.pair
-        return INTRODUCTION.format(
-            description=f"this page runs {pair.description}", caveat=TOY if pair.is_toy else REAL
-        )
 
     # -- layout -------------------------------------------------------------------------------------------------------
 
@@ -265,7 +242,7 @@ class Page:
             self.service.load(Settings(target.strip(), draft.strip()))
         except (ValueError, OSError) as error:
             return message(f"Not loaded: {error}"), gr.skip(), gr.skip()
-        return "", self.describe(), chat_html([])
+        return "", introduction(self.service.pair), chat_html([])
 
     def on_leave(self, request: gr.Request) -> None:
         """The page was closed: its run ends, its memory goes."""
@@ -394,8 +371,14 @@ def launch(blocks: gr.Blocks, **options):
     )
 
 
+def main(settings: Settings | None = None, is_local: bool | None = None, **options) -> None:
+    """Serves the page until it is interrupted; arguments as of `build`, options as of `launch`."""
+    leave_a_core()
+    launch(build(settings, is_local=is_local), **options)
+
+
 if __name__ == "__main__":
     try:
-        launch(build())
+        main()
     except (ValueError, OSError) as error:
         sys.exit(f"EAGLE-3 demo: {error}")

@@ -97,6 +97,15 @@ def load(settings: Settings) -> Pair:
     return Pair(target, draft, loading.AutoTokenizer.from_pretrained(settings.target), settings.target)
 
 
+def leave_a_core() -> None:
+    """
+    One core is the page's, unless `OMP_NUM_THREADS` says otherwise: a pass whose threads wait for a core that the page
+    or a browser uses takes several times as long. For programs that serve the page, as it holds for the process.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+
+
 def warm_up(pair: Pair) -> None:
     """The first calls are slow, and the tree mode "auto" measures its costs in them: not in a visitor's time."""
     if is_zero_gpu():

@@ -100,6 +100,8 @@ class Progress:
             found.append(f"{cached} tokens of the prompt were still in the cache of earlier turns and not run again.")
         if done and done.choices:
             found.append(summary(done.choices))
+            if PLAIN in self.finished and done.seconds > self.finished[PLAIN].seconds:
+                found.append("That was slower than plain generate, so auto will measure this machine anew.")
         return found
 
     def figures(self, way: str) -> Figures:

@@ -23,7 +23,7 @@ from pair import Pair
 from transformers import set_seed
 
 from hf_eagle3 import CycleRecord, CycleStreamer, record
-from hf_eagle3.generation.costs import relative_costs
+from hf_eagle3.generation.costs import forget_costs, relative_costs
 from hf_eagle3.generation.planning import Choice
 
 
@@ -154,11 +154,12 @@ class _Race:
         try:
             with device_lock:
                 self.check()
-                if self.request.compare:
-                    self.generate(PLAIN, _PlainStreamer(self))
+                plain = self.generate(PLAIN, _PlainStreamer(self)) if self.request.compare else None
                 draft = self.pair.draft.with_tree(self.request.tree, **self.request.tree_sizes)
-                tokens = self.generate(SPECULATIVE, _Cycles(self), assistant_model=draft)
-                self.events.put(Probabilities(_probabilities(self.pair.target, self.ids, tokens)))
+                ours = self.generate(SPECULATIVE, _Cycles(self), assistant_model=draft)
+                if plain and ours.choices and ours.seconds > plain.seconds:
+                    forget_costs()  # measured in a bad moment, and frozen: the next run measures them anew
+                self.events.put(Probabilities(_probabilities(self.pair.target, self.ids, ours.tokens)))
         except Stopped:
             self._forget()
         except Exception as error:
@@ -172,7 +173,7 @@ class _Race:
         if self.caches is not None:
             self.caches.clear()
 
-    def generate(self, way: str, streamer: CycleStreamer, **extra) -> list[int]:
+    def generate(self, way: str, streamer: CycleStreamer, **extra) -> Finished:
         target = self.pair.target
         ids = torch.tensor([self.ids], device=target.device)
         cached = 0
@@ -200,7 +201,7 @@ class _Race:
         self.events.put(done)
         if self.caches is not None:
             self.caches[way] = KeptCache(extra["past_key_values"], (self.ids + tokens)[:-1])
-        return tokens
+        return done
 
 
 class _PlainStreamer(CycleStreamer):
