@@ -185,7 +185,8 @@ def test_autos_choices_come_one_per_cycle(pair):
     events = events_of(pair, Request("x", max_new_tokens=24, compare=False))
     done = next(event for event in events if isinstance(event, race.Finished))
     nodes = [len(e.tree_tokens) - 1 for e in events if isinstance(e, CycleRecord) and e.cycle >= 0]
-    assert [choice.nodes for choice in done.choices] == nodes
+    assert [choice.nodes for choice in done.choices] == nodes[: len(done.choices)]
+    assert len(nodes) - len(done.choices) <= 1  # nothing to choose where one token is left
     chain = events_of(pair, Request("x", max_new_tokens=8, compare=False, tree="chain"))
     assert next(event for event in chain if isinstance(event, race.Finished)).choices == []
 

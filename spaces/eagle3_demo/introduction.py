@@ -11,10 +11,11 @@ the longest path that it would have written itself. **Run** writes the same prom
 plain `generate`, then with `generate(..., assistant_model=draft)`, and compares the token ids.
 
 Colours tell where each token came from: accepted draft tokens by their depth in the tree, and the target's own, one
-per pass. Hover over one for its probability and cycle. The plots follow the run; below them is the draft tree of any
-cycle, the accepted path in colour and what was rejected in grey.
+per pass. Hover over one, or tap it, for its probability and cycle. The plots follow the run; below them is the draft
+tree of any cycle, the accepted path in colour and what was rejected in grey.
 
-**What this does not say:** this page runs {description}. {caveat} Both runs share the machine with this page and its other visitors.
+**What this does not say:** this page runs {description}. {caveat} Both runs share the machine with this page and its
+other visitors.
 """
 TOY = (
     "It writes like the toy it is, and its speedup holds for this machine only: "

@@ -82,7 +82,10 @@ class Progress:
         return [levels for cycle, levels in zip(self.cycles, self.levels, strict=True) if cycle.cycle >= 0]
 
     def why(self, number: int) -> str:
-        """Why the tree mode "auto" chose cycle `number`, from 1, as it did; empty in other modes, or while it runs."""
+        """
+        Why the tree mode "auto" chose cycle `number`, from 1, as it did. Empty in other modes, while it runs, and
+        where there was nothing to choose: in a last cycle of one token.
+        """
         done = self.finished.get(SPECULATIVE)
         if done is None or len(done.choices) < number:
             return ""
