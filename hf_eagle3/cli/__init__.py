@@ -5,7 +5,7 @@ import sys
 
 from transformers.utils import logging
 
-from . import benchmark, convert, demo, generate, inspect, prepare, push, train
+from . import benchmark, convert, demo, generate, inspect, prepare, push, space, train
 
 
 COMMANDS = {
@@ -16,6 +16,7 @@ COMMANDS = {
     "inspect": inspect,
     "prepare": prepare,
     "push": push,
+    "space": space,
     "train": train,
 }
 

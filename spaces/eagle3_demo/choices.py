@@ -1,0 +1,43 @@
+"""What the tree mode "auto" chose and why, in words. Does not know models or pages."""
+
+from collections.abc import Sequence
+
+from hf_eagle3.generation.costs import CostCurve
+from hf_eagle3.generation.planning import Choice
+
+
+def why(choice: Choice, costs: Sequence[dict], length: int) -> str:
+    """
+    One cycle: tokens expected of it, and their price as far as it is measured.
+
+    Args:
+        choice: Of this cycle.
+        costs: As `relative_costs` gives them.
+        length: Tokens of prompt and answer, since passes cost more over a longer context.
+    """
+    if not choice.levels:
+        return "Auto took a plain step: while it measures, or because drafting did not pay lately."
+    expected = min(choice.expected_tokens, choice.levels + 1)  # a sum over nodes, siblings among them
+    text = f"Auto expected {expected:.1f} tokens of it"
+    table = next((table for table in costs if table["context"] >= length), None)
+    if table is None or not table["draft"]:
+        return f"{text}."
+    verify = CostCurve(table["verify"])(choice.nodes + 1)
+    draft = CostCurve({0: 0.0, **table["draft"]})(choice.levels)
+    return f"{text} for the time of {verify + draft:.1f} plain steps: {verify:.1f} to verify, {draft:.1f} to draft."
+
+
+def summary(choices: Sequence[Choice]) -> str:
+    """A whole run; empty where "auto" chose nothing."""
+    if not choices:
+        return ""
+    drafted = [choice.nodes for choice in choices if choice.levels]
+    plain = len(choices) - len(drafted)
+    parts = []
+    if drafted:
+        least, most = min(drafted), max(drafted)
+        sizes = f"{least}" if least == most else f"{least} to {most}"
+        parts.append(f"{sizes} draft tokens in {len(drafted)} cycle{'s' * (len(drafted) != 1)}")
+    if plain:
+        parts.append(f"{plain} plain step{'s' * (plain != 1)}")
+    return f"Auto chose {' and '.join(parts)}."

@@ -1,0 +1,77 @@
+"""Prompts as token ids, and what of an earlier turn's keys and values can be used again. Does not know how text is
+generated."""
+
+from dataclasses import dataclass
+
+from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
+
+
+@dataclass
+class Conversation:
+    """
+    Attributes:
+        messages: {"role", "content"} of the turns so far.
+        ids: The same as token ids, exactly as the target read and wrote them.
+    """
+
+    messages: list[dict[str, str]]
+    ids: list[int]
+
+
+@dataclass
+class KeptCache:
+    """Keys and values of the tokens `ids`, as a call of `generate` left them."""
+
+    cache: Cache
+    ids: list[int]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """One prompt: a chat turn where the tokenizer has a template, else the text itself."""
+    if tokenizer.chat_template is None:
+        return tokenizer(text).input_ids
+    return turn_ids(tokenizer, Conversation([], []), text)
+
+
+def turn_ids(tokenizer: PreTrainedTokenizerBase, past: Conversation, text: str) -> list[int]:
+    """
+    The conversation with one more question. Its past is kept as it was read and written, token for token, so that
+    its keys and values still fit: text that was sampled may be split otherwise when it is encoded again.
+
+    Raises:
+        ValueError: the tokenizer has no chat template.
+    """
+    if tokenizer.chat_template is None:
+        raise ValueError("This target's tokenizer has no chat template; use single prompts.")
+    messages = [*past.messages, {"role": "user", "content": text}]
+    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    before = tokenizer.decode(past.ids, skip_special_tokens=False)
+    if past.ids and whole.startswith(before):
+        return past.ids + tokenizer(whole[len(before) :], add_special_tokens=False).input_ids
+    return tokenizer(whole, add_special_tokens=False).input_ids
+
+
+def fitted_cache(kept: KeptCache | None, ids: list[int], config: PreTrainedConfig) -> Cache:
+    """
+    A cache for the prompt `ids`: the kept one, cut where it parts from them, or an empty one. At least one token is
+    left to run, since its logits are wanted.
+    """
+    if kept is None:
+        return DynamicCache(config=config)
+    length = min(kept.cache.get_seq_length(), len(kept.ids))
+    usable = _shared(kept.ids[:length], ids[:-1])
+    if usable == kept.cache.get_seq_length():
+        return kept.cache
+    if usable == 0 or any(type(layer) is not DynamicLayer for layer in kept.cache.layers):
+        return DynamicCache(config=config)  # windows and recurrent states cannot be cut
+    kept.cache.crop(usable - kept.cache.get_seq_length())  # below 0: so many tokens less
+    return kept.cache
+
+
+def _shared(left: list[int], right: list[int]) -> int:
+    """Length of the common prefix."""
+    for place, (a, b) in enumerate(zip(left, right, strict=False)):
+        if a != b:
+            return place
+    return min(len(left), len(right))

@@ -1,0 +1,121 @@
+"""Loading a pair and warming it up. Does not know visitors or pages."""
+
+import argparse
+import os
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import hf_eagle3
+from hf_eagle3 import embedded
+from hf_eagle3.cli import loading
+
+
+WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    Which pair, where.
+
+    Attributes:
+        target, draft: Directories or Hub ids; both empty for the pair that ships with the package.
+        dtype: As `hf-eagle3 generate --dtype`; the embedded pair runs in float32 where it is "auto".
+        device: "cpu", "cuda", "mps", ...; empty for the accelerator, else the CPU.
+    """
+
+    target: str = ""
+    draft: str = ""
+    dtype: str = "auto"
+    device: str = ""
+
+    def __post_init__(self):
+        if bool(self.target) != bool(self.draft):
+            given, missing = ("target", "draft") if self.target else ("draft", "target")
+            raise ValueError(
+                f"A {given} is given without a {missing}. Give both, or neither for the embedded pair "
+                "(HF_EAGLE3_TARGET and HF_EAGLE3_DRAFT, or --target and --draft)."
+            )
+        if self.dtype not in loading.DTYPES:
+            raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; known are {', '.join(loading.DTYPES)}.")
+
+    @classmethod
+    def from_environment(cls) -> "Settings":
+        """`HF_EAGLE3_TARGET`, `_DRAFT`, `_DTYPE` and `_DEVICE`."""
+        names = ("target", "draft", "dtype", "device")
+        values = {name: os.environ.get(f"HF_EAGLE3_{name.upper()}", "") for name in names}
+        if is_zero_gpu() and not values["device"]:
+            values["device"] = "cuda"  # there at start only by name: the device itself comes with each call
+        return cls(**{name: value for name, value in values.items() if value})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Target, draft and tokenizer, with what the page says of them."""
+
+    target: PreTrainedModel
+    draft: hf_eagle3.Eagle3DraftModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    is_toy: bool = False
+
+    @property
+    def context(self) -> int:
+        """Tokens that prompt and answer may have together; the target's own number, if it says one."""
+        found = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)
+        return found or 2048
+
+    @property
+    def description(self) -> str:
+        weight = next(self.target.parameters())
+        return (
+            f"{self.name}: target of {_millions(self.target)} parameters in "
+            f"{self.target.config.get_text_config().num_hidden_layers} layers, draft of {_millions(self.draft)}, "
+            f"{str(weight.dtype).removeprefix('torch.')} on {weight.device.type}"
+        )
+
+
+def is_zero_gpu() -> bool:
+    """Whether this is a Space that borrows a GPU for each call, in a process of its own."""
+    return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+
+
+def load(settings: Settings) -> Pair:
+    """
+    Raises:
+        ValueError, OSError: the pair does not exist, or draft and target do not fit.
+    """
+    device = settings.device or loading.best_device()
+    if not settings.target:
+        dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
+        return Pair(*embedded.load_pair(dtype, device), "the embedded pair", is_toy=True)
+    arguments = argparse.Namespace(target=settings.target, draft=settings.draft, dtype=settings.dtype, device=device)
+    target = loading.load_target(arguments)
+    draft = loading.load_draft(arguments, target)
+    return Pair(target, draft, loading.AutoTokenizer.from_pretrained(settings.target), settings.target)
+
+
+def leave_a_core() -> None:
+    """
+    One core is the page's, unless `OMP_NUM_THREADS` says otherwise: a pass whose threads wait for a core that the page
+    or a browser uses takes several times as long. For programs that serve the page, as it holds for the process.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
+
+
+def warm_up(pair: Pair) -> None:
+    """The first calls are slow, and the tree mode "auto" measures its costs in them: not in a visitor's time."""
+    if is_zero_gpu():
+        return  # nothing can run before a call has borrowed a device
+    ids = torch.tensor([pair.tokenizer("Hello").input_ids], device=pair.target.device)
+    options = {"max_new_tokens": WARM_UP_TOKENS, "min_new_tokens": WARM_UP_TOKENS, "do_sample": False}
+    for extra in ({}, {"assistant_model": pair.draft}):
+        pair.target.generate(ids, attention_mask=torch.ones_like(ids), **options, **extra)
+
+
+def _millions(model: torch.nn.Module) -> str:
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return f"{count / 1e9:.1f} billion" if count >= 1e9 else f"{count / 1e6:.1f} million"

@@ -1,0 +1,56 @@
+"""The figures of a run as HTML: two ways side by side, speedup, and whether the token ids agree."""
+
+from html import escape
+
+from progress import Figures, Progress
+from race import PLAIN, SPECULATIVE
+
+
+def scoreboard(progress: Progress) -> str:
+    """The whole board; what is not known yet is a dash."""
+    cells = []
+    if progress.compare:
+        cells.append(_way("plain generate", "plain", progress.figures(PLAIN)))
+    cells.append(_way("with the draft", "ours", progress.figures(SPECULATIVE)))
+    tau = progress.acceptance_length
+    cells.append(_cell("acceptance length τ", "—" if tau is None else f"{tau:.2f}", "tokens per pass of the target"))
+    if progress.compare:
+        speedup = progress.speedup
+        cells.append(_cell("speedup", "—" if speedup is None else f"{speedup:.2f}×", "on this machine, this run"))
+    notes = "".join(f"<p>{escape(note)}</p>" for note in progress.notes)
+    return f'<div class="board">{"".join(cells)}</div>{badge(progress)}<div class="notes">{notes}</div>'
+
+
+def badge(progress: Progress) -> str:
+    """Whether both ways wrote the same, by token ids."""
+    if not progress.compare:
+        return ""
+    if progress.identical is None:
+        text = "stopped, nothing to compare" if progress.is_stopped else "compared when both are through"
+        return f'<span class="badge waiting" data-identical="unknown">{text}</span>'
+    if progress.identical:
+        count = len(progress.ids)
+        return f'<span class="badge yes" data-identical="yes">✓ identical output, {count} of {count} token ids</span>'
+    where = progress.first_difference
+    return (
+        f'<span class="badge no" data-identical="no">✗ outputs differ from token {where + 1} on '
+        "(in half precision near-ties may flip)</span>"
+    )
+
+
+def message(text: str) -> str:
+    """A sentence for the visitor; nothing where there is none."""
+    return f'<div class="notice" role="alert">{escape(text)}</div>' if text else ""
+
+
+def _way(title: str, kind: str, figures: Figures) -> str:
+    if figures.rate is None:
+        return _cell(title, "—", "tokens/s", kind)
+    more = "" if figures.is_finished else "…"
+    return _cell(
+        title, f"{figures.rate:.0f}", f"tokens/s ({figures.num_tokens} in {figures.seconds:.2f} s{more})", kind
+    )
+
+
+def _cell(title: str, value: str, unit: str, kind: str = "") -> str:
+    return f'<div class="cell {kind}"><b>{title}</b><strong>{value}</strong><small>{unit}</small></div>'

@@ -1,0 +1,139 @@
+"""Generated tokens as HTML, coloured by origin. Does not know models: a tokenizer is anything that decodes."""
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import Protocol
+
+from hf_eagle3 import CycleRecord
+
+
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # ends a text whose last character lacks bytes
+DEEPEST = 8  # further levels share a colour
+VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥"}
+
+
+class Decoder(Protocol):
+    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str: ...
+
+
+class Pieces:
+    """
+    Text of a growing list of tokens, piece by piece, at a cost that does not grow with the list.
+
+    A character of several tokens belongs to the token that completes it. Each piece is decoded behind those before
+    it, as some tokenizers drop the space at the beginning of a text.
+    """
+
+    def __init__(self, tokenizer: Decoder):
+        self.tokenizer = tokenizer
+        self.context: list[int] = []  # tokens of the last whole piece
+        self.open: list[int] = []  # tokens since then
+
+    def add(self, token: int) -> str:
+        self.open.append(token)
+        before = self.tokenizer.decode(self.context, skip_special_tokens=True)
+        whole = self.tokenizer.decode(self.context + self.open, skip_special_tokens=True)
+        if whole.endswith(UNFINISHED):
+            return ""
+        self.context, self.open = self.open, []
+        return whole[len(before) :]
+
+
+@dataclass
+class Span:
+    """One token of the page; `depth` 0 is the target's own. `draft_probability` given the path before it."""
+
+    text: str
+    depth: int
+    cycle: int
+    draft_probability: float | None = None
+    target_probability: float | None = None
+
+    def html(self) -> str:
+        origin = f"d{min(self.depth, DEEPEST)}" if self.depth else "own"
+        return f'<span class="{origin}" data-hint="{escape(self.hint())}">{escape(self.text)}</span>'
+
+    def hint(self) -> str:
+        """What hovering shows."""
+        if self.cycle < 0:
+            lines = ["the target's own, before any cycle"]
+        elif self.depth:
+            lines = [f"accepted draft token, depth {self.depth}", f"cycle {self.cycle + 1}"]
+        else:
+            lines = ["the target's own", f"cycle {self.cycle + 1}"]
+        if self.draft_probability is not None:
+            lines.append(f"draft: {percent(self.draft_probability)}")
+        if self.target_probability is not None:
+            lines.append(f"target: {percent(self.target_probability)}")
+        return " | ".join(lines)
+
+
+class ColouredText:
+    """The speculative way's text; tokens are told apart by the cycles that brought them."""
+
+    def __init__(self, tokenizer: Decoder):
+        self.pieces = Pieces(tokenizer)
+        self.spans: list[Span] = []
+        self._html: list[str] = []
+
+    def add(self, record: CycleRecord) -> None:
+        for place, token in enumerate(record.tokens):
+            is_draft = place < record.num_accepted_tokens
+            span = Span(
+                self.pieces.add(token),
+                depth=place + 1 if is_draft else 0,
+                cycle=record.cycle,
+                draft_probability=node_probability(record, record.accepted_nodes[place]) if is_draft else None,
+            )
+            self.spans.append(span)
+            self._html.append(span.html())
+
+    def add_probabilities(self, values: list[float]) -> None:
+        """The target's, of all tokens; a text that came without cycles has no spans to give them to."""
+        for span, value in zip(self.spans, values, strict=False):
+            span.target_probability = value
+        self._html = [span.html() for span in self.spans]
+
+    def html(self) -> str:
+        return "".join(self._html)
+
+    @property
+    def text(self) -> str:
+        return "".join(span.text for span in self.spans)
+
+
+class PlainText:
+    """Plain generate's text, escaped."""
+
+    def __init__(self, tokenizer: Decoder):
+        self.pieces = Pieces(tokenizer)
+        self.text = ""
+
+    def add(self, token: int) -> None:
+        self.text += self.pieces.add(token)
+
+    def html(self) -> str:
+        return escape(self.text)
+
+
+def node_probability(record: CycleRecord, node: int) -> float:
+    """Of a node given its parent, as the draft ranked it: a softmax under shared noise where the run samples."""
+    scores = record.tree_scores
+    return min(1.0, math.exp(scores[node] - scores[record.tree_parents[node]]))
+
+
+def percent(probability: float) -> str:
+    return f"{probability:.0%}" if probability >= 0.01 else "<1%"
+
+
+def visible(text: str) -> str:
+    """A token's text with its white space shown; an empty one is part of a character."""
+    return "".join(VISIBLE.get(character, character) for character in text) or "…"
+
+
+LEGEND = (
+    '<div class="legend"><span class="own">target\'s own</span> accepted, by depth: '
+    + " ".join(f'<span class="d{depth}">{depth}{"+" if depth == DEEPEST else ""}</span>' for depth in range(1, 9))
+    + "</div>"
+)

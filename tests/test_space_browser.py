@@ -1,0 +1,267 @@
+"""The Space in a headless Chromium: a race with its badge, plots and tree; stopping, mistakes, chat, two visitors;
+phone and wide, light and dark; nothing sticks out, the console stays silent, nothing is fetched from elsewhere."""
+
+import shutil
+import time
+
+import pytest
+import race
+import torch
+from conversation import prompt_ids
+from space_page import served
+
+from hf_eagle3 import embedded
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt-get install chromium"),
+]
+pytest.importorskip("gradio", reason="needs the extra `space`: pip install 'hf-eagle3[space]'")
+sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+expect = sync_api.expect
+
+PATIENCE = 60_000  # ms, for a loaded machine
+SCREENS = {
+    "wide-light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "phone-dark": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+    "small-phone-light": {"viewport": {"width": 320, "height": 640}, "color_scheme": "light"},
+}
+# What is wider than the page, but for what scrolls in a box of its own.
+STICKS_OUT = """() => [...document.querySelectorAll('body *')].filter(e => {
+    const box = e.getBoundingClientRect();
+    return box.width > 0 && box.right > innerWidth + 1 && !e.closest('.tree') && !e.closest('.answer');
+}).map(e => e.tagName + '.' + e.className)"""
+# Contrast ratio of each text with what is behind it (WCAG 2), semi-transparent colours blended.
+CONTRASTS = """selectors => {
+    const parse = c => { const [r, g, b, a = 1] = c.match(/[\\d.]+/g).map(Number); return [r, g, b, a]; };
+    const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
+    const light = c => { const [r, g, b] = c.map(v => v / 255).map(
+        v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const back = e => getComputedStyle(e).backgroundColor;
+    const behind = e => !e ? [255, 255, 255] : over(parse(back(e)), behind(e.parentElement));
+    return Object.fromEntries(selectors.map(s => {
+        const e = document.querySelector(s), style = getComputedStyle(e), paper = behind(e);
+        const ink = over(parse(e instanceof SVGElement ? style.fill : style.color), paper);
+        const [a, b] = [light(ink), light(paper)].sort((x, y) => y - x);
+        return [s, (a + 0.05) / (b + 0.05)];
+    }));
+}"""
+READ = [
+    "#board .cell strong", "#board .cell small", "#board .badge", "#texts .answer[data-way=ours] span",
+    "#texts .answer[data-way=plain]", "#texts .legend", "#texts .legend .d8", "#plots figcaption b", "#plots svg text",
+    "#tree .caption", "#tree .node.accepted text", "#tree .node.rejected text", "#tree .note",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def address():
+    with served(new_tokens=256) as (address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        in_containers = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=in_containers)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page as a new visitor; at the end nothing may have complained."""
+    contexts, complaints = [], []
+
+    def opened(screen: str = "wide-light"):
+        context = browser.new_context(**SCREENS[screen])
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("console", lambda m: complaints.append(f"{m.type}: {m.text}") if m.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request", lambda r: None if r.url.startswith((address, "data:", "blob:")) else complaints.append(r.url)
+        )
+        page.goto(address)
+        page.locator("#run").wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+def ask(page, prompt: str | None = None) -> None:
+    if prompt is not None:
+        page.locator("#prompt textarea").fill(prompt)
+    page.locator("#run").click()
+
+
+def wait_until_done(page) -> None:
+    page.locator("#stop[disabled]").wait_for()
+    page.locator("#run:not([disabled])").wait_for()
+
+
+def set_new_tokens(page, number: int) -> None:
+    """Typed again until it is taken: what is typed while the accordion still opens is lost."""
+    page.get_by_role("button", name="Sampling and length").click()
+    box, slider = (page.get_by_label(f"{kind} Max new tokens") for kind in ("number input for", "range slider for"))
+    slider.wait_for()
+    deadline = time.monotonic() + PATIENCE / 1000
+    while slider.input_value() != str(number):
+        if time.monotonic() > deadline:
+            pytest.fail(f"The page does not take {number} new tokens.")
+        box.fill(str(number))
+        box.press("Tab")
+        page.wait_for_timeout(300)  # the page hands values on a moment after it shows them
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_race_is_shown_and_reads_well(visit, screen):
+    page = visit(screen)
+    assert page.evaluate(STICKS_OUT) == []
+    ask(page)
+    page.locator("#board [data-identical=yes]").wait_for()
+    assert page.locator("#board").evaluate("e => e.getBoundingClientRect().top < innerHeight")  # also on a phone
+    wait_until_done(page)
+    texts = {way: page.locator(f".answer[data-way={way}]").text_content() for way in ("plain", "ours")}
+    assert texts["plain"] == texts["ours"] != ""
+    hints = page.locator(".answer[data-way=ours] span").evaluate_all("all => all.map(s => s.dataset.hint)")
+    assert sum("draft: " in hint for hint in hints) == sum("accepted draft token" in hint for hint in hints) > 0
+    assert all("target: " in hint for hint in hints)
+    token = page.locator(".answer[data-way=ours] span:has-text('a')").first
+    token.hover()
+    assert token.evaluate("e => getComputedStyle(e, '::after').content") == f'"{token.get_attribute("data-hint")}"'
+    drawn = page.locator("#plots figure").evaluate_all(
+        "all => all.map(f => [f.dataset.plot, f.querySelectorAll('.bar, polyline, [class^=phase]').length > 0,"
+        " f.getBoundingClientRect().width > 150])"
+    )
+    assert drawn == [[name, True, True] for name in ("speed", "accepted", "histogram", "phases")]
+    assert page.locator("#tree .node.accepted").count() > 1
+    assert page.locator("#tree .node.rejected").count() > 0
+    assert page.evaluate(STICKS_OUT) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    contrasts = page.evaluate(CONTRASTS, READ)
+    assert {name: ratio for name, ratio in contrasts.items() if ratio < 4.5} == {}
+    dark = page.evaluate("document.body.classList.contains('dark')")
+    assert dark == screen.endswith("dark")
+
+
+def test_the_slider_shows_another_cycles_tree(visit):
+    page = visit()
+    set_new_tokens(page, 16)
+    ask(page)
+    page.locator("#tree svg").wait_for()
+    wait_until_done(page)
+    for number in (2, 1):
+        box = page.get_by_label("number input for Draft tree of cycle")
+        box.fill(str(number))
+        box.press("Tab")
+        expect(page.locator("#tree .caption")).to_contain_text(f"Cycle {number} of")
+
+
+def test_stop_stops_and_keeps_the_text(visit, monkeypatch):
+    check = race._Race.check
+    monkeypatch.setattr(race._Race, "check", lambda self: (time.sleep(0.05), check(self)))
+    page = visit()
+    set_new_tokens(page, 32)
+    ask(page)
+    page.locator("#stop:not([disabled])").wait_for()
+    page.wait_for_function("document.querySelector('.answer[data-way=plain]').textContent.length > 3")
+    page.locator("#stop").click()
+    expect(page.get_by_role("alert")).to_contain_text("Stopped", timeout=PATIENCE)
+    wait_until_done(page)
+    text = page.locator(".answer[data-way=plain]").text_content()
+    assert len(text) > 3
+    expect(page.locator("#board .badge")).to_contain_text("stopped")
+    monkeypatch.undo()
+    ask(page)
+    page.locator("#board [data-identical=yes]").wait_for()
+    assert page.locator(".answer[data-way=plain]").text_content().startswith(text)
+    assert page.get_by_role("alert").count() == 0
+
+
+def test_leaving_the_page_ends_its_run(visit, monkeypatch):
+    check, steps = race._Race.check, []
+    monkeypatch.setattr(race._Race, "check", lambda self: (steps.append(1), time.sleep(0.1), check(self)))
+    page = visit()
+    set_new_tokens(page, 256)
+    ask(page, "Tell me a long story.")
+    page.wait_for_function("document.querySelector('.answer[data-way=plain]').textContent.length > 3")
+    page.close()
+    with race.device_lock:  # as soon as the run is over
+        assert len(steps) < 200
+
+
+def test_mistakes_are_messages(visit):
+    page = visit()
+    ask(page, "   ")
+    expect(page.get_by_role("alert")).to_contain_text("prompt is empty", timeout=PATIENCE)
+    set_new_tokens(page, 200)
+    ask(page, "7 9 " * 900)
+    expect(page.get_by_role("alert")).to_contain_text("the target has room for 824", timeout=PATIENCE)
+    page.locator("#preset-code").click()
+    expect(page.locator("#prompt textarea")).to_have_value(embedded.prompts("code")[0]["prompt"])
+    page.get_by_role("button", name="Another pair").click()
+    page.get_by_label("Target").fill("/nowhere/at/all")
+    page.locator("#load").click()
+    expect(page.get_by_role("alert")).to_contain_text("A target is given without a draft", timeout=PATIENCE)
+
+
+def test_chat_goes_on_and_shows_text_as_text(visit):
+    page = visit()
+    page.get_by_label("Chat").check()
+    set_new_tokens(page, 12)
+    evil = "<img src=x onerror='document.title=1'> <b>Hello</b>"
+    for number, prompt in enumerate((evil, "Go on."), start=1):
+        ask(page, prompt)
+        expect(page.locator("#chat .turn.assistant")).to_have_count(number, timeout=PATIENCE)
+        wait_until_done(page)
+        assert page.locator("#board [data-identical=yes]").count() == 1
+    assert page.locator("#chat .turn.user").last.text_content() == evil  # the newest comes first
+    assert page.locator("#chat img, #chat b").count() == 0
+    expect(page.locator("#prompt textarea")).to_have_value("")
+    page.locator("#new-chat").click()
+    expect(page.locator("#chat .turn")).to_have_count(0)
+
+
+def test_two_visitors_at_once_see_their_own(visit, monkeypatch):
+    target, _, tokenizer = embedded.load_pair()
+    prompts = [row["prompt"] for row in embedded.prompts("math")[:2]]
+    expected = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt_ids(tokenizer, prompt)])
+        out = target.generate(ids, max_new_tokens=16, do_sample=False)[0, ids.shape[1] :]
+        expected.append(tokenizer.decode(out, skip_special_tokens=True))
+    assert expected[0] != expected[1]
+    pages = [visit(), visit("phone-dark")]
+    for page in pages:
+        set_new_tokens(page, 16)
+    check = race._Race.check
+    monkeypatch.setattr(race._Race, "check", lambda self: (time.sleep(0.05), check(self)))
+    for page, prompt in zip(pages, prompts, strict=True):
+        ask(page, prompt)
+    waiting = pages[1].locator("#board .progress-text:has-text('queue')")
+    waiting.wait_for()
+    assert waiting.evaluate("e => e.checkVisibility() && e.parentElement.clientHeight > 0")
+    for page, text in zip(pages, expected, strict=True):
+        page.locator("#board [data-identical=yes]").wait_for()
+        assert page.locator(".answer[data-way=ours]").text_content() == text
+
+
+@pytest.mark.nightly
+def test_the_first_token_comes_within_two_seconds(visit):
+    """The best of three, since nightly machines are shared."""
+    page, found = visit(), []
+    for _ in range(3):
+        began = time.perf_counter()
+        ask(page)
+        page.locator("#stop:not([disabled])").wait_for()
+        page.wait_for_function("document.querySelector('.answer[data-way=plain]').textContent.length > 0")
+        found.append(time.perf_counter() - began)
+        wait_until_done(page)
+    assert min(found) < 2

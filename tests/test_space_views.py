@@ -1,0 +1,240 @@
+"""What the Space shows, without a browser: figures of a run, coloured tokens, trees, plots, what "auto" chose.
+
+Drawn example, one cycle: the root "a" has children "b" (0.5) and "c" (0.25); below "b" are "d" (0.5 given "b") and "e"
+(0.25). Accepted is b, d; the target's own token is "f".
+"""
+
+import math
+from xml.etree import ElementTree
+
+import choices
+import plots
+import pytest
+import race
+import tree_view
+from answers import answers_html, chat_html
+from progress import Progress, depths_of
+from scoreboard import badge, message, scoreboard
+from service import interesting_cycle, tree_of
+from tokens import ColouredText, Pieces, PlainText
+
+from hf_eagle3 import CycleRecord
+from hf_eagle3.generation.planning import Choice
+
+
+LETTERS = ["<s>", "a", "b", "c", "d", "e", "f"]
+CYCLE = CycleRecord(
+    row=0,
+    cycle=0,
+    tokens=[2, 4, 6],
+    num_accepted_tokens=2,
+    tree_tokens=[1, 2, 3, 4, 5],
+    tree_parents=[-1, 0, 0, 1, 1],
+    tree_scores=[0.0, math.log(0.5), math.log(0.25), math.log(0.25), math.log(0.125)],
+    accepted_nodes=[1, 3],
+    seconds=0.5,
+)
+
+
+class Letters:
+    """Decodes ids to `LETTERS`."""
+
+    def decode(self, token_ids, skip_special_tokens):
+        return "".join(LETTERS[i] for i in token_ids if i or not skip_special_tokens)
+
+
+class Bytes:
+    """Decodes ids as bytes, as byte-level tokenizers do."""
+
+    def decode(self, token_ids, skip_special_tokens):
+        return bytes(token_ids).decode("utf-8", errors="replace")
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def finished(plain: list[int], ours: list[int]) -> Progress:
+    progress = Progress()
+    progress.add(race.Finished(race.PLAIN, plain, 2.0))
+    progress.add(race.Finished(race.SPECULATIVE, ours, 0.5))
+    return progress
+
+
+def test_identity_is_that_of_token_ids():
+    same, other = finished([1, 2, 3], [1, 2, 3]), finished([1, 2, 3], [1, 9, 3])
+    assert same.identical is True
+    assert 'data-identical="yes"' in badge(same)
+    assert "3 of 3 token ids" in badge(same)
+    assert other.identical is False
+    assert other.first_difference == 1
+    assert 'data-identical="no"' in badge(other)
+    assert "from token 2 on" in badge(other)
+    assert finished([1, 2], [1, 2, 3]).first_difference == 2
+    assert same.speedup == pytest.approx(4)
+    assert finished([1] * 4, [1] * 2).speedup == pytest.approx((2 / 4) / (0.5 / 2))
+    assert "4.00×" in scoreboard(same)
+
+
+def test_nothing_is_claimed_before_both_are_through():
+    progress = Progress()
+    progress.add(race.Finished(race.PLAIN, [2, 4, 6], 2.0))
+    progress.add(CYCLE)
+    assert (progress.identical, progress.speedup) == (None, None)
+    assert 'data-identical="unknown"' in badge(progress)
+    assert progress.figures(race.SPECULATIVE).rate == pytest.approx(3 / 0.5)
+    assert progress.acceptance_length == 3.0
+    assert "—" in scoreboard(progress)
+    progress.is_stopped = True
+    assert "stopped" in badge(progress)
+
+
+# -- HTML -------------------------------------------------------------------------------------------------------------
+
+
+def test_tokens_are_coloured_by_origin_and_explained():
+    text = ColouredText(Letters())
+    text.add(CYCLE)
+    text.add_probabilities([0.9, 0.004, 0.25])
+    assert text.html() == (
+        '<span class="d1" data-hint="accepted draft token, depth 1 | cycle 1 | draft: 50% | target: 90%">b</span>'
+        '<span class="d2" data-hint="accepted draft token, depth 2 | cycle 1 | draft: 50% | target: &lt;1%">d</span>'
+        '<span class="own" data-hint="the target&#x27;s own | cycle 1 | target: 25%">f</span>'
+    )
+
+
+def test_characters_of_several_tokens_appear_once_they_are_whole():
+    pieces, plain = Pieces(Bytes()), PlainText(Bytes())
+    bytes_ = list("aé€b".encode())
+    assert [pieces.add(byte) for byte in bytes_] == ["a", "", "é", "", "", "€", "b"]
+    for byte in bytes_:
+        plain.add(byte)
+    assert plain.text == "aé€b"
+
+
+def test_whatever_was_written_is_escaped():
+    evil = '<img src=x onerror="alert(1)">&'
+    plain = PlainText(Bytes())
+    for byte in evil.encode():
+        plain.add(byte)
+    shown = [plain.html(), chat_html([{"role": "user", "content": evil}]), message(evil)]
+    coloured = ColouredText(Bytes())
+    coloured.add(CycleRecord(0, -1, list(evil.encode()), 0, [0], [-1], [0.0], [], 0.1))
+    tree = CycleRecord(0, 0, [38, 60], 1, [60, 38], [-1, 0], [0.0, -0.1], [1], 0.2)
+    for html in (*shown, coloured.html(), tree_view.tree_svg(tree, Bytes())):
+        assert "<img" not in html
+        assert "&lt;" in html
+        ElementTree.fromstring(f"<div>{html}</div>")  # well-formed: nothing broke out
+    assert "Plain generate" not in answers_html("a", "b", compare=False)
+
+
+def test_a_tree_is_laid_out_with_the_accepted_path_on_top():
+    #          0
+    #      1       2      path 0 2 4; node 5 is the target's own, behind 4
+    #      3       4
+    #              5
+    depths, rows = tree_view.placed([-1, 0, 0, 1, 2, 4], first=[0, 2, 4, 5])
+    assert depths == [0, 1, 1, 2, 2, 3]
+    assert rows == [0, 1, 0, 1, 0, 0]
+
+
+def test_a_tree_shows_probabilities_path_and_rejected_nodes():
+    root = ElementTree.fromstring(tree_view.tree_svg(CYCLE, Letters()))
+    shown = [(g.get("class"), [t.text for t in g.findall("text")]) for g in root.findall("g")]
+    assert shown == [
+        ("node accepted", ["a"]),
+        ("node accepted", ["b", "50%"]),
+        ("node rejected", ["c", "25%"]),
+        ("node accepted", ["d", "50%"]),
+        ("node rejected", ["e", "25%"]),
+        ("node own", ["f"]),
+    ]
+    assert [path.get("class") for path in root.findall("path")] == [
+        "edge accepted", "edge rejected", "edge accepted", "edge rejected", "edge own",
+    ]  # fmt: skip
+    assert "4 drafted, 2 accepted, 3 committed" in tree_view.tree_html(CYCLE, Letters(), 9)
+    bare = CycleRecord(0, 3, [2], 0, [1], [-1], [0.0], [], 0.9)
+    assert "nothing was drafted" in tree_view.tree_html(bare, Letters(), 9)
+    assert interesting_cycle([bare, CYCLE, bare]) == 2
+
+
+def test_plots_draw_what_happened():
+    assert plots.rates([1.0, 1.5, 1.5, 2.0]) == [(2, 2.0), (3, 4.0), (4, 3.0)]
+    many = [place / 10 for place in range(40)]
+    assert plots.rates(many)[-1] == (40, pytest.approx(10))
+    assert [plots.tick_step(most, 4) for most in (1, 4, 9, 30, 81, 450)] == [1, 1, 5, 10, 50, 200]
+    progress = finished([2, 4, 6], [2, 4, 6])
+    phases = {"prefill": 1.0, "verify_forward": 3.0}
+    progress.add(race.Finished(race.SPECULATIVE, [2, 4, 6], 0.5, phase_seconds=phases))
+    progress.add(CYCLE)
+    figures = ElementTree.fromstring(plots.plots(progress)).findall("figure")
+    assert [figure.get("data-plot") for figure in figures] == ["speed", "accepted", "histogram", "phases"]
+    bars = [[r.get("class") for r in figure.iter("rect") if "bar" in r.get("class")] for figure in figures[1:3]]
+    assert bars == [["bar levels", "bar accepted"], ["bar accepted"] * 3]  # one cycle; 0, 1 and 2 accepted tokens
+    assert "2 of 4 draft tokens in 1 cycles" in "".join(figures[2].itertext())
+    heights = [float(r.get("height")) for r in figures[2].iter("rect")]
+    assert heights[:2] == [0, 0]
+    assert heights[2] == pytest.approx(plots.HEIGHT - plots.TOP - plots.BOTTOM)
+    text = "".join(figures[3].itertext())
+    assert "4.00 s" in text
+    assert "runs behind" not in text
+    assert "runs behind" in plots.phases_plot(phases, runs_behind=True)
+    assert "prompt 25%" in text
+    assert "verification 75%" in text
+    empty = ElementTree.fromstring(plots.plots(Progress())).findall("figure")
+    assert [figure.get("data-plot") for figure in empty] == ["speed", "accepted", "histogram"]
+
+
+# -- the tree mode "auto" ---------------------------------------------------------------------------------------------
+
+COSTS = [
+    {"context": 512, "verify": {1: 1.0, 8: 1.4, 16: 2.2}, "draft": {4: 0.6}},
+    {"context": 2048, "verify": {1: 1.0, 8: 3.0}, "draft": {4: 0.9}},
+    {"context": 8192, "verify": {1: 1.0}, "draft": {}},
+]
+
+
+@pytest.mark.parametrize(
+    ("choice", "length", "expected"),
+    [
+        (Choice(4, 7, 3.21), 500, "3.2 tokens of it for the time of 2.0 plain steps: 1.4 to verify, 0.6 to draft."),
+        (Choice(2, 11, 3.0), 512, "2.1 plain steps: 1.8 to verify, 0.3 to draft."),  # halfway between sizes measured
+        (Choice(4, 7, 3.0), 513, "3.9 plain steps: 3.0 to verify, 0.9 to draft."),  # passes cost more there
+        (Choice(4, 7, 3.0), 5000, "Auto expected 3.0 tokens of it."),  # nothing is measured there
+        (Choice(2, 9, 6.0), 5000, "Auto expected 3.0 tokens of it."),  # two levels give three at most
+        (Choice(0, 0, 1.0), 5, "plain step"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_auto_chose_is_told_with_its_price(choice, length, expected):
+    assert expected in choices.why(choice, COSTS, length)
+
+
+def test_a_runs_choices_are_summed_up():
+    assert choices.summary([]) == ""
+    assert choices.summary([Choice(0, 0, 1.0)] * 2) == "Auto chose 2 plain steps."
+    mixed = [Choice(2, 7, 2.0), Choice(4, 23, 3.0), Choice(0, 0, 1.0)]
+    assert choices.summary(mixed) == "Auto chose 7 to 23 draft tokens in 2 cycles and 1 plain step."
+
+
+def test_notes_say_what_else_happened():
+    progress = finished([2, 4, 6], [2, 4, 6])
+    assert progress.notes == []
+    chosen = [Choice(2, 4, 2.5)]
+    progress.add(CYCLE)
+    assert progress.why(1) == ""
+    progress.add(race.Finished(race.SPECULATIVE, [2, 4, 6], 0.5, 7, choices=chosen, costs=COSTS))
+    assert [note.split()[0] for note in progress.notes] == ["7", "Auto"]
+    assert "expected 2.5 tokens" in tree_of(progress, 1, Letters())
+    assert "7 tokens of the prompt" in scoreboard(progress)
+    progress.add(race.Finished(race.SPECULATIVE, [2, 4, 6], 2.5, choices=chosen))
+    assert "slower than plain generate" in progress.notes[-1]
+    progress.add(race.Finished(race.SPECULATIVE, [2, 4, 6], 0.5, why_plain="frequencies <change>"))
+    assert "ran without speculation: frequencies &lt;change&gt;." in scoreboard(progress)
+
+
+def test_levels_are_those_of_the_deepest_node():
+    assert depths_of([-1, 0, 0, 1, 3]) == [0, 1, 1, 2, 3]
+    progress = Progress()
+    progress.add(CycleRecord(0, -1, [1], 0, [1], [-1], [0.0], [], 0.1))
+    progress.add(CYCLE)
+    assert (progress.levels, progress.drafted_levels) == ([0, 2], [2])
