@@ -37,10 +37,11 @@ SHORTER = {
     "demo": "--num-prompts 1 --max-new-tokens 8",
     "generate": "--max-new-tokens 8 --device cpu",
     "prepare": "--limit 6 --max-new-tokens 12 --device cpu",
-    "train": "--max-steps 2 --eval-steps 1 --num-generation-prompts 1 --generation-max-new-tokens 4 --max-length 64 "
+    "train": "--max-steps 2 --eval-steps 1 --num-generation-prompts 1 --generation-max-new-tokens 4 "
     "--report-to none --disable-tqdm true",
     "benchmark": "--limit 1 --repetitions 1 --warm-up 0 --max-new-tokens 6 --methods chain:3 --temperatures 0 "
     "--no-plots --dtype float32 --device cpu",
+    "convert": "--target-name user/target",  # the stand-in is a directory
     "push": "--dry-run repository",
 }
 
