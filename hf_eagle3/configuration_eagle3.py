@@ -196,6 +196,7 @@ class Eagle3Config(PreTrainedConfig):
 
     @property
     def has_vocabulary_mapping(self) -> bool:
+        """Whether draft ids differ from target ids (D < V)."""
         return self.draft_vocab_size != self.vocab_size
 
     @classmethod

@@ -96,6 +96,7 @@ class RMSNorm(nn.RMSNorm):
     """Runs in its input's precision also where autocast leaves the weight in another, so that it stays one kernel."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Normalised states, same shape and precision as `states` (..., H)."""
         return F.rms_norm(states, self.normalized_shape, self.weight.to(states.dtype), self.eps)
 
 
@@ -117,6 +118,7 @@ class Eagle3Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.use_qk_norm else None
 
     def forward(self, states: torch.Tensor, rotary: Rotary, attend: Attend) -> torch.Tensor:
+        """Mixed states (B, L, H) from `states` (B, L, input_size); `attend` does the attention."""
         batch, length, _ = states.shape
         query = self.q_proj(states).view(batch, length, -1, self.head_dim)
         key = self.k_proj(states).view(batch, length, -1, self.head_dim)
@@ -147,6 +149,7 @@ class Eagle3DecoderLayer(nn.Module):
     def forward(
         self, embeds: torch.Tensor | None, hidden: torch.Tensor, rotary: Rotary, attend: Attend
     ) -> torch.Tensor:
+        """States after the layer from h (`hidden`) and, in the first layer, embedding rows `embeds`, all (B, L, H)."""
         residual = hidden
         if self.hidden_norm is None:
             states = self.input_layernorm(hidden)
@@ -206,6 +209,7 @@ class Eagle3DraftModel(PreTrainedModel):
         TreeConfig().write_to(self.generation_config)
 
     def get_input_embeddings(self) -> nn.Module | None:
+        """The draft's own embedding; `None` where the target's rows are used."""
         return self.embed_tokens
 
     @property

@@ -64,6 +64,7 @@ class TreeConfig:
 
     @property
     def is_chain(self) -> bool:
+        """Whether every node has one child at most."""
         return self.tree_mode in ("chain", "host_chain")
 
     @property
@@ -106,10 +107,12 @@ class TreeConfig:
         return self
 
     def write_to(self, generation_config: GenerationConfig) -> None:
+        """Store the fields in `generation_config`."""
         for name, value in asdict(self).items():
             setattr(generation_config, name, value)
 
     @classmethod
     def read_from(cls, generation_config: GenerationConfig) -> "TreeConfig":
+        """The fields stored in `generation_config`, defaults for the rest."""
         stored = generation_config.to_dict()
         return cls(**{f.name: stored[f.name] for f in fields(cls) if stored.get(f.name) is not None})

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 from local_hub import hub  # noqa: F401
 from models import tiny_target
 from safetensors.torch import load_file
@@ -11,6 +12,7 @@ from test_data import CHAT, word_tokenizer
 
 import hf_eagle3
 from hf_eagle3.cli import main
+from hf_eagle3.cli.train import split_off
 
 
 SIZES = ["head_dim=8", "num_attention_heads=4", "num_key_value_heads=2", "intermediate_size=48"]
@@ -70,6 +72,15 @@ def test_from_prompts_to_a_draft(folder, capsys):
     prompt = ["generate", "--target", target, "--draft", str(online), "--prompt", "why so", "--tree", "chain"]
     assert main([*prompt, "--device", "cpu", "--max-new-tokens", "12", "--compare", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["identical"] is True
+
+
+@pytest.mark.parametrize(("size", "held_out"), [(1, 0), (2, 1), (49, 1), (100, 2), (12_000, 200)])
+def test_a_part_is_held_out_however_few_there_are(size, held_out):
+    data = Dataset.from_dict({"number": range(size)})
+    kept, evaluation = split_off(data)
+    found = [] if evaluation is None else evaluation["number"]
+    assert len(found) == held_out
+    assert sorted([*kept["number"], *found]) == list(range(size))
 
 
 def test_a_config_file_with_flags_over_it(folder, tmp_path, capsys):

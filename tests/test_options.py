@@ -372,6 +372,18 @@ def test_text_streamer_and_pipeline():
     target.generate(**inputs, **options, assistant_model=draft, streamer=TextStreamer(tokenizer))
 
 
+def test_pipeline_takes_a_draft_with_other_special_tokens_at_the_call():
+    """Published drafts name other ones than their target; `pipeline(assistant_model=...)` itself would refuse them."""
+    tokenizer, target = letters_tokenizer(), tiny_target()
+    draft = tiny_draft(target)
+    draft.config.bos_token_id, draft.config.eos_token_id = 17, [18, 19]
+    writer = pipeline("text-generation", model=target, tokenizer=tokenizer)
+    with hf_eagle3.record() as stats:
+        fast = writer("abcd", max_new_tokens=12, do_sample=False, assistant_model=draft)
+    assert stats.num_cycles > 0
+    assert fast == writer("abcd", max_new_tokens=12, do_sample=False)
+
+
 @pytest.mark.parametrize("eos_token_id", [5, None])
 @pytest.mark.parametrize("sampling", [False, True])
 def test_stop_strings(pair, eos_token_id, sampling):

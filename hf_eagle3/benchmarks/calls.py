@@ -28,6 +28,7 @@ class HostCycles(BaseStreamer):
         self.counts: list[int] | None = None
 
     def put(self, value: torch.Tensor) -> None:
+        """The prompt (1, P) first, then each cycle's tokens."""
         if self.counts is None:  # the prompt comes first
             self.counts = []
         else:

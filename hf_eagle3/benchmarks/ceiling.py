@@ -40,17 +40,21 @@ class Ceiling:
 
     @property
     def relative_cost(self) -> float:
+        """What a cycle costs above the one step that plain generate pays itself, in such steps."""
         return self.verification - 1 + self.drafting
 
     @property
     def ceiling(self) -> float:
+        """The speedup that no loop around these passes can exceed."""
         return self.acceptance_length / (1 + self.relative_cost)
 
     def to_dict(self) -> dict:
+        """For the JSON document, ratios included."""
         return asdict(self) | {"relative_cost": self.relative_cost, "ceiling": self.ceiling}
 
 
 def probe_tokens(settings: Settings) -> int:
+    """New tokens of a probe's call, from 2 to `PROBE_TOKENS`."""
     return min(PROBE_TOKENS, max(2, settings.max_new_tokens))
 
 

@@ -214,6 +214,7 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m hf_eagle3.benchmarks.simulated",
         description="cost of a cycle in steps of plain generate: random weights, SIMULATED acceptance",

@@ -53,6 +53,7 @@ class Batch:
 
     @property
     def num_turns(self) -> int:
+        """User turns of each conversation."""
         return len(self.prompts[0].turns)
 
 
@@ -161,6 +162,7 @@ class Workload:
 
 
 def user(text: str) -> Message:
+    """A user's message."""
     return {"role": "user", "content": text}
 
 

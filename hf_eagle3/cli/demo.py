@@ -34,6 +34,7 @@ class Painter(CycleStreamer):
         self.pieces: list[tuple[list[int], bool]] = []
 
     def on_cycle(self, record: CycleRecord) -> None:
+        """Keeps the cycle's accepted tokens and the target's own."""
         accepted = record.num_accepted_tokens
         self.pieces += [(record.tokens[:accepted], True), (record.tokens[accepted:], False)]
 

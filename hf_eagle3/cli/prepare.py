@@ -16,7 +16,7 @@ HELP = "prepare training data: regenerate answers, choose the draft vocabulary, 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="task")
+    tasks = parser.add_subparsers(dest="task", required=True, metavar="task", help="what to prepare:")
     regenerate = tasks.add_parser(
         "regenerate", help="the target answers the prompts itself (JSON lines out; resumes)", allow_abbrev=False
     )

@@ -27,7 +27,7 @@ OPTIONS = {
     "--target": {"help": "directory or Hub id of the target model"},
     "--train-data": {"help": "preset (sharegpt, ultrachat-200k, openthoughts-114k-math), file, folder or Hub id"},
     "--train-split": {"help": "default: train"},
-    "--eval-data": {"help": "default: 2 %% of the training data, at most 200 samples, are held out"},
+    "--eval-data": {"help": "default: 2 %% of the training data, 1 to 200 samples, are held out"},
     "--eval-split": {"help": "default: train"},
     "--streaming": {"action": "store_true", "help": "read the data while training; needs --max-steps"},
     "--features": {"help": "folder of `prepare features`: train on these instead of running the target"},
@@ -218,9 +218,9 @@ def load_data(own: dict, tokenizer, args):
 
 def split_off(data):
     """(most of it, a few evenly spread samples for evaluation)."""
-    count = min(MOST_HELD_OUT, int(len(data) * HELD_OUT_SHARE))
-    if not count:
+    if len(data) < 2:
         return data, None
+    count = min(MOST_HELD_OUT, max(1, int(len(data) * HELD_OUT_SHARE)))
     every = len(data) // count
     chosen = range(0, every * count, every)
     rest = [i for i in range(len(data)) if i not in set(chosen)]

@@ -34,6 +34,7 @@ class Eagle3DataCollator:
     packing: bool = False
 
     def __call__(self, samples: list[dict]) -> dict[str, Tensor]:
+        """A batch of samples; see the class."""
         samples = [
             {name: self._column(name, sample[name]) for name in (*TOKEN_COLUMNS, *OFFLINE_COLUMNS) if name in sample}
             for sample in samples

@@ -147,6 +147,7 @@ def given_mask(sample: Mapping) -> list[int]:
 
 
 def needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
+    """The tokenizer; ValueError where text is to be read without one."""
     if tokenizer is None:
         raise ValueError("The data is text; pass the target's tokenizer (`processing_class=tokenizer`).")
     return tokenizer
@@ -159,6 +160,7 @@ def marks_generation(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def tokenise_messages(messages: list[Message], tokenizer: PreTrainedTokenizerBase | None) -> Tokenised:
+    """A conversation as ids with its loss mask; ValueError without a chat template."""
     tokenizer = needed(tokenizer)
     if tokenizer.chat_template is None:
         raise ValueError(
@@ -195,6 +197,7 @@ def spoken_until(ids: list[int], start: int, eos_token_id: int | None) -> int:
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt: bool) -> list[int]:
+    """Token ids of messages by the chat template; `prompt`: up to where the assistant begins."""
     if not messages:
         return []
     return list(tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=True)["input_ids"])

@@ -65,6 +65,7 @@ class Provenance:
     def of(
         cls, model: PreTrainedModel, target: Target, dtype: torch.dtype, tokenizer, max_length: int
     ) -> "Provenance":
+        """That of features which `target` is about to make."""
         return cls(
             target=model.config.name_or_path,
             revision=getattr(model.config, "_commit_hash", None),
@@ -80,6 +81,7 @@ class Provenance:
 
     @classmethod
     def read(cls, folder: Path) -> "Provenance":
+        """That of a folder; ValueError if there is none or it cannot be read."""
         path = folder / PROVENANCE
         if not path.is_file():
             raise ValueError(f"`{folder}` has no {PROVENANCE}; make it by `hf-eagle3 prepare features`.")
@@ -89,6 +91,7 @@ class Provenance:
         return cls(**stored)
 
     def write(self, folder: Path) -> None:
+        """Written whole or not at all."""
         temporary = folder / (PROVENANCE + ".tmp")
         temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         os.replace(temporary, folder / PROVENANCE)
@@ -139,6 +142,7 @@ def content_hash(samples: Iterable[dict]) -> str:
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """16 hexadecimal digits that change with the chat template."""
     template = tokenizer.chat_template if tokenizer is not None else None
     return hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16]
 
@@ -255,6 +259,7 @@ def head_weights(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def shard_name(number: int) -> str:
+    """File name of shard `number`."""
     return f"features-{number:05d}.safetensors"
 
 
@@ -328,12 +333,14 @@ class CachedTarget:
                 raise ValueError(f"The draft has `{name}` {mine}, the features in `{self.folder}` have {theirs}.")
 
     def to(self, device: torch.device) -> None:
+        """Move embedding and head rows."""
         tied = self.head_weight is self.embedding
         self.embedding = self.embedding.to(device)
         self.head_weight = self.embedding if tied else self.head_weight.to(device)
         self.head_bias = self.head_bias if self.head_bias is None else self.head_bias.to(device)
 
     def embedding_rows(self, ids: Tensor) -> Tensor:
+        """Rows (..., H) of token ids (...)."""
         return F.embedding(ids.to(self.embedding.device), self.embedding)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -343,4 +350,5 @@ class CachedTarget:
             return shaped_logits(product, self.provenance.head)
 
     def head_rows(self, ids: Tensor | None) -> Tensor:
+        """Head rows of target ids (D,), (D, H); `None`: all."""
         return self.head_weight if ids is None else self.head_weight[ids.to(self.head_weight.device)]

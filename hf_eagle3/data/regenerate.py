@@ -81,6 +81,7 @@ class Job:
         return cls(index, system, asked, batch) if asked else None
 
     def record(self) -> dict:
+        """The line of the output file."""
         content = {"messages": self.messages} if self.text is None else {"text": self.text}
         return {"id": self.index} | content | (self.tokens or {})
 
@@ -176,6 +177,7 @@ class InProcess:
         self.stops = {stops} if isinstance(stops, int) else set(stops or ())
 
     def __call__(self, jobs: list[Job]) -> Iterator[Job]:
+        """The jobs finished, in any order; see the class."""
         set_seed(self.sampling.seed + jobs[0].index)  # not the same draws again where a run resumes
         temperature = self.sampling.temperature(jobs[0].batch)
         unfinished = list(jobs)
@@ -260,6 +262,7 @@ class Endpoint:
         self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
 
     def __call__(self, jobs: list[Job]) -> Iterator[Job]:
+        """The jobs finished, in any order; see the class."""
         stop = threading.Event()
         failure: OSError | None = None
         with ThreadPoolExecutor(self.concurrency) as pool:

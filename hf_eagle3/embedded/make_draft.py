@@ -38,12 +38,14 @@ def write_training_prompts(folder: Path, path: Path) -> None:
 
 
 def run(*arguments: str) -> None:
+    """One command; the program ends where it fails."""
     print("+ hf-eagle3", *arguments, flush=True)
     if code := command([str(argument) for argument in arguments]):
         sys.exit(code)
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -74,6 +74,7 @@ def packed(documents: list[list[int]], epochs: int) -> Dataset:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, required=True, help="folder of the sources; what it lacks is downloaded")
     parser.add_argument("--out", type=Path, required=True)

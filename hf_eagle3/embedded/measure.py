@@ -132,6 +132,7 @@ class Measurement:
 
 
 def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--target", default=str(TARGET))
     parser.add_argument("--draft", default=str(DRAFT))

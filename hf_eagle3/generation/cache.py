@@ -41,6 +41,7 @@ class Span:
 
     @property
     def offset(self) -> int:
+        """Slots from the first that is read to the first that is written."""
         return self.write - self.start
 
 
@@ -75,12 +76,15 @@ class SlotLayer(CacheLayerMixin):
         return self.indexer_keys[:, 0, :end]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(columns, first column) of the host's mask for `query_length` queries."""
         return self.span.offset + query_length, self.span.start
 
     def get_seq_length(self) -> int:
+        """Slots before the nodes of this pass."""
         return self.span.write
 
     def get_max_length(self) -> int:
+        """-1: slots grow as needed."""
         return -1
 
     # transformers before 5.13 asks by this name.

@@ -406,6 +406,7 @@ class Generation:
             attach_state(self.cache, self.drafter, rows, self.pending)
 
     def result(self) -> GenerateEagle3Output | torch.Tensor:
+        """What `generate` returns: sequences (B, P + generated), or all that was asked for."""
         rows = self.rows
         self.reporter.end()
         length = max(rows.lengths)

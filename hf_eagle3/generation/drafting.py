@@ -63,17 +63,11 @@ class Entries:
         return self.valid is None and self.embeds is None and min(self.counts) == self.features.shape[1]
 
     def select_rows(self, kept: list[int]) -> "Entries":
-        def pick(value):
-            return value if value is None else value[on_device(kept, value.device)]
-
-        return replace(
-            self,
-            counts=[self.counts[place] for place in kept],
-            **{
-                name: pick(getattr(self, name))
-                for name in ("tokens", "features", "columns", "positions", "valid", "embeds")
-            },
-        )
+        """Those of the rows at the places `kept`."""
+        names = ("tokens", "features", "columns", "positions", "valid", "embeds")
+        held = {name: value for name in names if (value := getattr(self, name)) is not None}
+        picked = {name: value[on_device(kept, value.device)] for name, value in held.items()}
+        return replace(self, counts=[self.counts[place] for place in kept], **picked)
 
 
 def joined(pending: list[Entries]) -> list[Entries]:

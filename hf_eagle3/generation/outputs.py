@@ -44,6 +44,7 @@ class StepOutputs:
 
     @property
     def is_wanted(self) -> bool:
+        """Whether anything per step was asked for."""
         return any(x is not None for x in (self.scores, self.logits, self.hidden_states, self.attentions))
 
     def add_prefill(self, walk: Walk, logits: torch.Tensor, outputs) -> None:
@@ -103,6 +104,8 @@ class StepOutputs:
             whole[row] = value
 
     def pack(self, sequences: torch.Tensor, num_steps: int, cache, stats: SpeculationStats) -> GenerateEagle3Output:
+        """The output of a call of `num_steps` steps; `sequences` (B, P + num_steps)."""
+
         def kept(steps):
             return None if steps is None else tuple(steps[:num_steps])
 

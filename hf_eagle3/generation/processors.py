@@ -106,6 +106,7 @@ class TokenChooser:
 
     @property
     def is_plain_argmax(self) -> bool:
+        """Greedy without processors: no scores need to be processed."""
         return self.noise is None and self.kind == Kind.NONE
 
     def scores(self, logits: torch.Tensor, rows: list[int], lengths: list[int]) -> torch.Tensor:

@@ -24,6 +24,7 @@ class Warp:
 
     @classmethod
     def of(cls, processors: LogitsProcessorList) -> "Warp":
+        """What the host's own warpers among the processors do."""
         values = {}
         for p in processors:
             if isinstance(p, host.TemperatureLogitsWarper):

@@ -52,6 +52,7 @@ class Rows:
 
     @property
     def active_lengths(self) -> list[int]:
+        """Tokens of each active row, the prompt's columns included."""
         return [self.lengths[row] for row in self.active]
 
     @property

@@ -94,12 +94,14 @@ class SpeculationStats:
             self.phase_seconds[name] += time.perf_counter() - start
 
     def count_cycle(self, row: int, num_accepted_tokens: int, num_committed: int, depth: int, is_cut: bool) -> None:
+        """One more cycle of a row; `depth` is how many draft tokens it could have accepted."""
         self.accepted_tokens[row].append(num_accepted_tokens)
         self.tree_depths[row].append(depth)
         self.cut[row].append(is_cut)
         self.num_committed_tokens += num_committed
 
     def start_rows(self, num_rows: int) -> None:
+        """Make room for the rows of a call."""
         for rows in (self.accepted_tokens, self.tree_depths, self.cut):
             rows.extend([] for _ in range(num_rows))
 

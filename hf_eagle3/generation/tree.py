@@ -39,9 +39,11 @@ class DraftTree:
 
     @property
     def num_draft_tokens(self) -> int:
+        """Nodes without the root (N)."""
         return self.tokens.shape[1] - 1
 
     def to(self, device: torch.device) -> "DraftTree":
+        """The tree on `device`; itself where it is there already."""
         if self.tokens.device == device:
             return self
         moved = [t.to(device) for t in (self.tokens, self.parents, self.depths, self.ancestors, self.scores)]

@@ -26,6 +26,7 @@ class TrainingTimeTestAttention(torch.autograd.Function):
     def forward(
         ctx, query: Tensor, segments: Segments, rows: Tensor | None, key: Tensor, value: Tensor, *later: Tensor
     ) -> Tensor:
+        """The merged output, shaped as `query` (B, heads, R, d)."""
         groups, scale, shape = query.shape[1] // key.shape[1], query.shape[-1] ** -0.5, key.shape
         placed = spread(query, rows, shape)
         # Zeros, not empty: queries outside every document must stay finite.
@@ -48,6 +49,7 @@ class TrainingTimeTestAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor):
+        """Gradients of query, key, value and the later steps' keys and values."""
         query, rows, key, value, out, merged, *later = ctx.saved_tensors
         groups, scale = ctx.groups, query.shape[-1] ** -0.5
         grad = grad.contiguous()

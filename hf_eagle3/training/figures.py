@@ -26,6 +26,7 @@ class Figures:
 
     @classmethod
     def zeros(cls, num_steps: int, device: torch.device) -> "Figures":
+        """Nothing counted yet."""
         # float32 on devices without float64 (MPS); sums of one logging period
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return cls(torch.zeros(3, num_steps, dtype=dtype, device=device), torch.zeros(5, dtype=dtype, device=device))
