@@ -215,7 +215,9 @@ def test_unsteady_calls_run_plainly(name, lengths, changes):
     if name not in architecture_names():
         pytest.skip(f"this transformers has no {name}")
     found = compare_texts(tiny_model(name, **changes), (lengths,))
-    assert (found.mode, found.same) == ("plain", True)
+    assert found.mode == "plain"
+    # Older hosts keep frequencies that grew once, so that plain generate does not repeat itself.
+    assert found.same or (name == "llama[dynamic]" and not NEWER)
 
 
 def table_row(name: str) -> tuple[str, str]:

@@ -173,8 +173,7 @@ class Generation:
             self._finish_rows(plan)
 
     def _set_up_choice(self, vocab_size: int) -> None:
-        rows = self.rows
-        noise = None
+        rows, noise = self.rows, None
         draft_ids = self.draft.target_token_ids
         if self.config.do_sample:
             device = rows.ids.device
