@@ -151,7 +151,8 @@ def load_config(path_or_id: str, **hub_arguments) -> dict:
     """The parsed `config.json` of a local directory or Hub repository; `_name_or_path` says where it lies."""
     file = _find(path_or_id, CONFIG_NAME, hub_arguments)
     if file is None:
-        raise OSError(f"There is no `{CONFIG_NAME}` in `{path_or_id}`; give a draft's directory or Hub id.")
+        where = "" if Path(path_or_id).is_dir() else ", no such directory, and the Hub has none or was not reached"
+        raise OSError(f"There is no `{CONFIG_NAME}` in `{path_or_id}`{where}; give a draft's directory or Hub id.")
     return _read_json(file) | {"_name_or_path": file}
 
 
