@@ -108,8 +108,7 @@ class Generation:
             self.tree_config = self.tree_config.with_changes("chain", tree_depth=depth)
         self.planner: AutoPlanner | None = None
         if is_auto and not is_sharded(model):  # processes that measure for themselves would choose different trees
-            is_greedy = not generation_config.do_sample
-            self.planner = AutoPlanner(self.tree_config, draft.fc.weight.device, is_greedy)
+            self.planner = AutoPlanner(self.tree_config, draft.fc.weight.device, not generation_config.do_sample)
         self.mode = mode
         self.stats: SpeculationStats = new_stats()
         self.is_timed = self.stats.synchronize
