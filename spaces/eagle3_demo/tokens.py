@@ -52,7 +52,8 @@ class Span:
 
     def html(self) -> str:
         origin = f"d{min(self.depth, DEEPEST)}" if self.depth else "own"
-        return f'<span class="{origin}" data-hint="{escape(self.hint())}">{escape(self.text)}</span>'
+        hint = escape(self.hint())
+        return f'<span class="{origin}" tabindex="-1" data-hint="{hint}">{escape(self.text)}</span>'
 
     def hint(self) -> str:
         """What hovering shows."""
