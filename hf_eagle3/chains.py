@@ -55,6 +55,7 @@ class StepParts:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "StepParts":
+        """Those of a model; the first time it may take some passes to find out."""
         mixers = _mixers(model)
         needs_steps = bool(mixers) and _finding(model).one_by_one
         return cls(_clamped(model), mixers if needs_steps else [])
