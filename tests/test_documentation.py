@@ -91,7 +91,8 @@ def test_all_blocks_of_the_readme_run_in_order(newcomer, capsys):
                 ran.append(words[0])
         else:
             assert language in ("", "bibtex"), f"a block of {language!r} that nobody runs"
-    assert set(ran) == set(COMMANDS), "every command is shown in a block"
+    serving = {"space"}  # until it is interrupted; tests/test_space_api.py is its client
+    assert set(ran) == set(COMMANDS) - serving, "every command is shown in a block"
     assert namespace["stats"].num_cycles > 0
     assert (newcomer / "repository" / "README.md").is_file()
 
