@@ -126,7 +126,7 @@ def test_a_race_is_shown_and_reads_well(visit, screen):
     assert page.evaluate(STICKS_OUT) == []
     ask(page)
     page.locator("#board [data-identical=yes]").wait_for()
-    assert page.locator("#board").evaluate("e => e.getBoundingClientRect().top < innerHeight")  # also on a phone
+    page.wait_for_function("document.querySelector('#board .badge').getBoundingClientRect().bottom <= innerHeight")
     wait_until_done(page)
     texts = {way: page.locator(f".answer[data-way={way}]").text_content() for way in ("plain", "ours")}
     assert texts["plain"] == texts["ours"] != ""

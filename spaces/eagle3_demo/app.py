@@ -37,8 +37,8 @@ SINGLE, CHAT = "Single prompt", "Chat"
 PRESETS = {"math": ("Math", 0.0), "code": ("Code", 0.0), "roleplay": ("Role play", 0.8)}  # title, temperature
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
 SHOW_BOARD = """() => {
-    const board = document.querySelector("#board"), box = board.getBoundingClientRect();
-    if (box.bottom > innerHeight || box.top < 0) board.scrollIntoView({behavior: "smooth"});
+    const board = document.querySelector("#board"), top = board.getBoundingClientRect().top;
+    if (top < 0 || top > innerHeight / 2) board.scrollIntoView({behavior: "smooth"});
 }"""  # on a phone it is below the controls
 
 
