@@ -21,7 +21,11 @@ from hf_eagle3.cli import COMMANDS, main, parser
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 PAGES = [
-    *(path for pattern in ("*.md", "docs/*.md", "notebooks/*.md", "notebooks/*.ipynb") for path in ROOT.glob(pattern)),
+    *(
+        path
+        for pattern in ("*.md", "docs/*.md", "notebooks/*.md", "notebooks/*.ipynb", "spaces/*/*.md")
+        for path in ROOT.glob(pattern)
+    ),
     ROOT / "hf_eagle3" / "embedded" / "README.md",
 ]
 # What the README names that is not here, and what stands in for it. Each must still be named there.

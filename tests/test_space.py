@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import replace
 
+import pair as pairs
 import pytest
 import race
 import torch
@@ -103,6 +104,12 @@ def test_limits_and_settings_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("HF_EAGLE3_DRAFT", "some/draft")
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     assert Settings.from_environment() == Settings("some/target", "some/draft", "auto", "cuda")
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
+def test_a_device_that_is_not_there_is_named(device):
+    with pytest.raises(ValueError, match=f"Device '{device}' .* cannot be used"):
+        pairs.load(Settings(device=device))
 
 
 # -- prompts and caches -----------------------------------------------------------------------------------------------
@@ -428,6 +435,9 @@ def test_the_command_names_the_extra_and_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(space, "FOLDERS", (SPACE / "nowhere", SPACE / "elsewhere"))
     assert main(["space"]) == 2
     assert "install hf-eagle3 anew" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["space", "--port", "65536"])
+    assert "65536 is not a port" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr("hf_eagle3.cli.loading.find_spec", lambda name: None)
     assert main(["space"]) == 2

@@ -149,7 +149,7 @@ def test_on_zero_gpu_all_generation_runs_in_borrowed_time(zero_gpu, monkeypatch)
         second = visitor.predict("Go on.", max_new_tokens=4, compare=True, api_name="/chat")
         assert second["identical"] is True
         assert not any("cache" in note for note in first["notes"] + second["notes"])  # they went with the process
-        with pytest.raises(gradio_client.exceptions.AppError, match="You have no quota left"):
+        with pytest.raises(gradio_client.exceptions.AppError, match=r"^You have no quota left"):
             visitor.predict("Hi", max_new_tokens=4, api_name="/race")
     assert zero_gpu == [7] * 4
     assert generated == [1, 1, 2, 3, 3]  # none before the first call, where there is no device yet

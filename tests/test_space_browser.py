@@ -25,7 +25,7 @@ expect = sync_api.expect
 PATIENCE = 60_000  # ms, for a loaded machine
 SCREENS = {
     "wide-light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
-    "phone-dark": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark"},
+    "phone-dark": {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True},
     "small-phone-light": {"viewport": {"width": 320, "height": 640}, "color_scheme": "light"},
 }
 # What is wider than the page, but for what scrolls in a box of its own.
@@ -126,7 +126,7 @@ def test_a_race_is_shown_and_reads_well(visit, screen):
     assert page.evaluate(STICKS_OUT) == []
     ask(page)
     page.locator("#board [data-identical=yes]").wait_for()
-    assert page.locator("#board").evaluate("e => e.getBoundingClientRect().top < innerHeight")  # also on a phone
+    page.wait_for_function("document.querySelector('#board .badge').getBoundingClientRect().bottom <= innerHeight")
     wait_until_done(page)
     texts = {way: page.locator(f".answer[data-way={way}]").text_content() for way in ("plain", "ours")}
     assert texts["plain"] == texts["ours"] != ""
@@ -134,8 +134,9 @@ def test_a_race_is_shown_and_reads_well(visit, screen):
     assert sum("draft: " in hint for hint in hints) == sum("accepted draft token" in hint for hint in hints) > 0
     assert all("target: " in hint for hint in hints)
     token = page.locator(".answer[data-way=ours] span:has-text('a')").first
-    token.hover()
-    assert token.evaluate("e => getComputedStyle(e, '::after').content") == f'"{token.get_attribute("data-hint")}"'
+    token.tap() if SCREENS[screen].get("has_touch") else token.hover()
+    is_shown = "e => getComputedStyle(e, '::after').content === JSON.stringify(e.dataset.hint)"
+    page.wait_for_function(is_shown, arg=token.element_handle())
     drawn = page.locator("#plots figure").evaluate_all(
         "all => all.map(f => [f.dataset.plot, f.querySelectorAll('.bar, polyline, [class^=phase]').length > 0,"
         " f.getBoundingClientRect().width > 150])"

@@ -26,8 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1",
         help="address to listen on; 0.0.0.0 shows the page to others (default: 127.0.0.1)",
     )
-    parser.add_argument("--port", type=positive, help="(default: the first free one from 7860)")
+    parser.add_argument("--port", type=port, help="(default: the first free one from 7860)")
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
+
+
+def port(text: str) -> int:
+    """An argument type."""
+    number = positive(text)
+    if number > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port; give 1 to 65535")
+    return number
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,5 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     app, pair = importlib.import_module("app"), importlib.import_module("pair")
     settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device)
     is_local = arguments.host in app.LOOPBACK
-    app.main(settings, is_local, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
+    try:
+        app.main(settings, is_local, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
+    except OSError as error:
+        if arguments.port is None or "empty port" not in str(error):
+            raise
+        raise ValueError(f"`--port` {arguments.port} is taken; give another, or none for a free one.") from None
     return 0

@@ -37,8 +37,8 @@ SINGLE, CHAT = "Single prompt", "Chat"
 PRESETS = {"math": ("Math", 0.0), "code": ("Code", 0.0), "roleplay": ("Role play", 0.8)}  # title, temperature
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
 SHOW_BOARD = """() => {
-    const board = document.querySelector("#board"), box = board.getBoundingClientRect();
-    if (box.bottom > innerHeight || box.top < 0) board.scrollIntoView({behavior: "smooth"});
+    const board = document.querySelector("#board"), top = board.getBoundingClientRect().top;
+    if (top < 0 || top > innerHeight / 2) board.scrollIntoView({behavior: "smooth"});
 }"""  # on a phone it is below the controls
 
 
@@ -69,6 +69,7 @@ class Page:
     # -- layout -------------------------------------------------------------------------------------------------------
 
     def lay_out_question(self) -> None:
+        """Mode, prompt, examples, buttons."""
         self.mode = gr.Radio([SINGLE, CHAT], value=SINGLE, label="Mode", elem_id="mode")
         self.prompt = gr.Textbox(
             embedded.prompts("math")[0]["prompt"],
@@ -89,6 +90,7 @@ class Page:
         self.new_chat = gr.Button("New chat", size="sm", visible=False, elem_id="new-chat")
 
     def lay_out_settings(self) -> None:
+        """What a request says beside its prompt; a pair of the visitor's own where that is allowed."""
         fields, limits = self.settings, self.service.limits
         fields["compare"] = gr.Checkbox(True, label="Race: plain generate first, then with the draft")
         with gr.Accordion("Sampling and length", open=False):
@@ -113,6 +115,7 @@ class Page:
                 self.load = gr.Button("Load", size="sm", elem_id="load")
 
     def lay_out_answer(self) -> None:
+        """Notices, chat, figures, texts, plots."""
         html = {"apply_default_css": False, "elem_classes": "eagle3"}
         self.message = gr.HTML("", elem_id="message", **html)
         self.chat = gr.HTML(chat_html([]), visible=False, elem_id="chat", **html)
@@ -121,6 +124,7 @@ class Page:
         self.plots = gr.HTML("", elem_id="plots", **html)
 
     def lay_out_tree(self) -> None:
+        """The slider over cycles and the tree, as wide as the page."""
         self.cycle = gr.Slider(
             1, 2, 1, step=1, label="Draft tree of cycle", visible=False, buttons=[], elem_id="cycle"
         )
@@ -129,6 +133,7 @@ class Page:
     # -- events -------------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
+        """Which event calls what. Runs wait in one queue, the rest is answered at once."""
         inputs = [self.mode, self.prompt, *self.settings.values()]
         outputs = [
             self.message, self.chat, self.board, self.texts, self.plots, self.cycle, self.tree,
@@ -212,18 +217,22 @@ class Page:
         )
 
     def on_stop(self, request: gr.Request) -> None:
+        """Ends this visitor's run."""
         self.service.stop(request.session_hash)
 
     def on_cycle(self, number: float, request: gr.Request) -> tuple:
+        """The tree of another cycle of this visitor's last run."""
         try:
             return "", tree_of(self.service.last_run(request.session_hash), number, self.service.pair.tokenizer)
         except ValueError as error:
             return message(str(error)), gr.skip()
 
     def on_mode(self, mode: str) -> tuple:
+        """The chat and its button, in chat mode only."""
         return gr.update(visible=mode == CHAT), gr.update(visible=mode == CHAT)
 
     def on_new_chat(self, request: gr.Request) -> tuple:
+        """An empty chat."""
         self.service.new_chat(request.session_hash)
         return chat_html([]), ""
 
@@ -238,6 +247,7 @@ class Page:
         return prompts[place], PRESETS[domain][1]
 
     def on_load(self, target: str, draft: str) -> tuple:
+        """Another pair for everybody on this page, or a notice and the old one."""
         try:
             self.service.load(Settings(target.strip(), draft.strip()))
         except (ValueError, OSError) as error:
@@ -302,6 +312,7 @@ class Page:
         return self.complete(request, True, message, fields)
 
     def complete(self, request: gr.Request, is_chat: bool, prompt: str, fields: dict) -> dict:
+        """A whole run for a client; mistakes become its error."""
         try:
             *_, view = self.service.follow(request.session_hash, is_chat, prompt, **fields)
             return figures(view, self.service.pair.tokenizer)

@@ -69,6 +69,7 @@ class Pair:
 
     @property
     def description(self) -> str:
+        """Name, sizes, precision and device, in a line."""
         weight = next(self.target.parameters())
         return (
             f"{self.name}: target of {_millions(self.target)} parameters in "
@@ -88,6 +89,13 @@ def load(settings: Settings) -> Pair:
         ValueError, OSError: the pair does not exist, or draft and target do not fit.
     """
     device = settings.device or loading.best_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"Device {device!r} (HF_EAGLE3_DEVICE or --device) cannot be used: {reason}. Give cpu, cuda, mps, ..."
+        ) from None
     if not settings.target:
         dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
         return Pair(*embedded.load_pair(dtype, device), "the embedded pair", is_toy=True)

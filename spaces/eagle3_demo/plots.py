@@ -118,17 +118,21 @@ class Axes:
         self.marks: list[str] = []
 
     def x(self, value: float) -> float:
+        """Place of a value across, in px."""
         return LEFT + value / self.most_x * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
+        """Place of a value upwards, in px from the top."""
         return HEIGHT - BOTTOM - value / self.most_y * (HEIGHT - TOP - BOTTOM)
 
     def line(self, points: Sequence[tuple[float, float]], kind: str) -> None:
+        """Adds a line; `kind` is its class."""
         if points:
             path = " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in thinned(points))
             self.marks.append(f'<polyline class="line {kind}" points="{path}"/>')
 
     def bars(self, heights: Sequence[float], kind: str) -> None:
+        """Adds a bar per unit across, the last `MOST_MARKS` of them; `kind` is their class."""
         unit = (WIDTH - LEFT - RIGHT) / self.most_x
         gap = min(0.2 * unit, 6)
         for place, height in enumerate(heights[-MOST_MARKS:], start=max(0, len(heights) - MOST_MARKS)):
@@ -139,6 +143,7 @@ class Axes:
             )
 
     def svg(self, title: str, name: str, legend: Sequence[tuple[str, str]]) -> str:
+        """The figure; `legend` is (class, text) per mark."""
         grid = []
         for step in range(round(self.most_y / self.step_y) + 1):
             value = step * self.step_y

@@ -48,6 +48,7 @@ class Progress:
     is_stopped: bool = False
 
     def add(self, event: Event) -> None:
+        """Takes the next event of the run."""
         if isinstance(event, PlainToken):
             self.plain.append(event)
         elif isinstance(event, CycleRecord):
@@ -62,6 +63,7 @@ class Progress:
 
     @property
     def plain_ids(self) -> list[int]:
+        """Token ids of plain generate."""
         return [event.token for event in self.plain]
 
     @property
@@ -108,6 +110,7 @@ class Progress:
         return found
 
     def figures(self, way: str) -> Figures:
+        """Of one way, as far as it has come."""
         if way in self.finished:
             done = self.finished[way]
             return Figures(len(done.tokens), done.seconds, True)

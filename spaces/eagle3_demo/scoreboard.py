@@ -47,9 +47,8 @@ def _way(title: str, kind: str, figures: Figures) -> str:
     if figures.rate is None:
         return _cell(title, "—", "tokens/s", kind)
     more = "" if figures.is_finished else "…"
-    return _cell(
-        title, f"{figures.rate:.0f}", f"tokens/s ({figures.num_tokens} in {figures.seconds:.2f} s{more})", kind
-    )
+    value = f"{figures.rate:.0f} <i>tokens/s</i>"
+    return _cell(title, value, f"{figures.num_tokens} in {figures.seconds:.2f} s{more}", kind)
 
 
 def _cell(title: str, value: str, unit: str, kind: str = "") -> str:

@@ -47,13 +47,16 @@ class View:
 
     @property
     def board(self) -> str:
+        """The figures, as HTML."""
         return scoreboard(self.progress)
 
     @property
     def plots(self) -> str:
+        """The plots, as HTML; drawn anew each time."""
         return plots(self.progress)
 
     def add(self, event: Event) -> None:
+        """Takes the next event of the run."""
         self.progress.add(event)
         if isinstance(event, PlainToken):
             self.plain.add(event.token)
@@ -165,13 +168,16 @@ class Service:
         session.conversation = Conversation(view.messages, ids + tokens)
 
     def stop(self, key: str | None) -> None:
+        """Ends the visitor's run, if there is one."""
         self.sessions.use(key).stop.set()
 
     def new_chat(self, key: str | None) -> None:
+        """Forgets the visitor's chat."""
         session = self.sessions.use(key)
         session.conversation, session.caches = Conversation([], []), {}
 
     def last_run(self, key: str | None) -> Progress:
+        """The visitor's last complete run; an empty one before the first."""
         return self.sessions.use(key).progress
 
 

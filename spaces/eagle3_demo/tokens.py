@@ -14,7 +14,10 @@ VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥"}
 
 
 class Decoder(Protocol):
-    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str: ...
+    """What is needed of a tokenizer."""
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
+        """Text of token ids."""
 
 
 class Pieces:
@@ -31,6 +34,7 @@ class Pieces:
         self.open: list[int] = []  # tokens since then
 
     def add(self, token: int) -> str:
+        """The text that this token completes; empty while a character lacks bytes."""
         self.open.append(token)
         before = self.tokenizer.decode(self.context, skip_special_tokens=True)
         whole = self.tokenizer.decode(self.context + self.open, skip_special_tokens=True)
@@ -51,8 +55,10 @@ class Span:
     target_probability: float | None = None
 
     def html(self) -> str:
+        """The token, escaped, with its hint."""
         origin = f"d{min(self.depth, DEEPEST)}" if self.depth else "own"
-        return f'<span class="{origin}" data-hint="{escape(self.hint())}">{escape(self.text)}</span>'
+        hint = escape(self.hint())
+        return f'<span class="{origin}" tabindex="-1" data-hint="{hint}">{escape(self.text)}</span>'
 
     def hint(self) -> str:
         """What hovering shows."""
@@ -78,6 +84,7 @@ class ColouredText:
         self._html: list[str] = []
 
     def add(self, record: CycleRecord) -> None:
+        """Appends a cycle's tokens."""
         for place, token in enumerate(record.tokens):
             is_draft = place < record.num_accepted_tokens
             span = Span(
@@ -96,10 +103,12 @@ class ColouredText:
         self._html = [span.html() for span in self.spans]
 
     def html(self) -> str:
+        """All tokens so far."""
         return "".join(self._html)
 
     @property
     def text(self) -> str:
+        """The same without colours."""
         return "".join(span.text for span in self.spans)
 
 
@@ -111,9 +120,11 @@ class PlainText:
         self.text = ""
 
     def add(self, token: int) -> None:
+        """Appends a token."""
         self.text += self.pieces.add(token)
 
     def html(self) -> str:
+        """The text so far."""
         return escape(self.text)
 
 
@@ -124,6 +135,7 @@ def node_probability(record: CycleRecord, node: int) -> float:
 
 
 def percent(probability: float) -> str:
+    """Rounded; small ones are "<1%"."""
     return f"{probability:.0%}" if probability >= 0.01 else "<1%"
 
 
