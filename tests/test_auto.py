@@ -51,6 +51,16 @@ def test_between_sizes_costs_are_linear_and_beyond_them_hopeful():
     assert CostCurve()(5) == float("inf")
 
 
+def test_a_size_timed_in_a_slow_moment_costs_no_more_than_a_larger_one():
+    curve = CostCurve({1: 1.0, 8: 9.0, 16: 3.0})
+    assert curve(8) == 3.0
+    assert curve(1) == 1.0
+    assert 1.0 < curve(4) < 3.0
+    assert curve.slope(12) == 0.0
+    curve.points[24] = 2.0  # measured later
+    assert curve(8) == curve(16) == 2.0
+
+
 def test_one_table_per_pair_rows_and_context():
     target, draft = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     here = cost_table(target, draft, 3, 100)
@@ -124,6 +134,14 @@ def test_a_wrong_draft_is_left_alone_for_longer_and_longer():
     assert gaps == sorted(gaps)
     assert gaps[0] == FIRST_PAUSE
     assert gaps[-1] >= 4 * FIRST_PAUSE
+
+
+def test_no_more_is_expected_than_levels_and_one():
+    planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, is_greedy=True)
+    costs = table(1, 0.0, 0.0)
+    planner.begin(costs, 5, PHASES)
+    planner.num_nodes(torch.full((1, 20), -0.1), 3)  # siblings that cannot all be right
+    assert max(planner._curve.tolist()) <= 3.0
 
 
 def test_a_good_draft_is_never_left_alone():

@@ -1,13 +1,14 @@
 """What passes cost here: seconds of verifying n nodes and of drafting d levels, measured in use and then frozen.
 
 One table per (target, draft), and in it per device, dtype, number of rows and length of context, the last two in
-buckets. A size counts once it was timed `SAMPLES` times after a warm-up; from then on it never changes, so that a
+buckets. A size counts once it was timed `SAMPLES` times after a warm-up; from then on its timing never changes, so that a
 choice made from the table is reproducible. Does not know trees.
 """
 
 import weakref
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -28,6 +29,8 @@ class CostCurve:
 
     points: dict[int, float] = field(default_factory=dict)
     _timings: dict[int, list[float]] = field(default_factory=dict)
+    _sizes: list[int] = field(default_factory=list)
+    _seconds: list[float] = field(default_factory=list)
 
     def add(self, size: int, seconds: float) -> None:
         """One timing; ignored once the size is measured."""
@@ -40,27 +43,32 @@ class CostCurve:
 
     def __call__(self, size: int) -> float:
         """Seconds at `size`; infinite while nothing is measured."""
-        known = sorted(self.points)
+        known, seconds = self._rising()
         if not known:
             return float("inf")
         if size <= known[0]:
-            return self.points[known[0]]
+            return seconds[0]
         place = bisect_left(known, size)
         if place < len(known):
-            low, high = known[place - 1], known[place]
-            share = (size - low) / (high - low)
-            return self.points[low] + share * (self.points[high] - self.points[low])
-        last = known[-1]
-        return self.points[last] + self.slope(last) * OPTIMISM * (size - last)
+            share = (size - known[place - 1]) / (known[place] - known[place - 1])
+            return seconds[place - 1] + share * (seconds[place] - seconds[place - 1])
+        return seconds[-1] + self.slope(known[-1]) * OPTIMISM * (size - known[-1])
 
     def slope(self, size: int) -> float:
         """Seconds per unit around `size`, never negative."""
-        known = sorted(self.points)
+        known, seconds = self._rising()
         if len(known) < 2:
             return 0.0
         place = min(max(bisect_left(known, size), 1), len(known) - 1)
-        low, high = known[place - 1], known[place]
-        return max(0.0, (self.points[high] - self.points[low]) / (high - low))
+        return (seconds[place] - seconds[place - 1]) / (known[place] - known[place - 1])
+
+    def _rising(self) -> tuple[list[int], list[float]]:
+        """Sizes and their seconds. No size costs more than a larger one: what did was timed in a slow moment."""
+        if len(self._sizes) != len(self.points):
+            self._sizes = sorted(self.points)
+            from_the_end = accumulate((self.points[size] for size in reversed(self._sizes)), min)
+            self._seconds = list(from_the_end)[::-1]
+        return self._sizes, self._seconds
 
 
 @dataclass

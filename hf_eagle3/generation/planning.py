@@ -146,7 +146,7 @@ class AutoPlanner:
         """How many of all nodes seen, `scores` (A, M) best first, to verify."""
         most = min(scores.shape[1], self.sizes.num_draft_tokens)
         self._levels = levels
-        self._curve = self.reliability(scores[:, :most]).cumsum(1).mean(0)
+        self._curve = self.reliability(scores[:, :most]).cumsum(1).mean(0).clamp(max=levels)
         if self.is_exploring:
             self._nodes = min(self.first_size - 1, most)
             return self._nodes
