@@ -1,8 +1,8 @@
 """What passes cost here: seconds of verifying n nodes and of drafting d levels, measured in use and then frozen.
 
 One table per (target, draft), and in it per device, dtype, number of rows and length of context, the last two in
-buckets. A size counts once it was timed `SAMPLES` times after a warm-up; from then on its timing never changes, so that
-a choice made from the table is reproducible. Does not know trees.
+buckets. A size counts once it was timed `SAMPLES` times after a warm-up; from then on its timing never changes,
+so that a choice made from the table is reproducible. Does not know trees.
 """
 
 import weakref
