@@ -158,7 +158,7 @@ def _transformers(facts: CardFacts) -> str:
 import hf_eagle3  # pip install {custom_generate.PACKAGE}
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-target = AutoModelForCausalLM.from_pretrained("{target}", device_map="auto")
+target = AutoModelForCausalLM.from_pretrained("{target}").to("cuda")  # or "mps", "cpu"
 tokenizer = AutoTokenizer.from_pretrained("{target}")
 draft = hf_eagle3.Eagle3DraftModel.from_pretrained("{facts.repository}").to(target.device, target.dtype)
 inputs = tokenizer("Once upon a time", return_tensors="pt").to(target.device)
