@@ -44,6 +44,8 @@ class Walk:
 def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
     """The walk of greedy decoding without processors, all nodes at once. `logits` (A, N + 1, V)."""
     values, choices = logits.max(dim=-1)  # (A, N + 1); the first index among equals, as argmax
+    if tree.num_draft_tokens == 0:
+        return Walk(tree.depths, choices, torch.ones_like(choices[:, 0]), values[:, 0].isnan())
     matched = tree.tokens == choices.gather(1, tree.parents.clamp(min=0))
     matched[:, 0] = True
     accepted = ~(tree.ancestors & ~matched[:, None]).any(dim=-1)  # (A, N + 1): a node counts if all above it do
