@@ -24,8 +24,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from ..generation.decoding import Generation
 from ..generation.stats import record
+from ..generation.transfer import best_device
 from ..generation.tree import DraftTree
-from ..generation.verification import Walk
+from ..generation.verification import Walk, by_depth
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..training.new_draft import new_draft
 from . import environment
@@ -134,10 +135,7 @@ def deepest_path(tree: DraftTree) -> torch.Tensor:
     """Nodes from the root to a deepest node of each row, (A, T + 1), T the tree's levels."""
     deepest = tree.depths.argmax(dim=1)
     path = tree.ancestors.gather(1, deepest[:, None, None].expand(-1, 1, tree.ancestors.shape[2]))[:, 0]
-    order = torch.where(path, tree.depths, tree.max_depth + 1)
-    nodes = torch.arange(tree.tokens.shape[1], device=order.device).expand_as(order)
-    out = order.new_zeros(order.shape[0], tree.max_depth + 2)
-    return out.scatter_(1, order, nodes)[:, :-1]
+    return by_depth(tree, path)
 
 
 def measure(
@@ -174,7 +172,6 @@ def measure(
     inputs = {"input_ids": ids.to(target.device), "attention_mask": torch.ones_like(ids).to(target.device)}
     plain_options = {"cache_implementation": "static"} if compiled_plain else {}
     seconds: dict[str, list[float]] = {"prompt": [], "plain": [], "prompt and draft": [], "drafted": []}
-    cycles, passes = 0, {"verify_forward": 0.0, "draft_forward": 0.0}
     with without_eos(target), simulated_acceptance(tau):
 
         def call(count: int, **options) -> float:
@@ -195,8 +192,7 @@ def measure(
             cycles = stats.num_iterations
         with record(synchronize=True) as stats:
             call(new_tokens, assistant_model=draft)
-    for name in passes:
-        passes[name] = stats.phase_seconds[name] / stats.num_iterations
+    passes = {name: stats.phase_seconds[name] / stats.num_iterations for name in ("verify_forward", "draft_forward")}
     step = (median(seconds["plain"]) - median(seconds["prompt"])) / (new_tokens - 1)
     cycle = (median(seconds["drafted"]) - median(seconds["prompt and draft"])) / cycles
     per_cycle = (new_tokens - 1) / cycles
@@ -232,8 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="(default: the accelerator, else cpu)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     given = parser.parse_args(arguments)
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    device = torch.device(given.device or accelerator or "cpu")
+    device = torch.device(given.device or best_device())
     try:
         nodes, levels, top_k = map(int, given.tree.split(","))
     except ValueError:

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from .. import checkpoint
 from ..configuration_eagle3 import Eagle3Config
+from ..generation.transfer import best_device
 from ..modeling_eagle3 import Eagle3DraftModel
 
 
@@ -117,10 +118,6 @@ def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3D
     if arguments.no_shared_noise:
         sizes["shared_noise"] = False
     return draft.with_tree(arguments.tree or draft.tree_config.tree_mode, **sizes)
-
-
-def best_device() -> str:
-    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
 def encode(

@@ -20,6 +20,7 @@ from ..modeling_eagle3 import Eagle3DraftModel, grouped_attention
 from ..target import Target
 from ..tree_config import TreeConfig
 from . import tree as trees
+from .cache import additive
 from .draft_cache import DraftCache, DraftState
 from .noise import StepNoise
 from .planning import AutoPlanner
@@ -186,8 +187,7 @@ class Drafter:
         seen = self.cache.valid[: len(rows), None, :width]
         index, newest = torch.arange(width, device=self.device), columns[:, :, None]
         seen = seen & (index <= newest) & (index > newest - (self.window or width))  # (A, m, width)
-        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
-        mask = mask.masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None]
+        mask = additive(seen, self.dtype)[:, None]
 
         def attend(query, key, value, layer):
             self.cache.write_entries(layer, rows, columns, key, value)
@@ -267,8 +267,7 @@ class Drafter:
             index = torch.arange(self._width, device=self.device)
             newest = (index * seen).amax(dim=1, keepdim=True)
             seen = seen & (index > newest + level - self.window)
-        mask = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
-        return mask.masked_fill_(~seen, torch.finfo(self.dtype).min)[:, None, None]
+        return additive(seen, self.dtype)[:, None, None]
 
     def draw_chain(self, position: int, length: int, do_sample: bool, warp: Warp) -> tuple[torch.Tensor, torch.Tensor]:
         """

@@ -1,6 +1,11 @@
-"""Small host lists to a device without waiting for it."""
+"""Which device, and small host lists to it without waiting for it."""
 
 import torch
+
+
+def best_device() -> str:
+    """The accelerator where there is one, else the CPU."""
+    return str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
 
 
 def on_device(values: list, device: torch.device) -> torch.Tensor:

@@ -49,7 +49,7 @@ def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
     matched = tree.tokens == choices.gather(1, tree.parents.clamp(min=0))
     matched[:, 0] = True
     accepted = ~(tree.ancestors & ~matched[:, None]).any(dim=-1)  # (A, N + 1): a node counts if all above it do
-    nodes = _by_depth(tree, accepted)
+    nodes = by_depth(tree, accepted)
     return Walk(nodes, choices.gather(1, nodes), accepted.sum(dim=1), values.gather(1, nodes).isnan().any(dim=1))
 
 
@@ -62,7 +62,7 @@ def accepted_nodes(tree: DraftTree, walk: Walk, counts: torch.Tensor) -> torch.T
     return out
 
 
-def _by_depth(tree: DraftTree, accepted: torch.Tensor) -> torch.Tensor:
+def by_depth(tree: DraftTree, accepted: torch.Tensor) -> torch.Tensor:
     """
     Accepted node of each depth, (A, T + 1), 0 where there is none. Siblings carry different tokens: one per depth.
     """

@@ -21,7 +21,7 @@ except ImportError:
 import gradio as gr
 from answers import answers_html, chat_html
 from introduction import introduction
-from limits import TREES, Limits
+from limits import TREES, Limits, Request
 from pair import Settings, leave_a_core
 from progress import Progress
 from scoreboard import message, scoreboard
@@ -92,22 +92,32 @@ class Page:
     def lay_out_settings(self) -> None:
         """What a request says beside its prompt; a pair of the visitor's own where that is allowed."""
         fields, limits = self.settings, self.service.limits
-        fields["compare"] = gr.Checkbox(True, label="Race: plain generate first, then with the draft")
+        fields["compare"] = gr.Checkbox(Request.compare, label="Race: plain generate first, then with the draft")
         with gr.Accordion("Sampling and length", open=False):
             fields["max_new_tokens"] = gr.Slider(
-                1, limits.new_tokens, min(96, limits.new_tokens), step=1, label="Max new tokens"
+                1, limits.new_tokens, min(Request.max_new_tokens, limits.new_tokens), step=1, label="Max new tokens"
             )
-            fields["temperature"] = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: greedy")
-            fields["top_p"] = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: off; for temperature above 0")
-            fields["top_k"] = gr.Slider(0, 200, 0, step=1, label="Top-k", info="0: off; for temperature above 0")
-            fields["seed"] = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
+            fields["temperature"] = gr.Slider(
+                0, 2, Request.temperature, step=0.05, label="Temperature", info="0: greedy"
+            )
+            fields["top_p"] = gr.Slider(
+                0.05, 1, Request.top_p, step=0.05, label="Top-p", info="1: off; for temperature above 0"
+            )
+            fields["top_k"] = gr.Slider(
+                0, 200, Request.top_k, step=1, label="Top-k", info="0: off; for temperature above 0"
+            )
+            fields["seed"] = gr.Number(Request.seed, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
         with gr.Accordion("Draft tree", open=False):
-            fields["tree"] = gr.Radio(list(TREES), value="auto", label="Tree", info="auto: as large as pays here")
-            fields["num_draft_tokens"] = gr.Slider(
-                1, limits.draft_tokens, 24, step=1, label="Draft tokens per cycle", visible=False
+            fields["tree"] = gr.Radio(
+                list(TREES), value=Request.tree, label="Tree", info="auto: as large as pays here"
             )
-            fields["tree_depth"] = gr.Slider(1, 16, 6, step=1, label="Depth", visible=False)
-            fields["tree_top_k"] = gr.Slider(1, 16, 6, step=1, label="Top-k of the tree", visible=False)
+            fields["num_draft_tokens"] = gr.Slider(
+                1, limits.draft_tokens, Request.num_draft_tokens, step=1, label="Draft tokens per cycle", visible=False
+            )
+            fields["tree_depth"] = gr.Slider(1, 16, Request.tree_depth, step=1, label="Depth", visible=False)
+            fields["tree_top_k"] = gr.Slider(
+                1, 16, Request.tree_top_k, step=1, label="Top-k of the tree", visible=False
+            )
         if self.is_local:
             with gr.Accordion("Another pair", open=False):
                 self.target = gr.Textbox(label="Target", placeholder="directory or Hub id; empty: the embedded pair")
@@ -272,16 +282,16 @@ class Page:
     def race(
         self,
         prompt: str,
-        max_new_tokens: int = 96,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        seed: int = 0,
-        tree: str = "auto",
-        num_draft_tokens: int = 24,
-        tree_depth: int = 6,
-        tree_top_k: int = 6,
-        compare: bool = True,
+        max_new_tokens: int = Request.max_new_tokens,
+        temperature: float = Request.temperature,
+        top_p: float = Request.top_p,
+        top_k: int = Request.top_k,
+        seed: int = Request.seed,
+        tree: str = Request.tree,
+        num_draft_tokens: int = Request.num_draft_tokens,
+        tree_depth: int = Request.tree_depth,
+        tree_top_k: int = Request.tree_top_k,
+        compare: bool = Request.compare,
         request: gr.Request = None,
     ) -> dict:
         """
@@ -301,9 +311,9 @@ class Page:
     def say(
         self,
         message: str,
-        max_new_tokens: int = 96,
-        temperature: float = 0.0,
-        seed: int = 0,
+        max_new_tokens: int = Request.max_new_tokens,
+        temperature: float = Request.temperature,
+        seed: int = Request.seed,
         compare: bool = False,
         request: gr.Request = None,
     ) -> dict:
