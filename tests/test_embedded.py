@@ -1,12 +1,15 @@
 """The pair that ships: real enough to measure on, small enough to ship, and the demo over it."""
 
+import json
+
 import pytest
 import torch
 
 from hf_eagle3 import embedded, record
 from hf_eagle3.cli import main
 from hf_eagle3.data.conversations import marks_generation, tokenise
-from hf_eagle3.embedded import make_draft, text
+from hf_eagle3.embedded import text
+from hf_eagle3.embedded.held_out import PROMPTS_PER_DOMAIN, REPEATED, Repetition, write_held_out
 
 
 LARGEST = 32 * 2**20
@@ -35,7 +38,7 @@ def test_it_is_deep_thin_and_small(pair):
 
 def test_every_domain_has_held_out_prompts():
     assert {row["domain"] for row in embedded.prompts()} == set(text.SOURCES)
-    assert len(embedded.prompts("math")) == make_draft.PROMPTS_PER_DOMAIN
+    assert len(embedded.prompts("math")) == PROMPTS_PER_DOMAIN
 
 
 @pytest.mark.parametrize("options", [{"do_sample": False}, {"do_sample": True, "top_k": 0}], ids=["greedy", "sampled"])
@@ -82,12 +85,38 @@ def test_demo_takes_prompts_trees_and_sampling(capsys):
     assert "\033[" not in out
 
 
+def write_sources(folder, answers: list[str], code: str = "[]", roleplay: str = "[]"):
+    rows = [json.dumps({"question": f"q{i}", "answer": answer}) + "\n" for i, answer in enumerate(answers)]
+    (folder / "gsm8k_train.jsonl").write_text("".join(rows))
+    (folder / "gpteacher_codegen.json").write_text(code)
+    (folder / "gpteacher_roleplay.json").write_text(roleplay)
+
+
 def test_held_out_conversations_are_not_trained_on(tmp_path):
-    rows = "".join(f'{{"question": "q{i}", "answer": "<<1+1=2>>a{i}"}}\n' for i in range(100))
-    (tmp_path / "gsm8k_train.jsonl").write_text(rows)
-    (tmp_path / "gpteacher_codegen.json").write_text('[{"instruction": "i", "input": "x", "response": "r"}]')
-    (tmp_path / "gpteacher_roleplay.json").write_text("[]")
+    code = '[{"instruction": "i", "input": "x", "response": "r"}]'
+    write_sources(tmp_path, [f"<<1+1=2>>a{i}" for i in range(100)], code)
     kept, trained = (list(text.conversations(tmp_path, held_out)) for held_out in (True, False))
     assert [m[0]["content"] for _, m in kept] == ["q0", "q40", "q80", "i\nx"]
     assert len(trained) == 97
     assert trained[0][1][1]["content"] == "a1"
+
+
+def test_prompts_whose_answers_repeat_training_text_do_not_ship(pair, tmp_path):
+    target, _, tokenizer = pair
+    ids = answer(pair, "q0", new_tokens=REPEATED, do_sample=False)[0]
+    said = tokenizer.decode(ids, skip_special_tokens=True).split("q0", 1)[1]
+    many = [{"instruction": f"p{i}", "input": "", "response": "r"} for i in range(40 * PROMPTS_PER_DOMAIN)]
+    answers = ["unlike anything"] * (40 * PROMPTS_PER_DOMAIN + 1)
+    write_sources(tmp_path, answers, json.dumps(many), json.dumps(many))
+    write_held_out(tmp_path, tmp_path / "all.jsonl", lambda prompt: False)
+    assert '"q0"' in (tmp_path / "all.jsonl").read_text()
+    answers[1] = "before " + said + " after"
+    write_sources(tmp_path, answers, json.dumps(many), json.dumps(many))
+    repetition = Repetition(target, tokenizer, tmp_path)
+    assert repetition("q0")
+    assert not repetition("Tell me of the sea.")
+    write_held_out(tmp_path, tmp_path / "kept.jsonl", lambda prompt: prompt == "q0")
+    assert [json.loads(row)["prompt"] for row in (tmp_path / "kept.jsonl").read_text().splitlines()][::3][:2] == [
+        "q40",
+        "q80",
+    ]

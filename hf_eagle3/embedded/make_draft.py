@@ -10,24 +10,15 @@ import random
 import sys
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from ..cli import main as command
 from . import text
+from .held_out import Repetition, write_held_out
 
 
-PROMPTS_PER_DOMAIN, LONGEST_PROMPT = 12, 420  # of the shipped held-out prompts; characters
 DRAFT = {"intermediate_size": 2048, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32}
-
-
-def write_held_out(folder: Path, path: Path) -> None:
-    """The held-out prompts that ship: the first short ones of every domain, in turn."""
-    found: dict[str, list[str]] = {}
-    for domain, messages in text.conversations(folder, held_out=True):
-        if len(messages[0]["content"]) < LONGEST_PROMPT:
-            found.setdefault(domain, []).append(messages[0]["content"])
-    rows = [
-        {"domain": domain, "prompt": found[domain][i]} for i in range(PROMPTS_PER_DOMAIN) for domain in text.SOURCES
-    ]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
 def write_training_prompts(folder: Path, path: Path) -> None:
@@ -56,7 +47,9 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     out: Path = arguments.out
-    write_held_out(arguments.text, out / "prompts.jsonl")
+    target = AutoModelForCausalLM.from_pretrained(out / "target", dtype=torch.float32)
+    repetition = Repetition(target, AutoTokenizer.from_pretrained(out / "target"), arguments.text)
+    write_held_out(arguments.text, out / "prompts.jsonl", repetition)
     write_training_prompts(arguments.text, out / "training_prompts.jsonl")
     run(
         *("prepare", "regenerate", "--data", str(out / "training_prompts.jsonl"), "--target", str(out / "target")),

@@ -18,7 +18,8 @@ from transformers.utils import logging
 
 from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
-from . import DRAFT, TARGET, prompts, text
+from . import DRAFT, TARGET, prompts
+from .held_out import Repetition
 
 
 TREES = {
@@ -30,7 +31,6 @@ TREES = {
     "24 nodes, 8 levels, top-k 6": ("static", {"num_draft_tokens": 24, "tree_depth": 8, "tree_top_k": 6}),
     "59 nodes, 8 levels, top-k 10": ("static", {"num_draft_tokens": 59, "tree_depth": 8, "tree_top_k": 10}),
 }
-REPEATED = 32  # tokens: no greedy answer may begin with so many of the training text
 
 
 class Measurement:
@@ -103,12 +103,8 @@ class Measurement:
 
     def repetition(self, folder: Path) -> dict:
         """How many greedy answers begin with 32 tokens that stand somewhere in the training text."""
-        training = "\n".join(m["content"] for _, messages in text.conversations(folder, False) for m in messages)
-        repeated = 0
-        for seed, row in enumerate(self.prompts):
-            ids, start, _ = self.generate(row["prompt"], seed, 0.0)
-            beginning = self.tokenizer.decode(ids[start : start + REPEATED], skip_special_tokens=True)
-            repeated += beginning.strip() in training
+        repeats = Repetition(self.target, self.tokenizer, folder)
+        repeated = sum(repeats(row["prompt"]) for row in self.prompts)
         return {"answers_beginning_with_training_text": repeated, "prompts": len(self.prompts)}
 
     def speed(self, tree: str, temperature: float) -> dict:
