@@ -35,39 +35,57 @@ def run(*arguments: str) -> None:
         sys.exit(code)
 
 
+def regenerate(out: Path, limit: int, *temperatures: str) -> None:
+    """The target's answers to the first `limit` training prompts that have none yet, each at the next temperature."""
+    run(
+        *("prepare", "regenerate", "--data", str(out / "training_prompts.jsonl"), "--target", str(out / "target")),
+        *("--output", str(out / "answers.jsonl"), "--limit", str(limit), "--dtype", "bfloat16"),
+        *("--temperature", *temperatures, "--batch-size", "128", "--max-new-tokens", "200"),
+    )
+
+
+def train(out: Path, folder: Path, max_steps: int, learning_rate: str, *options: str) -> None:
+    """A run of `hf-eagle3 train` over all answers so far; `options` say what it begins with and which loss it has."""
+    run(
+        *("train", "--target", str(out / "target"), "--target-dtype", "bfloat16", "--output-dir", str(folder)),
+        *("--train-data", str(out / "answers.jsonl"), "--max-length", "512", "--packing", "true", *options),
+        *("--max-steps", str(max_steps), "--per-device-train-batch-size", "16", "--learning-rate", learning_rate),
+        *("--lr-scheduler-type", "cosine", "--warmup-steps", "100", "--max-grad-norm", "1", "--bf16", "true"),
+        *("--logging-steps", "50", "--eval-strategy", "steps", "--eval-steps", "500"),
+        *("--save-steps", "500", "--save-total-limit", "1", "--report-to", "none", "--disable-tqdm", "true"),
+    )
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--answers", type=int, default=7000, help="prompts that the target answers (default: 7000)")
-    parser.add_argument("--max-steps", type=int, default=1500, help="(default: 1500)")
     parser.add_argument(
-        "--steps", type=int, default=7, help="of training-time test; 1 for the comparison (default: 7)"
+        "--answers", type=int, nargs=2, default=(7000, 11000), help="prompts answered before each run of training"
     )
-    arguments = parser.parse_args()
-    out: Path = arguments.out
+    parser.add_argument("--max-steps", type=int, nargs=2, default=(1500, 1800), help="of each run")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=7,
+        help="of training-time test; 1 for the comparison, which has the first run only",
+    )
+    given = parser.parse_args()
+    out: Path = given.out
     target = AutoModelForCausalLM.from_pretrained(out / "target", dtype=torch.float32)
-    repetition = Repetition(target, AutoTokenizer.from_pretrained(out / "target"), arguments.text)
-    write_held_out(arguments.text, out / "prompts.jsonl", repetition)
-    write_training_prompts(arguments.text, out / "training_prompts.jsonl")
-    run(
-        *("prepare", "regenerate", "--data", str(out / "training_prompts.jsonl"), "--target", str(out / "target")),
-        *("--output", str(out / "answers.jsonl"), "--limit", str(arguments.answers), "--dtype", "bfloat16"),
-        *("--temperature", "1", "0", "--batch-size", "128", "--max-new-tokens", "200"),
-    )
-    folder = out / ("draft" if arguments.steps == 7 else f"draft-{arguments.steps}-step")
-    run(
-        *("train", "--target", str(out / "target"), "--target-dtype", "bfloat16", "--output-dir", str(folder)),
-        *("--train-data", str(out / "answers.jsonl"), "--draft-vocab-size", "896", "--max-length", "512"),
-        *("--packing", "true"),
-        *(f"--draft-option={name}={value}" for name, value in DRAFT.items()),
-        *("--training-time-test-steps", str(arguments.steps), "--max-steps", str(arguments.max_steps)),
-        *("--per-device-train-batch-size", "16", "--learning-rate", "2e-3", "--lr-scheduler-type", "cosine"),
-        *("--warmup-steps", "100", "--max-grad-norm", "1", "--bf16", "true", "--logging-steps", "50"),
-        *("--eval-strategy", "steps", "--eval-steps", "500", "--save-steps", "500", "--save-total-limit", "1"),
-        *("--report-to", "none", "--disable-tqdm", "true"),
-    )
+    repetition = Repetition(target, AutoTokenizer.from_pretrained(out / "target"), given.text)
+    write_held_out(given.text, out / "prompts.jsonl", repetition)
+    write_training_prompts(given.text, out / "training_prompts.jsonl")
+    regenerate(out, given.answers[0], "1", "0")
+    shape = ["--draft-vocab-size", "896", *(f"--draft-option={name}={value}" for name, value in DRAFT.items())]
+    steps = ("--training-time-test-steps", str(given.steps))
+    first = out / ("first-draft" if given.steps == 7 else f"draft-{given.steps}-step")
+    train(out, first, given.max_steps[0], "2e-3", *shape, *steps)
+    if given.steps == 7:
+        # Then the chance of acceptance itself as loss, and more answers at temperature 1, which are the hardest.
+        regenerate(out, given.answers[1], "1")
+        train(out, out / "draft", given.max_steps[1], "1.2e-3", "--draft", str(first), "--loss", "lk_lambda", *steps)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,13 @@
 """Figures of the embedded pair on its held-out prompts, one JSON line each.
 
-`python -m hf_eagle3.embedded.measure [--target DIR --draft DIR] [--text DIR] [--speed]`: tau of several trees at three
-temperatures; the target's entropy; what prompt lookup gains; with --text, whether greedy answers repeat training text;
-with --speed, tokens per second side by side, plain and with each tree.
+`python -m hf_eagle3.embedded.measure [--target DIR --draft DIR] [--text DIR]`: tau of several trees, greedy and sampled;
+the target's entropy; with --text, whether greedy answers repeat training text. Speed is `hf-eagle3 benchmark`'s.
 """
 
 import argparse
 import json
 import sys
-import time
 from pathlib import Path
-from statistics import median
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -43,17 +40,16 @@ class Measurement:
         self.prompts = prompts()[:limit]
         self.new_tokens = new_tokens
 
-    def generate(self, prompt: str, seed: int, temperature: float, **extra) -> tuple[torch.Tensor, int, float]:
-        """(all tokens, prompt length, seconds) of one answer."""
+    def generate(self, prompt: str, seed: int, temperature: float, **extra) -> tuple[torch.Tensor, int]:
+        """(all tokens, prompt length) of one answer."""
         messages = [{"role": "user", "content": prompt}]
         inputs = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         torch.manual_seed(seed)
-        start = time.perf_counter()
         out = self.target.generate(**inputs, max_new_tokens=self.new_tokens, **sampling, **extra)[0]
-        return out, inputs["input_ids"].shape[1], time.perf_counter() - start
+        return out, inputs["input_ids"].shape[1]
 
     def acceptance(self, tree: str, temperature: float, shared_noise: bool) -> dict:
         """tau over all prompts, by domain too."""
@@ -72,59 +68,18 @@ class Measurement:
         """Mean entropy of the target's distribution over its own answers at temperature 1, in nats."""
         total, count = 0.0, 0
         for seed, row in enumerate(self.prompts):
-            ids, start, _ = self.generate(row["prompt"], seed, 1.0)
+            ids, start = self.generate(row["prompt"], seed, 1.0)
             with torch.no_grad():
                 log_p = self.target(ids[None]).logits[0, start - 1 : -1].log_softmax(-1)
             total -= float((log_p.exp() * log_p).sum())
             count += len(log_p)
         return {"entropy_nats_per_token": round(total / count, 3), "tokens": count}
 
-    def prompt_lookup(self) -> dict:
-        """What the host's prompt lookup of 10 tokens gains at temperature 0: in time, and in tokens per pass."""
-        seconds = {"plain": 0.0, "lookup": 0.0}
-        passes, tokens = 0, 0
-
-        def count(*args) -> None:
-            nonlocal passes
-            passes += 1
-
-        self.generate(self.prompts[0]["prompt"], 0, 0.0, prompt_lookup_num_tokens=10)
-        for seed, row in enumerate(self.prompts):
-            seconds["plain"] += self.generate(row["prompt"], seed, 0.0)[2]
-            handle = self.target.register_forward_hook(count)
-            ids, start, took = self.generate(row["prompt"], seed, 0.0, prompt_lookup_num_tokens=10)
-            handle.remove()
-            seconds["lookup"] += took
-            tokens += len(ids) - start
-        return {
-            "prompt_lookup_speedup": round(seconds["plain"] / seconds["lookup"], 3),
-            "prompt_lookup_tokens_per_pass": round(tokens / passes, 3),
-        }
-
     def repetition(self, folder: Path) -> dict:
         """How many greedy answers begin with 32 tokens that stand somewhere in the training text."""
         repeats = Repetition(self.target, self.tokenizer, folder)
         repeated = sum(repeats(row["prompt"]) for row in self.prompts)
         return {"answers_beginning_with_training_text": repeated, "prompts": len(self.prompts)}
-
-    def speed(self, tree: str, temperature: float) -> dict:
-        """Speedup over plain generate, run by run side by side: median over prompts, and of the sums."""
-        mode, sizes = TREES[tree]
-        view = self.draft.with_tree(mode, **sizes)
-        pairs, same = [], True
-        self.generate(self.prompts[0]["prompt"], 0, temperature, assistant_model=view)
-        for seed, row in enumerate(self.prompts):
-            plain, _, plain_seconds = self.generate(row["prompt"], seed, temperature)
-            fast, _, seconds = self.generate(row["prompt"], seed, temperature, assistant_model=view)
-            same &= torch.equal(plain, fast)
-            pairs.append((plain_seconds, seconds))
-        return {
-            "tree": tree,
-            "temperature": temperature,
-            "speedup": round(sum(p for p, _ in pairs) / sum(s for _, s in pairs), 3),
-            "speedup_median": round(median(p / s for p, s in pairs), 3),
-            "identical": same,
-        }
 
 
 def main() -> None:
@@ -135,7 +90,6 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="folder of the training text")
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--limit", type=int, help="only the first so many prompts")
-    parser.add_argument("--speed", action="store_true")
     parser.add_argument("--trees", nargs="*", default=list(TREES), help="names from the list")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
@@ -145,13 +99,7 @@ def main() -> None:
         sys.stdout.write(json.dumps(row) + "\n")
         sys.stdout.flush()
 
-    if arguments.speed:
-        for tree in arguments.trees:
-            for temperature in (0.0, 1.0):
-                show(measurement.speed(tree, temperature))
-        return
     show(measurement.entropy())
-    show(measurement.prompt_lookup())
     if arguments.text:
         show(measurement.repetition(arguments.text))
     for tree in arguments.trees:
