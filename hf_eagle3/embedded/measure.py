@@ -1,7 +1,7 @@
 """Figures of the embedded pair on its held-out prompts, one JSON line each.
 
-`python -m hf_eagle3.embedded.measure [--target DIR --draft DIR] [--text DIR]`: tau of several trees, greedy and sampled;
-the target's entropy; with --text, whether greedy answers repeat training text. Speed is `hf-eagle3 benchmark`'s.
+`python -m hf_eagle3.embedded.measure [--target DIR --draft DIR] [--text DIR]`: tau of several trees, greedy and
+sampled; the target's entropy; with --text, whether greedy answers repeat training text. Speed is the benchmark's.
 """
 
 import argparse
