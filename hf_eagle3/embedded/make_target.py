@@ -79,6 +79,9 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, help="folder of the sources; what it lacks is downloaded")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--max-steps", type=int, default=2000, help="of 8 rows of 512 tokens (default: 2000)")
+    parser.add_argument(
+        "--layers", type=int, default=24, help="a few make an assistant to compare the draft with (default: 24)"
+    )
     arguments = parser.parse_args()
     text.fetch(arguments.text)
     training = [messages for _, messages in text.conversations(arguments.text, held_out=False)]
@@ -90,7 +93,7 @@ def main() -> None:
             vocab_size=VOCABULARY,
             hidden_size=192,
             intermediate_size=512,
-            num_hidden_layers=24,
+            num_hidden_layers=arguments.layers,
             num_attention_heads=6,
             num_key_value_heads=2,
             head_dim=32,
