@@ -40,6 +40,7 @@ from .target_parts import (
     head_rows,
     int8_outliers,
     is_compiled,
+    one_stream,
     sdpa_stands_in,
     shaped_logits,
 )
@@ -181,19 +182,6 @@ def is_users(cache: Cache | None) -> bool:
     return bool(getattr(cache, "_is_user_defined", not HOST_MARKS_CACHES))
 
 
-def one_stream(hidden: torch.Tensor, config) -> torch.Tensor:
-    """
-    (B, L, H) of a layer's output. Layers with several residual streams give them all: Gemma 3n (streams, B, L, H), of
-    which one is the layer's own, hyper-connections (B, L, streams, H) or (B, L, streams x H), of which the mean is
-    taken.
-    """
-    active = getattr(config, "altup_active_idx", None)
-    if active is not None and hidden.dim() == 4:
-        return hidden[active]
-    streams = hidden.unflatten(-1, (-1, config.hidden_size)).flatten(2, -2)  # (B, L, streams, H)
-    return streams.mean(dim=2) if streams.shape[2] > 1 else hidden
-
-
 class Target:
     """
     A target model as one generation call sees it.
@@ -242,14 +230,22 @@ class Target:
     @contextmanager
     def attached(self) -> Iterator[None]:
         """Hooks on the tapped layers for the time of one call; they are gone whatever happens inside."""
-        handles = self.layer_inputs.register()
+        self._handles = self.layer_inputs.register()
         try:
             for layer_id, layer in zip(self.layer_ids, self._tapped, strict=False):
-                handles.append(layer.register_forward_hook(self._hook(layer_id)))
+                self._handles.append(layer.register_forward_hook(self._hook(layer_id)))
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self._detach()
+
+    def _detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def read_outputs(self) -> None:
+        """From here on features are read from the outputs' `hidden_states`: passes that are compiled run no hooks."""
+        self._detach()
+        self.uses_hooks = False
 
     def _hook(self, layer_id: int):
         def keep(module, args, output):

@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, Cache, PreTrainedConfig, PreTrainedModel
 
 from .configuration_eagle3 import num_decoder_layers
 
@@ -39,6 +39,19 @@ def _modules_but(model_types: set[str], root: nn.Module) -> Iterator[nn.Module]:
         config = getattr(child, "config", None)
         if not (isinstance(config, PreTrainedConfig) and config.model_type in model_types):
             yield from _modules_but(model_types, child)
+
+
+def one_stream(hidden: torch.Tensor, config) -> torch.Tensor:
+    """
+    (B, L, H) of a layer's output. Layers with several residual streams give them all: Gemma 3n (streams, B, L, H), of
+    which one is the layer's own, hyper-connections (B, L, streams, H) or (B, L, streams x H), of which the mean is
+    taken.
+    """
+    active = getattr(config, "altup_active_idx", None)
+    if active is not None and hidden.dim() == 4:
+        return hidden[active]
+    streams = hidden.unflatten(-1, (-1, config.hidden_size)).flatten(2, -2)  # (B, L, streams, H)
+    return streams.mean(dim=2) if streams.shape[2] > 1 else hidden
 
 
 def sdpa_stands_in(model: PreTrainedModel) -> bool:
@@ -140,3 +153,12 @@ def shaped_logits(logits: torch.Tensor, options: dict[str, float]) -> torch.Tens
         logits = logits / options.get(name, 1)
     cap = options.get(HEAD_SOFT_CAP)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def forget_empty_cache(model: PreTrainedModel, cache: Cache) -> None:
+    """
+    transformers 5.8 keeps the static cache it made for the next call of `generate`, and there asks an empty one for
+    sizes that it has not.
+    """
+    if vars(model).get("_cache") is cache:
+        del model._cache

@@ -94,12 +94,16 @@ def bucket(number: int, base: int, factor: int) -> int:
     return base
 
 
-def cost_table(target: nn.Module, draft: nn.Module, num_rows: int, context: int) -> CostTable:
-    """The table for a batch of `num_rows` whose longest row has `context` tokens; the same object every time."""
+def cost_table(target: nn.Module, draft: nn.Module, num_rows: int, context: int, is_static: bool = False) -> CostTable:
+    """
+    The table for a batch of `num_rows` whose longest row has `context` tokens, over static shapes or not; the same
+    object every time.
+    """
     by_draft = _tables.setdefault(target, weakref.WeakKeyDictionary())
     tables = by_draft.setdefault(draft, {})
     weight = next(target.parameters())
-    key = (weight.device, weight.dtype, torch.get_num_threads(), bucket(num_rows, 1, 2), bucket(context, 512, 4))
+    machine = (weight.device, weight.dtype, torch.get_num_threads())
+    key = (*machine, bucket(num_rows, 1, 2), bucket(context, 512, 4), is_static)
     return tables.setdefault(key, CostTable())
 
 
@@ -109,7 +113,7 @@ def relative_costs(target: nn.Module, draft: nn.Module) -> list[dict]:
     itself is measured. `draft` is what the tables are kept by.
     """
     found = []
-    for (device, dtype, _, rows, context), table in _tables.get(target, {}).get(draft, {}).items():
+    for (device, dtype, _, rows, context, is_static), table in _tables.get(target, {}).get(draft, {}).items():
         if (step := table.verify.points.get(1)) is not None:
             found.append(
                 {
@@ -117,6 +121,7 @@ def relative_costs(target: nn.Module, draft: nn.Module) -> list[dict]:
                     "dtype": str(dtype).removeprefix("torch."),
                     "rows": rows,
                     "context": context,
+                    "static": is_static,
                     "verify": {size: seconds / step for size, seconds in sorted(table.verify.points.items())},
                     "draft": {levels: seconds / step for levels, seconds in sorted(table.draft.points.items())},
                 }

@@ -8,12 +8,12 @@ Shape letters: B rows of the batch, A active rows, N drafted nodes, T tree level
 
 import torch
 from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from .. import target as targets
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target_parts import adapts_rows, is_sharded
+from ..target_parts import adapts_rows
 from . import tree as trees
 from .costs import cost_table
 from .draft_state import attach_state, prompt_entries
@@ -21,19 +21,16 @@ from .drafting import Drafter, Entries, joined
 from .fallback import plain_decode, why_plain
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
-from .planning import AutoPlanner
 from .processors import Kind, StopChecker, TokenChooser, length_limit
 from .ranking import Warp
 from .rows import Rows
+from .settings import settle
+from .static_pass import StaticPass, static_shapes
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
 from .target_pass import ChainPass, TreePass, cache_name, cached_columns, left_by_prompt, prepared_cache
 from .transfer import on_device
 from .verification import Walk, accepted_nodes, greedy_walk, stepwise_walk
-
-
-# A chain's chance of full acceptance falls with its length; used where a target takes no tree.
-CHAIN_DEPTH = 5
 
 
 def speculative_decode(
@@ -97,41 +94,21 @@ class Generation:
         if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
             raise ValueError("`input_ids` is empty; give a prompt of at least one token.")
         self.target = targets.Target(model, draft.config)
+        self.static = static_shapes(model, generation_config, model_kwargs)
         self.cache: Cache | None = prepared_cache(model, model_kwargs)
-        mode = targets.decoding_mode(model, self.cache)
-        if mode.kind == "refused":
-            raise ValueError(f"`assistant_model` cannot speed up {type(model).__name__}: {mode.reason}.")
-        self.tree_config = draft.tree_config.fitted(draft.config.draft_vocab_size)
-        is_auto = self.tree_config.tree_mode == "auto"
-        if mode.kind == "chain" and not self.tree_config.is_chain:
-            depth = self.tree_config.tree_depth if is_auto else min(CHAIN_DEPTH, self.tree_config.tree_depth)
-            self.tree_config = self.tree_config.with_changes("chain", tree_depth=depth)
-        self.planner: AutoPlanner | None = None
-        if is_auto and not is_sharded(model):  # processes that measure for themselves would choose different trees
-            self.planner = AutoPlanner(self.tree_config, draft.fc.weight.device, not generation_config.do_sample)
-        self.mode = mode
+        self.settings = settle(self.target, draft, self.cache, generation_config, self.static is not None)
+        self.tree_config, self.planner = self.settings.sizes, self.settings.planner
         self.stats: SpeculationStats = new_stats()
         self.is_timed = self.stats.synchronize
         self.stats.mode = "chain" if self.tree_config.is_chain else "tree"
-        self.stats.reason = mode.reason
-        self.returns_cache = bool(generation_config.return_dict_in_generate) or targets.is_users(self.cache)
+        self.stats.reason = self.settings.mode.reason
+        self.returns_cache = bool(generation_config.return_dict_in_generate)
+        self.returns_cache |= self.static is None and targets.is_users(self.cache)
         self.reporter = Reporter(streamer, self.stats)
         self.pending: list[Entries] = []
         self.passes: TreePass | ChainPass | None = None
-        self._refuse_combinations()
         if not self.target.uses_hooks:
             self.model_kwargs["output_hidden_states"] = True
-
-    def _refuse_combinations(self) -> None:
-        config = self.config
-        if config.prefill_chunk_size is not None and not self.target.uses_hooks:
-            raise ValueError(
-                f"`prefill_chunk_size` ({config.prefill_chunk_size}) does not go with a draft on a compiled target, "
-                "whose tapped layers show the last chunk only; leave it out or pass the uncompiled model."
-            )
-        windows = any(isinstance(layer, DynamicSlidingWindowLayer) for layer in self.cache.layers)
-        if config.return_dict_in_generate and config.output_attentions and windows and self.mode.kind == "tree":
-            raise ValueError("`output_attentions` with sliding-window layers does not go with a draft; leave one out.")
 
     # -- prefill ------------------------------------------------------------------------------------------------------
 
@@ -142,6 +119,9 @@ class Generation:
         with self.stats.phase("prefill"), self.target.capturing():
             outputs = self.model._prefill(ids, self.config, kwargs | self.target.prefill_options)
         features = self.target.features(outputs)  # (B, new columns, F)
+        if self.static is not None:
+            self.target.read_outputs()
+            kwargs["output_hidden_states"] = True
         self.cache = outputs.get(cache_name(kwargs), self.cache)
         kwargs[cache_name(kwargs)] = self.cache
         kwargs |= left_by_prompt(self.model, outputs, kwargs)
@@ -192,11 +172,12 @@ class Generation:
         )
 
     def _set_up_passes(self) -> None:
-        chain_only = self.mode.kind == "chain"
-        kind = ChainPass if chain_only else TreePass
-        # A path has T + 1 places, whatever N is.
-        room = max(self.tree_config.num_draft_tokens, self.tree_config.tree_depth) + 1
-        self.passes = kind(self.target, self.rows, self.model_kwargs, room, self.max_length)
+        chain_only = self.settings.mode.kind == "chain"
+        given = (self.target, self.rows, self.model_kwargs, self.settings.room, self.max_length)
+        if self.static is not None:
+            self.passes = StaticPass(*given, self.static, self.settings)
+        else:
+            self.passes = (ChainPass if chain_only else TreePass)(*given)
         # Without an EOS criterion plain generate lets ended rows run on with real tokens until all have ended. The
         # host's cache cannot lose rows that it must hand back, nor unknown processors rows that they may look at.
         unpadded = not self.rows.pads_ended_rows and not self.stopper.only_length
@@ -236,7 +217,8 @@ class Generation:
         return tree.to(roots.device)
 
     def _begin_planned(self, depth: int) -> int:
-        costs = cost_table(self.model, self.draft.midlayer, len(self.rows.active), max(self.rows.cached_columns))
+        rows, is_static = self.rows, self.static is not None
+        costs = cost_table(self.model, self.draft.midlayer, len(rows.active), max(rows.cached_columns), is_static)
         depth = self.planner.begin(costs, depth, self.stats.phase_seconds)
         if self.drafter.device.type != "cpu":  # where kernels run on, only a synchronised cycle shows what it costs
             self.stats.synchronize = self.is_timed or self.planner.is_measuring
@@ -397,10 +379,10 @@ class Generation:
         if self.passes is None:  # interrupted in the prompt: the cache is still the host's own
             return
         rows = self.rows
-        self.passes.close(self.returns_cache)
+        self.cache = self.passes.close(self.returns_cache)
         if self.noise is not None:
             self.noise.rewind_to(max(rows.lengths) - rows.prompt_length)
-        if self.returns_cache:
+        if self.returns_cache and self.static is None:
             attach_state(self.cache, self.drafter, rows, self.pending)
 
     def result(self) -> GenerateEagle3Output | torch.Tensor:

@@ -244,21 +244,23 @@ class Drafter:
                     prefix = self._prefix_mask(active, level)
                 start = base + pool.columns
                 mask = torch.cat((prefix.expand(-1, -1, width, -1), pool.expand(width)), dim=-1)
-
-                def attend(query, key, value, layer, start=start, mask=mask):
-                    return grouped_attention(query, *self.cache.write_nodes(layer, start, key, value), mask)
-
                 rotary = cos[:, :, level - 1 : level], sin[:, :, level - 1 : level]
-                hidden, normed = self.draft.decode(
-                    self._embed(pool.frontier_tokens), hidden[:, :width], rotary, attend
-                )
-                logits = self._logits(normed)
+                hidden, logits = self._run_level(pool.frontier_tokens, hidden[:, :width], rotary, start, mask)
             with self.stats.phase("tree"):
                 parents = pool.extend(*self._ranked(logits, top_k, steps, rows, level))
                 if top_k > 1:
                     hidden = hidden.gather(1, parents[:, :, None].expand(-1, -1, hidden.shape[2]))
         with self.stats.phase("tree"):
             return pool.finish(root_tokens, tree.num_draft_tokens, planner)
+
+    def _run_level(self, tokens, hidden, rotary, start: int, mask) -> tuple[torch.Tensor, torch.Tensor]:
+        """(fed-back states, logits) of nodes (A, k) below states (A, k, H); their keys go to columns `start` on."""
+
+        def attend(query, key, value, layer):
+            return grouped_attention(query, *self.cache.write_nodes(layer, start, key, value), mask)
+
+        hidden, normed = self.draft.decode(self._embed(tokens), hidden, rotary, attend)
+        return hidden, self._logits(normed)
 
     def _prefix_mask(self, active: int, level: int) -> torch.Tensor:
         """What a query `level` positions below each row's newest entry sees of the entries, additive, (A, 1, 1, S)."""

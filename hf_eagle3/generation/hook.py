@@ -66,10 +66,10 @@ def validate(
             raise ValueError(f"`{name}` ({value!r}) does not go with a draft as `assistant_model`: {remedy}.")
     if config.use_cache is False:
         raise ValueError("`use_cache=False` does not go with a draft as `assistant_model`; leave it out.")
-    if config.cache_implementation not in (None, "dynamic"):
+    if config.cache_implementation not in (None, "dynamic", "static"):
         raise ValueError(
             f"`cache_implementation` {config.cache_implementation!r} is not supported with a draft; leave it out (the "
-            "dynamic cache)."
+            'dynamic cache), or give "static".'
         )
     if given.get("synced_gpus"):
         raise ValueError("`synced_gpus` is not supported with a draft; generate without ZeRO-3/FSDP sharding.")

@@ -20,6 +20,7 @@ from .costs import CostTable
 
 # Passes of so many tokens, the root included, are considered: few sizes, so that each gets measured.
 PASS_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
+FEW_SIZES = (1, 8, 24)  # and the largest, where each size is compiled
 FIRST_SIZE = 8  # measured first, and then the plain step
 EDGES = [0.02 * 1.35**i for i in range(22)]  # between the buckets of -log-scores: chances of 0.98 down to 2e-5
 PRIOR_WEIGHT = 4.0  # observations that the draft's own estimate counts for
@@ -29,6 +30,11 @@ GREEDY_EXPONENT = 0.6
 SMOOTHING = 0.8
 FIRST_PAUSE, LONGEST_PAUSE = 8, 256  # plain steps between tries
 HOPE, LESS_HOPE = 1.5, 1.05  # gain taken for granted at first, and at further tries
+
+
+def few_sizes(largest: int) -> tuple[int, ...]:
+    """Sizes of a pass for trees of up to `largest` nodes, the root included, where each size costs a compilation."""
+    return (*(size for size in FEW_SIZES if size < largest), largest)
 
 
 class Reliability:
@@ -69,13 +75,22 @@ class AutoPlanner:
         device: The draft's. On a CPU scores are read as they come; elsewhere, where reading stalls the device, depth
             and nodes follow from the cycles before.
         is_greedy: Whether the call takes the most likely tokens.
+        pass_sizes: Passes of so many tokens are considered.
+        is_static: Whether a level is expanded whole or not at all, since its width cannot change.
     """
 
-    def __init__(self, sizes: TreeConfig, device: torch.device, is_greedy: bool):
-        self.sizes = sizes
+    def __init__(
+        self,
+        sizes: TreeConfig,
+        device: torch.device,
+        is_greedy: bool,
+        pass_sizes: tuple[int, ...] = PASS_SIZES,
+        is_static: bool = False,
+    ):
+        self.sizes, self.pass_sizes, self.is_static = sizes, pass_sizes, is_static
         self.reads_scores = device.type == "cpu"
         self.reliability = Reliability(device, is_greedy)
-        self.first_size = max(size for size in PASS_SIZES if size <= min(FIRST_SIZE, sizes.num_draft_tokens + 1))
+        self.first_size = max(size for size in pass_sizes if size <= min(FIRST_SIZE, sizes.num_draft_tokens + 1))
         self.costs = CostTable()
         self.choices: list[Choice] = []
         self._curve: torch.Tensor | None = None  # expected accepted tokens by nodes, of the latest draft, (N,)
@@ -140,7 +155,8 @@ class AutoPlanner:
         paying = [chance for chance in chances if chance * self._persistence > least]
         gained = sum(paying) * self._persistence - least * len(paying)
         seconds = self.costs.draft(level + 1) - self.costs.draft(level)
-        return len(paying) if gained > self._rate * seconds else 0
+        wanted = scores.shape[1] if self.is_static else len(paying)
+        return wanted if gained > self._rate * seconds else 0
 
     def num_nodes(self, scores: torch.Tensor, levels: int) -> int:
         """How many of all nodes seen, `scores` (A, M) best first, to verify."""
@@ -151,7 +167,7 @@ class AutoPlanner:
             self._nodes = min(self.first_size - 1, most)
             return self._nodes
         curve = self._curve.tolist() if self.reads_scores or not self._past_curve else self._past_curve
-        nodes = [size - 1 for size in PASS_SIZES if size - 1 <= min(most, len(curve))]
+        nodes = [size - 1 for size in self.pass_sizes if size - 1 <= min(most, len(curve))]
         self._nodes = max(nodes, key=lambda n: self._expected_rate(curve, n, levels))
         return self._nodes
 

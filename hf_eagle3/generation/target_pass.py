@@ -94,9 +94,7 @@ class TreePass:
         if attention != "eager":
             take_tree_masks(attention)
         self.host_cache: Cache = model_kwargs["past_key_values"]
-        length = rows.prompt_length + rows.cache_shift
-        limit = max_length + rows.cache_shift
-        self.cache = SlotCache(self.host_cache, rows.num_rows, length, room, limit)
+        self.cache = self._slots(room, rows.prompt_length + rows.cache_shift, max_length + rows.cache_shift)
         # Layers of a sliding kind may stand in a cache without windows (a plain `DynamicCache()` of the user's).
         spans, any_span = self.cache.spans, next(iter(self.cache.spans.values()))
         self.kinds = {
@@ -120,8 +118,19 @@ class TreePass:
         # Nodes past a row's limit are never committed, but learned positions must exist.
         self.most_steps = max_length - rows.prompt_length - 1
 
+    def _slots(self, room: int, length: int, limit: int) -> SlotCache:
+        """The prompt's `length` columns as slots, for passes of `room` nodes that end before column `limit`."""
+        return SlotCache(self.host_cache, self.rows.num_rows, length, room, limit)
+
     def verify(self, tree: DraftTree):
         """The target's outputs for every node: logits (A, N + 1, V), features (A, N + 1, F), and the raw outputs."""
+        inputs, given = self._inputs(tree)
+        with self.target.capturing(), self.target.layer_inputs.replaced(given):
+            outputs = self.target.model(**inputs, return_dict=True)
+        return outputs.logits, self.target.features(outputs), outputs
+
+    def _inputs(self, tree: DraftTree) -> tuple[dict, PassInputs]:
+        """Arguments of the target's pass over `tree`, and what its layers are given beside them."""
         rows, model = self.rows, self.target.model
         columns = rows.cached_columns
         num_nodes = tree.tokens.shape[1]
@@ -130,7 +139,7 @@ class TreePass:
         device = tree.tokens.device
         self.lengths = on_device(columns, device)
         visible = rows.active_visible(device)
-        masks = verification_masks(self.kinds, self.lengths, visible, tree.depths, tree.ancestors, model.dtype)
+        masks = self._masks(tree, visible)
         ahead = (on_device(rows.steps, device)[:, None] + tree.depths).clamp(max=self.most_steps)
         last = self.last_position
         if len(rows.active) < rows.num_rows:
@@ -162,9 +171,11 @@ class TreePass:
             inputs["position_ids"] = positions
         if self.target.keeps_logits:
             inputs["logits_to_keep"] = num_nodes
-        with self.target.capturing(), self.target.layer_inputs.replaced(given):
-            outputs = model(**inputs, return_dict=True)
-        return outputs.logits, self.target.features(outputs), outputs
+        return inputs, given
+
+    def _masks(self, tree: DraftTree, visible: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        dtype = self.target.model.dtype
+        return verification_masks(self.kinds, self.lengths, visible, tree.depths, tree.ancestors, dtype)
 
     def _active(self, values: dict) -> dict:
         if len(self.rows.active) == self.rows.num_rows:
@@ -199,10 +210,11 @@ class TreePass:
         self.keep(torch.zeros_like(tree.tokens), [1] * len(rows))
         self.rows.active = []
 
-    def close(self, is_wanted: bool) -> None:
-        """Leave the host's cache an ordinary one of all columns but the last token's, which is not cached."""
+    def close(self, is_wanted: bool) -> Cache:
+        """The host's cache, an ordinary one again of all columns but the last token's, which is not cached."""
         order = self.order if is_wanted and self.keeps_rows else None
         self.cache.give_back(self.rows.final_cache_length, order)
+        return self.host_cache
 
 
 class ChainPass:
@@ -281,10 +293,11 @@ class ChainPass:
                 self.model_kwargs[name] = value.index_select(axis, index.to(value.device))
         self.num_running = len(kept)
 
-    def close(self, is_wanted: bool) -> None:
-        """The host's cache is an ordinary one already, unless a pass was interrupted."""
+    def close(self, is_wanted: bool) -> Cache:
+        """The host's cache, which is an ordinary one already unless a pass was interrupted."""
         if self.saved is not None:
             restore(self.host_cache, self.saved)
+        return self.host_cache
 
 
 def snapshot(cache: Cache) -> list[dict]:

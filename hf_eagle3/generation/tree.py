@@ -10,6 +10,7 @@ Node 0 is the root: the last committed token, not a proposal. Parents stand befo
 Shape letters: A rows, N drafted nodes (the root not counted), T levels.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,10 +45,15 @@ class DraftTree:
 
     def to(self, device: torch.device) -> "DraftTree":
         """The tree on `device`; itself where it is there already."""
-        if self.tokens.device == device:
-            return self
-        moved = [t.to(device) for t in (self.tokens, self.parents, self.depths, self.ancestors, self.scores)]
-        return DraftTree(*moved, self.max_depth)
+        return self if self.tokens.device == device else self._each(lambda tensor: tensor.to(device))
+
+    def select_rows(self, index: torch.Tensor) -> "DraftTree":
+        """The trees at the places `index`."""
+        return self._each(lambda tensor: tensor[index])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "DraftTree":
+        parts = (self.tokens, self.parents, self.depths, self.ancestors, self.scores)
+        return DraftTree(*map(change, parts), self.max_depth)
 
 
 def root_only(root_tokens: torch.Tensor) -> DraftTree:
@@ -68,6 +74,24 @@ def chain(root_tokens: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor)
         torch.ones(levels + 1, levels + 1, dtype=torch.bool, device=tokens.device).tril().expand(rows, -1, -1),
         torch.cat((torch.zeros_like(scores[:, :1]), scores), dim=1),
         levels,
+    )
+
+
+def padded(tree: DraftTree, num_nodes: int) -> DraftTree:
+    """`tree` filled up to `num_nodes` nodes, the root included, with children of the root for nobody to look at."""
+    missing = num_nodes - tree.tokens.shape[1]
+    if missing == 0:
+        return tree
+    pad, own = torch.nn.functional.pad, torch.eye(num_nodes, dtype=torch.bool, device=tree.tokens.device)
+    ancestors = pad(tree.ancestors, (0, missing, 0, missing)) | own
+    ancestors[:, :, 0] = True
+    return DraftTree(
+        torch.cat((tree.tokens, tree.tokens[:, :1].expand(-1, missing)), dim=1),
+        pad(tree.parents, (0, missing)),
+        pad(tree.depths, (0, missing), value=1),
+        ancestors,
+        pad(tree.scores, (0, missing)),
+        max(tree.max_depth, 1),
     )
 
 

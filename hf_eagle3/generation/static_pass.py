@@ -1,0 +1,199 @@
+"""Verification over static shapes: `cache_implementation="static"` beside a draft.
+
+Passes have one number of rows, of nodes and of slots for the whole call: rows that ended stay and run along unseen,
+trees are filled up with nodes that nobody looks at. So the target's pass can be compiled, where the host would
+compile its own, and replayed as a CUDA graph. Tapped layers are read from `hidden_states`, since hooks added for a
+call would be compiled in. Does not know how trees are made or tokens chosen.
+
+Shape letters: B rows, A active rows, N drafted nodes, n nodes of a pass with the root, P places of a path, S slots.
+"""
+
+import weakref
+from collections.abc import Callable
+
+import torch
+from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, PreTrainedModel
+
+from ..attention_inputs import needs_layer_inputs
+from ..target import DecodingMode, Target, decoding_mode
+from ..target_parts import forget_empty_cache
+from .rows import Rows
+from .settings import Settings
+from .static_cache import Shelf, StaticSlots, rounded
+from .target_pass import TreePass, cache_name
+from .transfer import on_device
+from .tree import DraftTree, padded
+
+
+KEPT_SLOTS = Shelf()  # by target
+# Targets that gave `hidden_states` before: for the first ones the host installs hooks under a lock, which cannot be
+# compiled.
+_SHOWED_STATES: weakref.WeakSet = weakref.WeakSet()
+
+
+class StaticShapes:
+    """
+    What the passes of one call share.
+
+    Args:
+        model: The target.
+        config: The call's.
+        host_cache: The static cache that the host made, empty; filled at the end, if it is handed back.
+
+    Attributes:
+        compiles: Whether the host would compile its own steps here, so that ours are.
+    """
+
+    def __init__(self, model: PreTrainedModel, config: GenerationConfig, host_cache: Cache):
+        self.model, self.config, self.host_cache = model, config, host_cache
+        self.compiles = model._valid_auto_compile_criteria({"past_key_values": host_cache}, config)
+
+    def forward(self, inputs: dict):
+        """The outputs of the target's pass."""
+        compiles = self.compiles and self.model in _SHOWED_STATES
+        call = self.model.get_compiled_call(self.config.compile_config) if compiles else self.model
+        self.new_cycle()
+        outputs = call(**inputs, return_dict=True)
+        _SHOWED_STATES.add(self.model)
+        return outputs
+
+    def compiled(self, function: Callable) -> Callable:
+        """`function`, compiled as the host compiles the target's pass."""
+        if not self.compiles:
+            return function
+        return torch.compile(function, **(self.config.compile_config or CompileConfig()).to_dict())
+
+    def num_slots(self, columns: int, room: int) -> int:
+        """
+        Slots for `columns` and `room` more; for as many as the call's `max_cache_len` says, if that is more, so that
+        a later, longer call finds the same.
+        """
+        # transformers 5.8 has no such option.
+        return rounded(max(columns, self.config.to_dict().get("max_cache_len") or 0) + room)
+
+    def new_cycle(self) -> None:
+        """A CUDA graph's outputs may be overwritten from here on."""
+        if self.compiles:
+            torch.compiler.cudagraph_mark_step_begin()
+
+
+def static_shapes(model: PreTrainedModel, config: GenerationConfig, model_kwargs: dict) -> StaticShapes | None:
+    """
+    What the call needs if it asks for static shapes, else `None`. The host's static cache is then left aside: the
+    prompt is read into a dynamic one, which knows no windows.
+
+    Raises:
+        ValueError: the target or another option does not go with it.
+    """
+    if config.cache_implementation != "static":
+        return None
+    mode = static_mode(model)
+    if mode.kind != "tree":
+        raise ValueError(
+            f"`cache_implementation` 'static' does not go with a draft on {type(model).__name__}: {mode.reason}. "
+            "Leave it out (the dynamic cache)."
+        )
+    if config.return_dict_in_generate and config.output_attentions:
+        raise ValueError(
+            "`output_attentions` with `cache_implementation` 'static' does not go with a draft; leave one out."
+        )
+    name = cache_name(model_kwargs)
+    shapes = StaticShapes(model, config, model_kwargs[name])
+    model_kwargs[name] = DynamicCache()
+    return shapes
+
+
+def static_mode(model: PreTrainedModel) -> DecodingMode:
+    """Whether a target takes trees over static shapes, and why not."""
+    config = model.config.get_text_config(decoder=True)
+    cache = DynamicCache(config=config) if model._supports_default_dynamic_cache() else None
+    mode = decoding_mode(model, cache)
+    if mode.kind == "tree" and needs_layer_inputs(config):
+        return DecodingMode("chain", "its layers are given biases or masks of their own by hooks, which grow")
+    return mode
+
+
+class StaticPass(TreePass):
+    """
+    Verifies trees as [`TreePass`] does, in passes of one shape.
+
+    Args:
+        target, rows, model_kwargs, room, max_length: As for [`TreePass`]; `room` is the nodes of a pass.
+        shapes: See [`StaticShapes`].
+        settings: The call's.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        rows: Rows,
+        model_kwargs: dict,
+        room: int,
+        max_length: int,
+        shapes: StaticShapes,
+        settings: Settings,
+    ):
+        self.shapes, self.sizes, self.path_length = shapes, settings.pass_sizes, settings.sizes.tree_depth + 1
+        super().__init__(target, rows, model_kwargs, room, max_length)
+        config = shapes.config
+        self.shows_states = bool(config.return_dict_in_generate and config.output_hidden_states)
+
+    def _slots(self, room: int, length: int, limit: int) -> StaticSlots:
+        kept, owner = KEPT_SLOTS.take(self.target.model), self.host_cache
+        needs = (self.rows.num_rows, self.shapes.num_slots(limit, room), self.path_length, room)
+        slots = kept if kept is not None and kept.fits(owner, *needs) else StaticSlots(owner, *needs)
+        slots.fill(owner)
+        return slots
+
+    def verify(self, tree: DraftTree):
+        """As `TreePass.verify`."""
+        rows, active, nodes = self.rows, self.rows.active, tree.tokens.shape[1]
+        everybody = list(range(rows.num_rows))
+        whole = padded(tree, next(size for size in self.sizes if size >= nodes))
+        if active != everybody:  # in the places of rows that ended runs the first that did not
+            stand_ins = [active.index(row) if row in active else 0 for row in everybody]
+            whole = whole.select_rows(on_device(stand_ins, whole.tokens.device))
+        rows.active = everybody
+        try:
+            inputs, given = self._inputs(whole)
+        finally:
+            rows.active = active
+        with self.target.layer_inputs.replaced(given):
+            outputs = self.shapes.forward(inputs)
+        logits, features = outputs.logits[:, :nodes], self.target.features(outputs)[:, :nodes]
+        if active != everybody:
+            index = on_device(active, logits.device)
+            logits, features = logits[index], features[index.to(features.device)]
+            if self.shows_states:
+                outputs.hidden_states = tuple(layer[index.to(layer.device)] for layer in outputs.hidden_states)
+        return logits, features, outputs
+
+    def _masks(self, tree: DraftTree, visible: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        masks = super()._masks(tree, visible)
+        least, width = torch.finfo(self.target.model.dtype).min, self.cache.num_slots
+        return {
+            kind: torch.nn.functional.pad(mask, (0, width - mask.shape[3]), value=least)
+            for kind, mask in masks.items()
+        }
+
+    def keep(self, nodes: torch.Tensor, counts: list[int]) -> None:
+        """Commit each active row's path `nodes` (A, up to P), the root first: in the next pass."""
+        steps = torch.arange(self.path_length, device=nodes.device)
+        # Places past a path, and rows that ended, move slots that stay masked.
+        goal = self.lengths.to(nodes.device)[:, None] + steps
+        origin = goal.clone()
+        origin[on_device(self.rows.active, nodes.device), : nodes.shape[1]] = self.write + nodes
+        self.cache.keep(origin, goal)
+
+    def select_rows(self, kept: list[int], drop: bool) -> None:
+        """Rows that ended stay where they are."""
+
+    def close(self, is_wanted: bool) -> Cache:
+        """The host's static cache, filled with all columns but the last token's if that is wanted."""
+        if is_wanted:
+            self.cache.give_back(self.shapes.host_cache, self.rows.final_cache_length)
+        else:
+            forget_empty_cache(self.target.model, self.shapes.host_cache)
+        if self.shapes.compiles:
+            KEPT_SLOTS.put(self.target.model, self.cache)
+        return self.shapes.host_cache
