@@ -25,6 +25,7 @@ from .processors import Kind, StopChecker, TokenChooser, length_limit
 from .ranking import Warp
 from .rows import Rows
 from .settings import settle
+from .static_drafting import StaticDrafter
 from .static_pass import StaticPass, static_shapes
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
@@ -162,14 +163,12 @@ class Generation:
         self.is_stepwise = Kind.STEPWISE in (self.chooser.kind, self.stopper.kind)
         # Unknown processors may draw random numbers themselves: then noise is drawn at its step, not ahead of it.
         shares_noise = noise is not None and self.tree_config.shared_noise and not self.is_stepwise
-        self.drafter = Drafter(
-            self.draft,
-            self.target,
-            rows.num_rows,
-            self.stats,
-            noise if shares_noise else None,
-            Warp.of(self.processors),
-        )
+        shared, warp = noise if shares_noise else None, Warp.of(self.processors)
+        given = (self.draft, self.target, rows.num_rows, self.stats, shared, warp)
+        if self.static is None:
+            self.drafter = Drafter(*given)
+        else:
+            self.drafter = StaticDrafter(self.static, self.settings, self.max_length + rows.cache_shift, *given)
 
     def _set_up_passes(self) -> None:
         chain_only = self.settings.mode.kind == "chain"
@@ -382,7 +381,9 @@ class Generation:
         self.cache = self.passes.close(self.returns_cache)
         if self.noise is not None:
             self.noise.rewind_to(max(rows.lengths) - rows.prompt_length)
-        if self.returns_cache and self.static is None:
+        if self.static is not None:
+            self.drafter.close()
+        elif self.returns_cache:
             attach_state(self.cache, self.drafter, rows, self.pending)
 
     def result(self) -> GenerateEagle3Output | torch.Tensor:
