@@ -126,7 +126,7 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode(
             "refused",
             f"cache layers of type {', '.join(sorted(set(strange))) or 'offloaded'} are not supported; use the "
-            "default",
+            'default, or `cache_implementation="static"` and no `past_key_values`',
         )
     windows = {layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)}
     if len(windows) > 1:
@@ -214,6 +214,7 @@ class Target:
                 "`llm_int8_threshold=0.0` makes tokens independent."
             )
         self._captured: dict[int, list[torch.Tensor]] = {}
+        self._handles: list = []
         self._thread: int | None = None  # the thread whose passes are captured, None: none
         layers = decoder_layers(model)
         self.uses_hooks = layers is not None and not is_compiled(model)

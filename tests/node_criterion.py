@@ -12,9 +12,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_eagle3.configuration_eagle3 import Eagle3Config
 from hf_eagle3.generation.rows import Rows
+from hf_eagle3.generation.settings import Settings
+from hf_eagle3.generation.static_pass import StaticPass, static_shapes
 from hf_eagle3.generation.target_pass import ChainPass, TreePass, cache_name, cached_columns, prepared_cache
 from hf_eagle3.generation.tree import DraftTree, ancestor_mask, chain
 from hf_eagle3.target import Target, decoding_mode
+from hf_eagle3.tree_config import TreeConfig
 
 
 def random_tree(roots: torch.Tensor, num_nodes: int, max_depth: int, vocab_size: int, generator) -> DraftTree:
@@ -96,10 +99,11 @@ def worst_node_error(
     cycles: int = 3,
     seed: int = 0,
     use_chain: bool | None = None,
+    **options,
 ) -> float:
     """
     Largest |logit - reference| over all nodes, rows and cycles, relative to the reference's largest logit. Without
-    `use_chain` the policy decides between tree and chain.
+    `use_chain` the policy decides between tree and chain. `options` go to the generate call that is verified.
 
     Raises:
         ValueError: the policy refuses the target.
@@ -113,7 +117,7 @@ def worst_node_error(
         for name in ("logits_processor", "stopping_criteria", "synced_gpus", "streamer", "assistant_model"):
             kwargs.pop(name, None)
         passes, adapter, rows = _after_prefill(
-            model, input_ids, generation_config, kwargs, max(num_nodes, max_depth) + 1, limit, use_chain
+            model, input_ids, generation_config, kwargs, (num_nodes, max_depth), limit, use_chain
         )
         vocab_size = adapter.config.vocab_size
         rows.write(torch.randint(3, vocab_size, (rows.num_rows, 1), generator=generator))
@@ -129,12 +133,14 @@ def worst_node_error(
                 _keep_random_paths(passes, rows, tree, vocab_size, generator)
         return input_ids
 
-    target.generate(**inputs, custom_generate=compare, max_new_tokens=limit - inputs["input_ids"].shape[1])
+    new_tokens = limit - inputs["input_ids"].shape[1]
+    target.generate(**inputs, custom_generate=compare, max_new_tokens=new_tokens, **options)
     return worst
 
 
-def _after_prefill(model, input_ids, generation_config, kwargs, room: int, limit: int, use_chain: bool | None):
+def _after_prefill(model, input_ids, generation_config, kwargs, sizes_of_tree, limit: int, use_chain: bool | None):
     """What `Generation.prefill` sets up, without a draft: the pass, the target and the rows."""
+    shapes = static_shapes(model, generation_config, kwargs)
     mode = decoding_mode(model, prepared_cache(model, kwargs))
     if mode.kind == "refused":
         raise ValueError(mode.reason)
@@ -143,12 +149,21 @@ def _after_prefill(model, input_ids, generation_config, kwargs, room: int, limit
     if not adapter.uses_hooks:
         kwargs["output_hidden_states"] = True
     outputs = model._prefill(input_ids, generation_config, kwargs)
+    if shapes is not None:
+        adapter.read_outputs()
+        kwargs["output_hidden_states"] = True
     kwargs[cache_name(kwargs)] = outputs.get(cache_name(kwargs), kwargs.get(cache_name(kwargs)))
     mask = kwargs.get("attention_mask")
     columns = cached_columns(kwargs[cache_name(kwargs)], input_ids.shape[1])
     rows = Rows(input_ids, limit, None, columns, None if mask is None or mask.all() else mask)
     is_chain = mode.kind == "chain" if use_chain is None else use_chain
-    passes = (ChainPass if is_chain else TreePass)(adapter, rows, kwargs, room, limit)
+    num_nodes, depth = sizes_of_tree
+    given = (adapter, rows, kwargs, max(sizes_of_tree) + 1, limit)
+    if shapes is None:
+        passes = (ChainPass if is_chain else TreePass)(*given)
+    else:
+        tree = TreeConfig("static", num_nodes, depth, tree_top_k=num_nodes)
+        passes = StaticPass(*given, shapes, Settings(mode, tree, None, (num_nodes + 1,)))
     return passes, adapter, rows
 
 

@@ -137,9 +137,7 @@ class StaticDrafter(Drafter):
         self._order = [self.rows.index(row) if row in self.rows else 0 for row in range(self.cache.valid.shape[0])]
         self.stand_ins = on_device(self._order, self.device)
         self._index = on_device(self.rows, self.device)
-        if self._hidden is not None:
-            index = on_device(order, self.device)
-            self._hidden, self._normed = self._hidden[index], self._normed[index]
+        self._hidden = self._normed = None  # of this cycle, perhaps in a CUDA graph's memory; the next absorbs first
 
     def _everybody(self, tensor: torch.Tensor) -> torch.Tensor:
         """(B, ...) from (A, ...), a copy: strides of a view would be compiled in."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..attention_inputs import needs_layer_inputs
 from ..target import DecodingMode, Target, decoding_mode
@@ -25,6 +26,7 @@ from .transfer import on_device
 from .tree import DraftTree, padded
 
 
+PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 KEPT_SLOTS = Shelf()  # by target
 # Targets that gave `hidden_states` before: for the first ones the host installs hooks under a lock, which cannot be
 # compiled.
@@ -108,8 +110,13 @@ def static_mode(model: PreTrainedModel) -> DecodingMode:
     config = model.config.get_text_config(decoder=True)
     cache = DynamicCache(config=config) if model._supports_default_dynamic_cache() else None
     mode = decoding_mode(model, cache)
-    if mode.kind == "tree" and needs_layer_inputs(config):
-        return DecodingMode("chain", "its layers are given biases or masks of their own by hooks, which grow")
+    if mode.kind != "tree":
+        return mode
+    if needs_layer_inputs(config):
+        return DecodingMode("refused", "hooks on its layers make biases or masks that grow with the text")
+    strange = {type(layer).__name__ for layer in cache.layers if type(layer) not in PLAIN_LAYERS}
+    if strange:
+        return DecodingMode("refused", f"cache layers of type {', '.join(sorted(strange))} hold more than slots")
     return mode
 
 

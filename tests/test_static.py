@@ -1,0 +1,515 @@
+"""Static shapes: the same text and the same logits at every node, few compilations, and nothing kept in memory that a
+CUDA graph would use again.
+
+    row 0   the cat sat | on  off  .   .  |        every pass: all rows, as many nodes, as many slots
+    row 1   a   dog .   | and  .   .   .  |        dots: slots and nodes that a mask hides, rows that ended
+
+What compiles here compiles by dynamo alone, with backends that run what they are given; inductor's run is nightly."""
+
+import gc
+
+import pytest
+import torch
+from architectures import tiny_model
+from models import left_padded, tiny_draft, tiny_target
+from node_criterion import worst_node_error
+from test_generate import SAMPLING, assert_same
+from test_node_criterion import TOLERANCE, without_padding, without_raggedness, without_tree, without_window
+from transformers import (
+    CompileConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
+)
+
+import hf_eagle3
+from hf_eagle3.generation import cache, static_cache, static_drafting, static_pass, target_pass
+
+
+TARGETS = ("llama", "qwen3", "mixtral", "gemma3", "mistral", "gpt2")
+PROMPTS = ([9], [13, 4, 9])
+STATIC = {"cache_implementation": "static"}
+GREEDY = {"do_sample": False}
+TREES = {
+    "tree": ("static", {"num_draft_tokens": 40, "tree_depth": 4, "tree_top_k": 6}),
+    "chain": ("chain", {"tree_depth": 4}),
+    "auto": ("auto", {"num_draft_tokens": 40, "tree_depth": 4, "tree_top_k": 6}),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before():
+    torch._dynamo.reset()
+    static_pass.KEPT_SLOTS.clear()
+    static_drafting.KEPT_COLUMNS.clear()
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def pair(request):
+    target = tiny_target(request.param)
+    return target, tiny_draft(target)
+
+
+def compiling(backend, **options) -> dict:
+    """Options of a call whose passes are compiled by `backend`, on any device."""
+    config = CompileConfig(backend=backend, mode=None, **options)
+    config._compile_all_devices = True
+    return STATIC | {"compile_config": config}
+
+
+class Counted:
+    """A backend that counts what it compiles and runs it as it is."""
+
+    def __init__(self):
+        self.graphs = 0
+
+    @property
+    def options(self) -> dict:
+        def backend(graph, example_inputs):
+            self.graphs += 1
+            return graph.forward
+
+        return compiling(backend, fullgraph=True)
+
+
+# -- the text ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLING], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("lengths", PROMPTS, ids=str)
+@pytest.mark.parametrize("shape", TREES)
+def test_text_is_identical(pair, shape, lengths, sampling):
+    target, draft = pair
+    mode, sizes = TREES[shape]
+    stats = assert_same(
+        target, draft.with_tree(mode, **sizes), left_padded(lengths), max_new_tokens=30, **sampling, **STATIC
+    )
+    assert shape != "tree" or sum(map(sum, stats.accepted_tokens)) > 0, "nothing was accepted: the test shows nothing"
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLING], ids=["greedy", "sampling"])
+def test_rows_that_end_early(pair, sampling):
+    options = {"max_new_tokens": 40, "eos_token_id": [5, 6, 7]}
+    stats = assert_same(*pair, left_padded([13, 4, 9, 7, 11, 3]), **options, **sampling, **STATIC)
+    assert len(set(stats.generated_lengths)) > 1, "all rows ended together: the test shows nothing"
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])
+def test_the_length_limit_is_met_exactly(pair, max_new_tokens):
+    assert_same(*pair, left_padded([5, 8]), max_new_tokens=max_new_tokens, **GREEDY, **STATIC)
+
+
+class _Rising(LogitsProcessor):
+    """Of the user's own making, not known to be row-wise."""
+
+    def __call__(self, input_ids, scores):
+        return scores + input_ids.shape[1] * torch.linspace(0, 0.05, scores.shape[1])
+
+
+@pytest.mark.parametrize(
+    "processor", [_Rising(), RepetitionPenaltyLogitsProcessor(1.5)], ids=["in lockstep", "row by row"]
+)
+def test_logits_processors(processor):
+    target = tiny_target()
+    options = {"logits_processor": LogitsProcessorList([processor]), "eos_token_id": 5, "max_new_tokens": 25}
+    for sampling in (GREEDY, SAMPLING):
+        assert_same(target, tiny_draft(target), left_padded([6, 12, 3]), **options, **sampling, **STATIC)
+
+
+def test_other_ways_in():
+    target = tiny_target()
+    draft, ids = tiny_draft(target), left_padded([40])
+    assert_same(target, draft, ids, max_new_tokens=20, prefill_chunk_size=8, **GREEDY, **STATIC)
+    embeds = {"inputs_embeds": target.get_input_embeddings()(ids["input_ids"]).detach()}
+    assert_same(target, draft, embeds, max_new_tokens=20, **GREEDY, **STATIC)
+    assert_same(target, draft, left_padded([9]), max_new_tokens=20, num_return_sequences=3, **SAMPLING, **STATIC)
+    short = {"input_ids": torch.tensor([[1]])}
+    assert_same(target, draft, short, max_new_tokens=20, **GREEDY, **STATIC)
+
+
+def test_a_draft_with_a_window_and_more_layers():
+    target = tiny_target()
+    draft = tiny_draft(target, sliding_window=6, num_hidden_layers=2)
+    for lengths in PROMPTS:
+        stats = assert_same(target, draft, left_padded(lengths), max_new_tokens=30, **GREEDY, **STATIC)
+        with hf_eagle3.record() as dynamic:
+            target.generate(**left_padded(lengths), max_new_tokens=30, assistant_model=draft, **GREEDY)
+        assert stats.accepted_tokens == dynamic.accepted_tokens
+
+
+@pytest.mark.parametrize("lengths", PROMPTS, ids=str)
+@pytest.mark.parametrize("shape", ["tree", "chain"])
+def test_as_many_tokens_are_accepted_as_over_growing_shapes(pair, shape, lengths):
+    """The text cannot show a wrong draft; how much of it is accepted does."""
+    target, draft = pair
+    mode, sizes = TREES[shape]
+    view, found = draft.with_tree(mode, **sizes), []
+    for options in ({}, STATIC):
+        for sampling in (GREEDY, SAMPLING):
+            torch.manual_seed(0)
+            with hf_eagle3.record() as stats:
+                target.generate(
+                    **left_padded(lengths),
+                    max_new_tokens=40,
+                    eos_token_id=[5, 6],
+                    assistant_model=view,
+                    **options,
+                    **sampling,
+                )
+            found.append(stats.accepted_tokens)
+    assert found[:2] == found[2:]
+
+
+# -- every node -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("lengths", [[12], [21, 9, 15]], ids=str)
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_node_of_a_tree(name, lengths, attention):
+    target = tiny_target(name)
+    target.set_attn_implementation(attention)
+    assert worst_node_error(target, left_padded(lengths), **STATIC) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths", "mutation"),
+    [
+        ("llama", [12], without_tree),
+        ("llama", [12, 3, 7], without_padding),
+        ("llama", [21, 9, 15], without_raggedness),
+        ("mistral", [12], without_window),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else str(value),
+)
+def test_a_wrong_mask_is_seen(name, lengths, mutation, monkeypatch):
+    monkeypatch.setattr(target_pass, "verification_masks", mutation(cache.verification_masks))
+    assert worst_node_error(tiny_target(name), left_padded(lengths), **STATIC) > 100 * TOLERANCE
+
+
+def stale_slots_visible(patch):
+    pad = torch.nn.functional.pad
+    patch.setattr(
+        torch.nn.functional, "pad", lambda x, widths, value=0: pad(x, widths, value=0 if value < -1e30 else value)
+    )
+
+
+def one_slot_off(patch):
+    honest = static_cache.StaticSlots.begin_pass
+
+    def begin(self, write, shortest, num_nodes):
+        honest(self, write, shortest, num_nodes)
+        for marks in self.marks.values():
+            marks.write += 1
+
+    patch.setattr(static_cache.StaticSlots, "begin_pass", begin)
+
+
+def moved_late(patch):
+    def update(self, key_states, value_states, *args):
+        write = self.marks.write[: key_states.shape[2]]
+        self.keys[:, :, write], self.values[:, :, write] = key_states, value_states
+        self.move()
+        return self.keys, self.values
+
+    patch.setattr(static_cache.StaticSlotLayer, "update", update)
+
+
+def never_moved(patch):
+    patch.setattr(static_cache.StaticSlots, "keep", lambda self, origin, goal: None)
+
+
+@pytest.mark.parametrize("mutation", [stale_slots_visible, one_slot_off, moved_late, never_moved])
+@pytest.mark.parametrize("lengths", [[12], [21, 9, 15]], ids=str)
+def test_a_wrong_slot_is_seen(lengths, mutation, monkeypatch):
+    mutation(monkeypatch)
+    assert worst_node_error(tiny_target(), left_padded(lengths), **STATIC) > 100 * TOLERANCE
+
+
+# -- what is compiled -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", ["tree", "chain"])
+@pytest.mark.parametrize("lengths", PROMPTS, ids=str)
+def test_three_graphs_without_breaks_serve_all_calls(lengths, shape):
+    target, counted = tiny_target(), Counted()
+    mode, sizes = TREES[shape]
+    draft = tiny_draft(target).with_tree(mode, **sizes)
+    options = {"eos_token_id": [5, 6], **counted.options}
+    text = {}
+    for longer in (0, 3, 11):
+        inputs = left_padded([length + longer for length in lengths])
+        for sampling in (GREEDY, SAMPLING):
+            for mode in ("plain", "drafted"):
+                torch.manual_seed(0)
+                more = options | {"assistant_model": draft} if mode == "drafted" else {"eos_token_id": [5, 6]}
+                text[mode] = target.generate(**inputs, max_new_tokens=30 + longer, **sampling, **more)
+            assert text["plain"].tolist() == text["drafted"].tolist()
+            # The target's pass, absorbing, one level.
+            assert counted.graphs == 3, f"prompts {longer} longer, {sampling}"
+
+
+def test_auto_compiles_few_graphs():
+    target, counted = tiny_target(), Counted()
+    draft = tiny_draft(target).with_tree("auto", num_draft_tokens=40, tree_depth=4, tree_top_k=6)
+    for seed in range(3):
+        inputs = left_padded([9 + seed], seed=seed)
+        plain = target.generate(**inputs, max_new_tokens=100, **GREEDY)
+        ours = target.generate(**inputs, max_new_tokens=100, assistant_model=draft, **GREEDY, **counted.options)
+        assert ours.tolist() == plain.tolist()
+    assert counted.graphs <= 2 + 2  # dynamo takes the second number of nodes for one that varies
+
+
+def test_a_python_number_in_a_pass_would_be_seen(monkeypatch):
+    """What the tests above catch: a slot that is no tensor is compiled in, and compiled again at the next pass."""
+
+    def update(self, key_states, value_states, *args):
+        start = self.span.write
+        self.keys[:, :, start : start + key_states.shape[2]] = key_states
+        self.values[:, :, start : start + key_states.shape[2]] = value_states
+        return self.keys, self.values
+
+    monkeypatch.setattr(static_cache.StaticSlotLayer, "update", update)
+    target, counted = tiny_target(), Counted()
+    target.generate(
+        **left_padded([9]), max_new_tokens=30, assistant_model=tiny_draft(target), **GREEDY, **counted.options
+    )
+    assert counted.graphs > 3
+
+
+class GraphMemory:
+    """
+    A backend whose results live as long as a CUDA graph's: at the next cycle their memory is taken back. Values turn
+    into NaN, and the tensors themselves lose their elements, so that even looking at one fails.
+    """
+
+    def __init__(self):
+        self.given: list[torch.Tensor] = []
+        self.taken_back = 0
+
+    @property
+    def options(self) -> dict:
+        def backend(graph, example_inputs):
+            def replay(*args):
+                results = [x.clone() if isinstance(x, torch.Tensor) else x for x in graph.forward(*args)]
+                self.given += [x for x in results if isinstance(x, torch.Tensor) and x.is_floating_point()]
+                return tuple(results)
+
+            return replay
+
+        return compiling(backend, fullgraph=True)
+
+    def step(self) -> None:
+        for tensor in self.given:
+            tensor.fill_(torch.nan)
+            tensor.data = torch.empty(0)
+        self.taken_back += len(self.given)
+        self.given.clear()
+
+
+@pytest.fixture
+def memory(monkeypatch):
+    found = GraphMemory()
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", found.step)
+    return found
+
+
+EVERYTHING = {
+    "return_dict_in_generate": True,
+    "output_scores": True,
+    "output_logits": True,
+    "output_hidden_states": True,
+}
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLING], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("shape", TREES)
+def test_nothing_outlives_a_replay(shape, sampling, memory):
+    target = tiny_target()
+    mode, sizes = TREES[shape]
+    draft = tiny_draft(target).with_tree(mode, **sizes)
+    options = {"max_new_tokens": 30, "eos_token_id": [5, 6], **sampling, **EVERYTHING}
+    for lengths in PROMPTS:
+        torch.manual_seed(0)
+        plain = target.generate(**left_padded(lengths), **options)
+        torch.manual_seed(0)
+        ours = target.generate(**left_padded(lengths), **options, assistant_model=draft, **memory.options)
+        assert ours.sequences.tolist() == plain.sequences.tolist()
+        assert memory.taken_back > 10
+        memory.step()  # another call's first replay
+        for step in range(ours.sequences.shape[1] - plain.sequences.shape[1] + len(plain.logits)):
+            alive = [row for row, n in enumerate(ours.speculation.generated_lengths) if n > step]
+            for name in ("logits", "scores"):
+                torch.testing.assert_close(
+                    getattr(ours, name)[step][alive], getattr(plain, name)[step][alive], atol=1e-3, rtol=1e-3
+                )
+            for ours_layer, plain_layer in zip(ours.hidden_states[step], plain.hidden_states[step], strict=True):
+                torch.testing.assert_close(ours_layer[alive], plain_layer[alive], atol=1e-3, rtol=1e-3)
+
+
+def test_a_result_that_is_kept_is_seen(memory, monkeypatch):
+    """Features of a last committed node, as a view of the target's outputs."""
+    target, kept = tiny_target(), []
+    honest = static_pass.StaticPass.verify
+
+    def verify(self, tree):
+        logits, features, outputs = honest(self, tree)
+        kept.append(outputs.hidden_states[1])
+        return logits, kept[max(0, len(kept) - 2)].repeat(1, 1, 3) if len(kept) > 3 else features, outputs
+
+    monkeypatch.setattr(static_pass.StaticPass, "verify", verify)
+    with pytest.raises((ValueError, RuntimeError, IndexError)):
+        target.generate(
+            **left_padded([9]), max_new_tokens=30, assistant_model=tiny_draft(target), **GREEDY, **memory.options
+        )
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("lengths", PROMPTS, ids=str)
+def test_compiled_by_inductor(lengths):
+    target = tiny_target()
+    draft, options = tiny_draft(target), compiling("inductor")
+    for sampling in (GREEDY, SAMPLING):
+        torch.manual_seed(0)
+        plain = target.generate(**left_padded(lengths), max_new_tokens=40, **sampling)
+        torch.manual_seed(0)
+        ours = target.generate(**left_padded(lengths), max_new_tokens=40, assistant_model=draft, **sampling, **options)
+        assert ours.tolist() == plain.tolist()
+
+
+def test_without_an_accelerator_nothing_is_compiled(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: pytest.fail("compiled"))
+    target = tiny_target()
+    assert_same(target, tiny_draft(target), left_padded([9]), max_new_tokens=10, **GREEDY, **STATIC)
+
+
+@pytest.mark.parametrize("options", [{"disable_compile": True}, {}], ids=["disabled", "on"])
+def test_disable_compile_is_honoured(options):
+    target, counted = tiny_target(), Counted()
+    target.generate(
+        **left_padded([9]),
+        max_new_tokens=10,
+        assistant_model=tiny_draft(target),
+        **GREEDY,
+        **counted.options,
+        **options,
+    )
+    assert (counted.graphs == 0) == bool(options)
+
+
+# -- what is handed back, and what stays ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lengths", PROMPTS, ids=str)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
+def test_the_cache_is_the_hosts_static_one(name, lengths):
+    target = tiny_target(name)
+    options = {"max_new_tokens": 20, "return_dict_in_generate": True, "pad_token_id": 0, "eos_token_id": [5, 6]}
+    plain, ours = (
+        target.generate(**left_padded(lengths), **GREEDY, **options, **STATIC, **draft)
+        for draft in ({}, {"assistant_model": tiny_draft(target)})
+    )
+    assert ours.sequences.tolist() == plain.sequences.tolist()
+    assert type(ours.past_key_values) is type(plain.past_key_values)
+    ends = ours.speculation.generated_lengths
+    for own, host in zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True):
+        assert type(own) is type(host)
+        assert int(own.get_seq_length()) == int(host.get_seq_length())
+        assert own.keys.shape == host.keys.shape
+        for row, end in enumerate(ends):
+            held = slice(None) if end == max(ends) else slice(0, max(lengths) + end - 1)
+            if own.is_sliding and end != max(ends):
+                continue
+            torch.testing.assert_close(own.keys[row, :, held], host.keys[row, :, held], atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(own.values[row, :, held], host.values[row, :, held], atol=1e-4, rtol=1e-3)
+
+
+def test_a_cache_that_was_handed_back_is_nobody_elses():
+    target, counted = tiny_target(), Counted()
+    draft = tiny_draft(target)
+    options = {"max_new_tokens": 20, "return_dict_in_generate": True, "assistant_model": draft, **GREEDY}
+    first = target.generate(**left_padded([9]), **options, **counted.options).past_key_values
+    keys = [layer.keys.clone() for layer in first.layers]
+    target.generate(**left_padded([12], seed=1), **options, **counted.options)
+    for before, layer in zip(keys, first.layers, strict=True):
+        assert torch.equal(before, layer.keys)
+
+
+def test_storage_is_used_again_and_goes_with_its_target():
+    target, counted = tiny_target(), Counted()
+    draft, found = tiny_draft(target), []
+    honest = static_cache.StaticSlots.fill
+
+    def fill(self, cache):
+        found.append(self)
+        return honest(self, cache)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(static_cache.StaticSlots, "fill", fill)
+        for new_tokens in (10, 30):
+            options = {"max_new_tokens": new_tokens, "assistant_model": draft, **GREEDY}
+            target.generate(**left_padded([9]), **options, **counted.options)
+        assert found[0] is found[1]
+        target.generate(**left_padded([9, 4]), max_new_tokens=10, assistant_model=draft, **GREEDY, **counted.options)
+        target.generate(**left_padded([9]), max_new_tokens=200, assistant_model=draft, **GREEDY, **counted.options)
+        assert found[3] is not found[0]
+        target.generate(**left_padded([9]), max_new_tokens=10, assistant_model=draft, **GREEDY, **STATIC)
+    assert len(static_pass.KEPT_SLOTS._pieces) == 1
+    del target
+    found.clear()
+    torch._dynamo.reset()
+    gc.collect()
+    assert len(static_pass.KEPT_SLOTS._pieces) == 0
+
+
+def test_nan_of_an_earlier_call_does_not_stay():
+    target, counted = tiny_target(), Counted()
+    draft = tiny_draft(target)
+    call = {**left_padded([9]), "max_new_tokens": 20, "assistant_model": draft, **GREEDY}
+    expected = target.generate(**call, **counted.options)
+    slots = static_pass.KEPT_SLOTS.take(target)
+    for layer in slots.layers:
+        layer.keys.fill_(torch.nan)
+        layer.values.fill_(torch.nan)
+    static_pass.KEPT_SLOTS.put(target, slots)
+    columns = static_drafting.KEPT_COLUMNS.take(draft.midlayer)
+    for held in (*columns.keys, *columns.values):
+        held.fill_(torch.nan)
+    static_drafting.KEPT_COLUMNS.put(draft.midlayer, columns)
+    assert target.generate(**call, **counted.options).tolist() == expected.tolist()
+
+
+def test_max_cache_len_makes_room_for_later_calls():
+    target = tiny_target()
+    if not hasattr(target.generation_config, "max_cache_len"):
+        pytest.skip("this transformers has no `max_cache_len`")
+    shapes = [
+        static_pass.StaticShapes(target, config, None).num_slots(40, 9)
+        for config in (target.generation_config, type(target.generation_config)(max_cache_len=500))
+    ]
+    assert shapes == [128, 512]
+
+
+# -- what does not go -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("qwen3_next", STATIC, r"`cache_implementation` 'static' .* recurrent .* Leave it out"),
+        ("llama", STATIC | EVERYTHING | {"output_attentions": True}, r"`output_attentions` .* leave one out"),
+        ("llama", {"cache_implementation": "offloaded_static"}, r"'offloaded_static' .* or give \"static\""),
+    ],
+    ids=["recurrent", "attentions", "offloaded"],
+)
+def test_refusals_name_option_value_and_remedy(name, options, message):
+    target = tiny_target(name)
+    with pytest.raises(ValueError, match=message):
+        target.generate(**left_padded([9]), max_new_tokens=5, assistant_model=tiny_draft(target), **options, **GREEDY)
+
+
+def test_layers_that_are_given_biases_by_hooks_are_refused():
+    target = tiny_model("bloom")
+    draft = tiny_draft(target, tokens=torch.arange(3, 9))
+    with pytest.raises(ValueError, match="'static' does not go with a draft on BloomForCausalLM: hooks"):
+        target.generate(**left_padded([9]), max_new_tokens=5, assistant_model=draft, **GREEDY, **STATIC)
