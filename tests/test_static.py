@@ -63,13 +63,11 @@ class Counted:
     def __init__(self):
         self.graphs = 0
 
-    @property
-    def options(self) -> dict:
         def backend(graph, example_inputs):
             self.graphs += 1
             return graph.forward
 
-        return compiling(backend, fullgraph=True)
+        self.options = compiling(backend, fullgraph=True)
 
 
 # -- the text ---------------------------------------------------------------------------------------------------------
@@ -257,7 +255,8 @@ def test_auto_compiles_few_graphs():
         plain = target.generate(**inputs, max_new_tokens=100, **GREEDY)
         ours = target.generate(**inputs, max_new_tokens=100, assistant_model=draft, **GREEDY, **counted.options)
         assert ours.tolist() == plain.tolist()
-    assert counted.graphs <= 2 + 2  # dynamo takes the second number of nodes for one that varies
+    # The draft's two, and the target's for its first number of nodes, for any other, and for a single one.
+    assert counted.graphs <= 2 + 3
 
 
 def test_a_python_number_in_a_pass_would_be_seen(monkeypatch):
@@ -287,8 +286,6 @@ class GraphMemory:
         self.given: list[torch.Tensor] = []
         self.taken_back = 0
 
-    @property
-    def options(self) -> dict:
         def backend(graph, example_inputs):
             def replay(*args):
                 results = [x.clone() if isinstance(x, torch.Tensor) else x for x in graph.forward(*args)]
@@ -297,7 +294,7 @@ class GraphMemory:
 
             return replay
 
-        return compiling(backend, fullgraph=True)
+        self.options = compiling(backend, fullgraph=True)
 
     def step(self) -> None:
         for tensor in self.given:

@@ -121,7 +121,8 @@ class StaticDrafter(Drafter):
         self.num_places = sizes.tree_depth + 1
         # Behind the entries stand padding, then the nodes that were expanded.
         needed = rounded(columns + max(self.num_places, sizes.tree_depth * sizes.tree_top_k))
-        kept, kind = KEPT_COLUMNS.take(self.draft.midlayer), (num_rows, self.dtype, self.device)
+        kept = KEPT_COLUMNS.take(self.draft.midlayer) if shapes.compiles else None
+        kind = (num_rows, self.dtype, self.device)
         if kept is not None and kept.kind == kind and kept.valid.shape[1] >= needed:
             kept.clear()
             self.cache = kept

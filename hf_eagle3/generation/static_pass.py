@@ -146,10 +146,11 @@ class StaticPass(TreePass):
         self.shows_states = bool(config.return_dict_in_generate and config.output_hidden_states)
 
     def _slots(self, room: int, length: int, limit: int) -> StaticSlots:
-        kept, owner = KEPT_SLOTS.take(self.target.model), self.host_cache
+        kept = KEPT_SLOTS.take(self.target.model) if self.shapes.compiles else None
         needs = (self.rows.num_rows, self.shapes.num_slots(limit, room), self.path_length, room)
-        slots = kept if kept is not None and kept.fits(owner, *needs) else StaticSlots(owner, *needs)
-        slots.fill(owner)
+        fits = kept is not None and kept.fits(self.host_cache, *needs)
+        slots = kept if fits else StaticSlots(self.host_cache, *needs)
+        slots.fill(self.host_cache)
         return slots
 
     def verify(self, tree: DraftTree):
