@@ -39,7 +39,7 @@ def pair():
         ({"num_beams": 3, "do_sample": True}, "`num_beams` is 3"),
         ({"prompt_lookup_num_tokens": 3}, "`prompt_lookup_num_tokens`"),
         ({"use_cache": False}, "`use_cache=False`"),
-        ({"cache_implementation": "static"}, "`cache_implementation` 'static'"),
+        ({"cache_implementation": "offloaded_static"}, "`cache_implementation` 'offloaded_static'"),
         ({"cache_implementation": "offloaded"}, "`cache_implementation` 'offloaded'"),
         ({"cache_implementation": "quantized"}, "`cache_implementation` 'quantized'"),
         ({"synced_gpus": True}, "`synced_gpus`"),
@@ -57,7 +57,7 @@ def test_options_that_cannot_be_honoured(pair, options, message):
 def test_a_static_cache_of_the_users_is_refused(pair):
     target, draft = pair
     cache = StaticCache(config=target.config, max_cache_len=64)
-    with pytest.raises(ValueError, match="Static"):
+    with pytest.raises(ValueError, match=r'StaticLayer .*`cache_implementation="static"` and no `past_key_values`'):
         target.generate(**INPUTS, **GREEDY, past_key_values=cache, assistant_model=draft)
 
 

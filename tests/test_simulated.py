@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from models import left_padded, tiny_draft, tiny_target
+from transformers import CompileConfig
 
 import hf_eagle3
 from hf_eagle3.benchmarks import simulated
@@ -83,7 +84,34 @@ def test_costs_of_a_tiny_shape(batch_size):
     assert cost.drafting > 0
     assert cost.cycle > 0.5 * (cost.verification + cost.drafting)
     assert cost.speedup == pytest.approx(cost.tokens_per_second / cost.plain_tokens_per_second)
-    assert (cost.tree, cost.plain) == ("12/4/3", "eager")
+    assert (cost.tree, cost.plain, cost.drafted) == ("12/4/3", "eager", "eager")
+
+
+@pytest.mark.parametrize(("compiled", "graphs"), [("none", 0), ("plain", 1), ("both", 4)])
+def test_what_is_compiled(compiled, graphs):
+    """Plain generate's step; our verification, absorbing and one level."""
+    torch._dynamo.reset()
+    target, draft = simulated.random_pair("tiny", torch.device("cpu"), torch.float32)
+    found = []
+
+    def backend(graph, example_inputs):
+        found.append(graph)
+        return graph.forward
+
+    cost = measure(
+        target,
+        draft.with_tree("static", **SIZES),
+        tau=2.5,
+        prompt_length=16,
+        new_tokens=30,
+        repetitions=1,
+        compiled=compiled,
+        compile_config=CompileConfig(backend=backend, mode=None),
+    )
+    assert len(found) == graphs
+    assert cost.plain == ("eager" if compiled == "none" else "compiled")
+    assert cost.drafted == ("compiled" if compiled == "both" else "eager")
+    assert cost.acceptance_length == pytest.approx(2.5, abs=0.6)
 
 
 def test_what_cannot_be_is_refused():
@@ -93,6 +121,8 @@ def test_what_cannot_be_is_refused():
         measure(target, view, tau=5.5)
     with pytest.raises(ValueError, match=r"`new_tokens` 9 is too few"):
         measure(target, view, tau=3.0, new_tokens=9)
+    with pytest.raises(ValueError, match=r"`compiled` is 'ours'; known are 'none', 'plain', 'both'"):
+        measure(target, view, tau=3.0, compiled="ours")
 
 
 def test_report(capsys):

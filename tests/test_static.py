@@ -495,9 +495,8 @@ def test_max_cache_len_makes_room_for_later_calls():
     [
         ("qwen3_next", STATIC, r"`cache_implementation` 'static' .* recurrent .* Leave it out"),
         ("llama", STATIC | EVERYTHING | {"output_attentions": True}, r"`output_attentions` .* leave one out"),
-        ("llama", {"cache_implementation": "offloaded_static"}, r"'offloaded_static' .* or give \"static\""),
     ],
-    ids=["recurrent", "attentions", "offloaded"],
+    ids=["recurrent", "attentions"],
 )
 def test_refusals_name_option_value_and_remedy(name, options, message):
     target = tiny_target(name)

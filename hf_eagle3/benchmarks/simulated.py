@@ -11,6 +11,7 @@ Does not know prompts, tasks or real acceptance; those are `hf-eagle3 benchmark`
 """
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from statistics import median
 from unittest import mock
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, CompileConfig, LlamaConfig, PreTrainedModel
 
 from ..generation.decoding import Generation
 from ..generation.stats import record
@@ -69,6 +70,7 @@ SHAPES: dict[str, tuple[dict, int]] = {
         256,
     ),
 }
+COMPILED = ("none", "plain", "both")
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Cost:
         speedup: Decoding alone, at that acceptance length.
         plain_tokens_per_second, tokens_per_second: Decoding alone, all rows together.
         tree: Nodes, levels and top-k.
-        plain: How plain generate ran: "eager", or "compiled" by the host over its static cache.
+        plain, drafted: How plain generate and ours ran: "eager", or "compiled" over static shapes.
     """
 
     cycle: float
@@ -93,6 +95,7 @@ class Cost:
     tokens_per_second: float
     tree: str
     plain: str
+    drafted: str
 
 
 def random_pair(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, Eagle3DraftModel]:
@@ -146,7 +149,8 @@ def measure(
     new_tokens: int = 256,
     batch_size: int = 1,
     repetitions: int = 5,
-    compiled_plain: bool = False,
+    compiled: str = "none",
+    compile_config: CompileConfig | None = None,
 ) -> Cost:
     """
     The cost of a cycle of `draft`'s static tree, beside plain generate.
@@ -155,7 +159,8 @@ def measure(
         tau: Tokens per cycle to simulate, between 1 and the tree's levels + 1.
         new_tokens: Per call; the prompt's pass is measured by calls of one token, and taken off.
         repetitions: Rounds, each plain and with the draft; one more before them is not counted.
-        compiled_plain: Compare with what the host compiles, over a static cache; ours stays eager.
+        compiled: What is compiled, over static shapes: "none", "plain" generate, or "both".
+        compile_config: How, if not as the host does it on an accelerator. It is compiled on a CPU as well.
 
     Raises:
         ValueError: a `tau` that the tree cannot give, or too few tokens for one cycle.
@@ -170,7 +175,7 @@ def measure(
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, target.config.vocab_size, (batch_size, prompt_length), generator=generator)
     inputs = {"input_ids": ids.to(target.device), "attention_mask": torch.ones_like(ids).to(target.device)}
-    plain_options = {"cache_implementation": "static"} if compiled_plain else {}
+    plain_options, draft_options = compile_options(compiled, compile_config)
     seconds: dict[str, list[float]] = {"prompt": [], "plain": [], "prompt and draft": [], "drafted": []}
     with without_eos(target), simulated_acceptance(tau):
 
@@ -181,17 +186,17 @@ def measure(
             round_ = {
                 "prompt": call(1, **plain_options),
                 "plain": call(new_tokens, **plain_options),
-                "prompt and draft": call(1, assistant_model=draft),
+                "prompt and draft": call(1, assistant_model=draft, **draft_options),
             }
             with record() as stats:
-                round_["drafted"] = call(new_tokens, assistant_model=draft)
+                round_["drafted"] = call(new_tokens, assistant_model=draft, **draft_options)
             if repetition == 0:
                 continue
             for name, value in round_.items():
                 seconds[name].append(value)
             cycles = stats.num_iterations
         with record(synchronize=True) as stats:
-            call(new_tokens, assistant_model=draft)
+            call(new_tokens, assistant_model=draft, **draft_options)
     passes = {name: stats.phase_seconds[name] / stats.num_iterations for name in ("verify_forward", "draft_forward")}
     step = (median(seconds["plain"]) - median(seconds["prompt"])) / (new_tokens - 1)
     cycle = (median(seconds["drafted"]) - median(seconds["prompt and draft"])) / cycles
@@ -205,8 +210,24 @@ def measure(
         plain_tokens_per_second=batch_size / step,
         tokens_per_second=batch_size * per_cycle / cycle,
         tree=f"{tree.num_draft_tokens}/{tree.tree_depth}/{tree.tree_top_k}",
-        plain="compiled" if compiled_plain else "eager",
+        plain="compiled" if plain_options else "eager",
+        drafted="compiled" if draft_options else "eager",
     )
+
+
+def compile_options(compiled: str, config: CompileConfig | None = None) -> tuple[dict, dict]:
+    """
+    Options of a plain call and of one with a draft.
+
+    Raises:
+        ValueError: `compiled` is none of `COMPILED`.
+    """
+    if compiled not in COMPILED:
+        raise ValueError(f"`compiled` is {compiled!r}; known are {', '.join(map(repr, COMPILED))}.")
+    config = copy.copy(config) if config is not None else CompileConfig()
+    config._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": config}
+    return (options if compiled != "none" else {}), (options if compiled == "both" else {})
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -224,7 +245,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
     parser.add_argument("--batch-size", type=int, default=1, help="(default: 1)")
     parser.add_argument("--repetitions", type=int, default=5, help="rounds (default: 5)")
-    parser.add_argument("--compiled-plain", action="store_true", help="against plain generate compiled by the host")
+    parser.add_argument(
+        "--compile",
+        choices=COMPILED,
+        default="none",
+        help="what torch.compile runs, over static shapes: plain generate, or ours as well (default: none)",
+    )
     parser.add_argument("--device", help="(default: the accelerator, else cpu)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     given = parser.parse_args(arguments)
@@ -243,7 +269,7 @@ def main(arguments: list[str] | None = None) -> int:
             given.max_new_tokens,
             given.batch_size,
             given.repetitions,
-            given.compiled_plain,
+            given.compile,
         )
     except ValueError as error:
         parser.error(str(error))
