@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, Cache, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
 from .configuration_eagle3 import num_decoder_layers
 
@@ -153,12 +153,3 @@ def shaped_logits(logits: torch.Tensor, options: dict[str, float]) -> torch.Tens
         logits = logits / options.get(name, 1)
     cap = options.get(HEAD_SOFT_CAP)
     return logits if cap is None else torch.tanh(logits / cap) * cap
-
-
-def forget_empty_cache(model: PreTrainedModel, cache: Cache) -> None:
-    """
-    transformers 5.8 keeps the static cache it made for the next call of `generate`, and there asks an empty one for
-    sizes that it has not.
-    """
-    if vars(model).get("_cache") is cache:
-        del model._cache

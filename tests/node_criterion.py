@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from hf_eagle3.configuration_eagle3 import Eagle3Config
 from hf_eagle3.generation.rows import Rows
 from hf_eagle3.generation.settings import Settings
-from hf_eagle3.generation.static_pass import StaticPass, static_shapes
+from hf_eagle3.generation.static_pass import StaticPass, set_aside, static_shapes
 from hf_eagle3.generation.target_pass import ChainPass, TreePass, cache_name, cached_columns, prepared_cache
 from hf_eagle3.generation.tree import DraftTree, ancestor_mask, chain
 from hf_eagle3.target import Target, decoding_mode
@@ -140,6 +140,7 @@ def worst_node_error(
 
 def _after_prefill(model, input_ids, generation_config, kwargs, sizes_of_tree, limit: int, use_chain: bool | None):
     """What `Generation.prefill` sets up, without a draft: the pass, the target and the rows."""
+    set_aside(generation_config)
     shapes = static_shapes(model, generation_config, kwargs)
     mode = decoding_mode(model, prepared_cache(model, kwargs))
     if mode.kind == "refused":

@@ -10,13 +10,14 @@ import gc
 
 import pytest
 import torch
-from architectures import tiny_model
+from architectures import NEWER, tiny_model
 from models import left_padded, tiny_draft, tiny_target
 from node_criterion import worst_node_error
 from test_generate import SAMPLING, assert_same
 from test_node_criterion import TOLERANCE, without_padding, without_raggedness, without_tree, without_window
 from transformers import (
     CompileConfig,
+    DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
@@ -319,45 +320,72 @@ EVERYTHING = {
 }
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLING], ids=["greedy", "sampling"])
-@pytest.mark.parametrize("shape", TREES)
-def test_nothing_outlives_a_replay(shape, sampling, memory):
+@pytest.mark.parametrize(
+    ("shape", "lengths", "sampling"),
+    [("tree", [9], SAMPLING), ("tree", [13, 4, 9], GREEDY), ("chain", [13, 4, 9], SAMPLING), ("auto", [9], GREEDY)],
+    ids=str,
+)
+def test_nothing_outlives_a_replay(shape, lengths, sampling, memory):
     target = tiny_target()
     mode, sizes = TREES[shape]
     draft = tiny_draft(target).with_tree(mode, **sizes)
     options = {"max_new_tokens": 30, "eos_token_id": [5, 6], **sampling, **EVERYTHING}
-    for lengths in PROMPTS:
-        torch.manual_seed(0)
-        plain = target.generate(**left_padded(lengths), **options)
-        torch.manual_seed(0)
-        ours = target.generate(**left_padded(lengths), **options, assistant_model=draft, **memory.options)
-        assert ours.sequences.tolist() == plain.sequences.tolist()
-        assert memory.taken_back > 10
-        memory.step()  # another call's first replay
-        for step in range(ours.sequences.shape[1] - plain.sequences.shape[1] + len(plain.logits)):
-            alive = [row for row, n in enumerate(ours.speculation.generated_lengths) if n > step]
-            for name in ("logits", "scores"):
-                torch.testing.assert_close(
-                    getattr(ours, name)[step][alive], getattr(plain, name)[step][alive], atol=1e-3, rtol=1e-3
-                )
-            for ours_layer, plain_layer in zip(ours.hidden_states[step], plain.hidden_states[step], strict=True):
-                torch.testing.assert_close(ours_layer[alive], plain_layer[alive], atol=1e-3, rtol=1e-3)
+    torch.manual_seed(0)
+    plain = target.generate(**left_padded(lengths), **options)
+    torch.manual_seed(0)
+    ours = target.generate(**left_padded(lengths), **options, assistant_model=draft, **memory.options)
+    assert ours.sequences.tolist() == plain.sequences.tolist()
+    assert memory.taken_back > 10
+    memory.step()  # another call's first replay
+    near = {"atol": 1e-3, "rtol": 1e-3}
+    for step in range(len(plain.logits)):
+        alive = [row for row, length in enumerate(ours.speculation.generated_lengths) if length > step]
+        for name in ("logits", "scores"):
+            torch.testing.assert_close(getattr(ours, name)[step][alive], getattr(plain, name)[step][alive], **near)
+        for ours_layer, plain_layer in zip(ours.hidden_states[step], plain.hidden_states[step], strict=True):
+            torch.testing.assert_close(ours_layer[alive], plain_layer[alive], **near)
 
 
-def test_a_result_that_is_kept_is_seen(memory, monkeypatch):
-    """Features of a last committed node, as a view of the target's outputs."""
-    target, kept = tiny_target(), []
-    honest = static_pass.StaticPass.verify
+def features_of_a_cycle_ago(patch):
+    honest, kept = static_pass.StaticShapes.forward, []
 
-    def verify(self, tree):
-        logits, features, outputs = honest(self, tree)
-        kept.append(outputs.hidden_states[1])
-        return logits, kept[max(0, len(kept) - 2)].repeat(1, 1, 3) if len(kept) > 3 else features, outputs
+    def forward(self, inputs):
+        outputs = honest(self, inputs)
+        kept.append(outputs.hidden_states)
+        outputs.hidden_states = kept[-2:][0]
+        return outputs
 
-    monkeypatch.setattr(static_pass.StaticPass, "verify", verify)
-    with pytest.raises((ValueError, RuntimeError, IndexError)):
+    patch.setattr(static_pass.StaticShapes, "forward", forward)
+
+
+def states_of_rows_that_go_on(patch):
+    """As the drafter of growing shapes does it, whose states lie in memory of their own."""
+    patch.setattr(
+        static_drafting.StaticDrafter, "select_rows", keeping_states(static_drafting.StaticDrafter.select_rows)
+    )
+
+
+def keeping_states(honest):
+    def select_rows(self, order):
+        hidden = self._hidden[order]
+        honest(self, order)
+        self._hidden = hidden
+
+    return select_rows
+
+
+@pytest.mark.parametrize("mutation", [features_of_a_cycle_ago, states_of_rows_that_go_on])
+def test_what_outlives_a_replay_is_seen(mutation, memory, monkeypatch):
+    mutation(monkeypatch)
+    target = tiny_target()
+    with pytest.raises((ValueError, IndexError, RuntimeError)):
         target.generate(
-            **left_padded([9]), max_new_tokens=30, assistant_model=tiny_draft(target), **GREEDY, **memory.options
+            **left_padded([13, 4, 9]),
+            max_new_tokens=30,
+            eos_token_id=[5, 6],
+            assistant_model=tiny_draft(target),
+            **GREEDY,
+            **memory.options,
         )
 
 
@@ -480,11 +508,30 @@ def test_max_cache_len_makes_room_for_later_calls():
     target = tiny_target()
     if not hasattr(target.generation_config, "max_cache_len"):
         pytest.skip("this transformers has no `max_cache_len`")
-    shapes = [
-        static_pass.StaticShapes(target, config, None).num_slots(40, 9)
-        for config in (target.generation_config, type(target.generation_config)(max_cache_len=500))
-    ]
-    assert shapes == [128, 512]
+    draft, found = tiny_draft(target), []
+    for room in ({}, {"max_cache_len": 500}):
+        out = target.generate(
+            **left_padded([9]),
+            max_new_tokens=10,
+            assistant_model=draft,
+            return_dict_in_generate=True,
+            **GREEDY,
+            **STATIC,
+            **room,
+        )
+        found.append(out.past_key_values.layers[0].max_cache_len)
+    assert found == [18, 500]
+
+
+def test_where_no_draft_may_help_the_host_has_its_static_cache():
+    target = tiny_model("llama[dynamic]", max_position_embeddings=24)
+    draft = tiny_draft(target, tokens=torch.arange(3, 9))
+    options = {"max_new_tokens": 24, "return_dict_in_generate": True, **GREEDY, **STATIC}
+    plain, ours = (target.generate(**left_padded([20]), **options, assistant_model=x) for x in (None, draft))
+    assert ours.speculation.mode == "plain"
+    assert type(ours.past_key_values) is type(plain.past_key_values)
+    # Older hosts keep frequencies that grew once, so that plain generate does not repeat itself.
+    assert ours.sequences.tolist() == plain.sequences.tolist() or not NEWER
 
 
 # -- what does not go -------------------------------------------------------------------------------------------------
@@ -508,4 +555,19 @@ def test_layers_that_are_given_biases_by_hooks_are_refused():
     target = tiny_model("bloom")
     draft = tiny_draft(target, tokens=torch.arange(3, 9))
     with pytest.raises(ValueError, match="'static' does not go with a draft on BloomForCausalLM: hooks"):
+        target.generate(**left_padded([9]), max_new_tokens=5, assistant_model=draft, **GREEDY, **STATIC)
+
+
+def test_a_cache_of_the_users_beside_it_is_refused():
+    target = tiny_target()
+    call = {**left_padded([9]), "max_new_tokens": 5, "assistant_model": tiny_draft(target), **GREEDY, **STATIC}
+    with pytest.raises(ValueError, match="`cache_implementation`"):
+        target.generate(**call, past_key_values=DynamicCache())
+    assert target.generate(**call).shape == (1, 14)
+
+
+def test_the_hosts_own_loop_is_refused():
+    target = tiny_target()
+    draft = tiny_draft(target).with_tree("host_chain")
+    with pytest.raises(ValueError, match="'static' does not go with the tree mode 'host_chain'"):
         target.generate(**left_padded([9]), max_new_tokens=5, assistant_model=draft, **GREEDY, **STATIC)

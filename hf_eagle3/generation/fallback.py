@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..target import KEY_LIMIT, UNPADDED_ONLY, decoding_mode, length_dependent_rope
 from .outputs import GenerateEagle3Output
+from .static_pass import host_cache
 from .stats import new_stats, publish
 from .target_pass import cache_name, cached_columns
 
@@ -66,6 +67,8 @@ def plain_decode(
     logger.warning_once(f"{type(model).__name__} runs without speculation: {reason}. {remedy}")
     stats = new_stats()
     stats.mode, stats.reason = "plain", reason
+    if (cache := host_cache(model, generation_config, model_kwargs)) is not None:
+        model_kwargs["past_key_values"] = cache
     out = model._sample(
         input_ids,
         logits_processor=logits_processor,

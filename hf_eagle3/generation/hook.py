@@ -14,6 +14,7 @@ from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import unwrap_peft
 from .candidate_generator import Eagle3CandidateGenerator
 from .decoding import speculative_decode
+from .static_pass import set_aside
 
 
 WRAPPED = "_hf_eagle3_wrapped"
@@ -71,6 +72,11 @@ def validate(
             f"`cache_implementation` {config.cache_implementation!r} is not supported with a draft; leave it out (the "
             'dynamic cache), or give "static".'
         )
+    if config.cache_implementation == "static" and draft.tree_config.tree_mode == "host_chain":
+        raise ValueError(
+            "`cache_implementation` 'static' does not go with the tree mode 'host_chain', transformers' own loop; "
+            "leave it out or take another `tree_mode`."
+        )
     if given.get("synced_gpus"):
         raise ValueError("`synced_gpus` is not supported with a draft; generate without ZeRO-3/FSDP sharding.")
     if given.get("assistant_tokenizer") is not None:
@@ -100,7 +106,8 @@ def install() -> None:
             if assistant is not None:
                 refuse_wrong_class(assistant)
             return host_validate(self, generation_mode, generation_config, generation_mode_kwargs)
-        return validate(self, draft, generation_mode, generation_config, generation_mode_kwargs)
+        validate(self, draft, generation_mode, generation_config, generation_mode_kwargs)
+        set_aside(generation_config)
 
     @functools.wraps(host_decode)
     def _assisted_decoding(self, input_ids, *args, assistant_model=None, **kwargs):

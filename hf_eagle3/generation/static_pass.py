@@ -12,25 +12,46 @@ import weakref
 from collections.abc import Callable
 
 import torch
-from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..attention_inputs import needs_layer_inputs
 from ..target import DecodingMode, Target, decoding_mode
-from ..target_parts import forget_empty_cache
 from .rows import Rows
 from .settings import Settings
 from .static_cache import Shelf, StaticSlots, rounded
-from .target_pass import TreePass, cache_name
+from .target_pass import TreePass
 from .transfer import on_device
 from .tree import DraftTree, padded
 
 
 PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+ASKED = "_hf_eagle3_static"  # among the attributes of a call's configuration
 KEPT_SLOTS = Shelf()  # by target
 # Targets that gave `hidden_states` before: for the first ones the host installs hooks under a lock, which cannot be
 # compiled.
 _SHOWED_STATES: weakref.WeakSet = weakref.WeakSet()
+
+
+def set_aside(config: GenerationConfig) -> None:
+    """
+    Remember `cache_implementation="static"` and put "dynamic" into a call's configuration before the host reads it: a
+    static cache of the host's has no room for a tree (and before transformers 5.15 there is none beside a draft).
+    """
+    if config.cache_implementation == "static":
+        vars(config)[ASKED] = True
+        config.cache_implementation = "dynamic"
+
+
+def host_cache(model: PreTrainedModel, config: GenerationConfig, model_kwargs: dict) -> StaticCache | None:
+    """The empty cache that the host would have made for a call that asks for static shapes; `None` for others."""
+    if not vars(config).get(ASKED):
+        return None
+    embeds = model_kwargs.get("inputs_embeds")
+    length = config.max_length - 1 + (0 if embeds is None else embeds.shape[1])
+    # transformers 5.8 has no `max_cache_len`.
+    length = max(length, config.to_dict().get("max_cache_len") or 0)
+    return StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
 
 
 class StaticShapes:
@@ -40,15 +61,15 @@ class StaticShapes:
     Args:
         model: The target.
         config: The call's.
-        host_cache: The static cache that the host made, empty; filled at the end, if it is handed back.
+        cache: See `host_cache`; filled at the end, if it is handed back.
 
     Attributes:
         compiles: Whether the host would compile its own steps here, so that ours are.
     """
 
-    def __init__(self, model: PreTrainedModel, config: GenerationConfig, host_cache: Cache):
-        self.model, self.config, self.host_cache = model, config, host_cache
-        self.compiles = model._valid_auto_compile_criteria({"past_key_values": host_cache}, config)
+    def __init__(self, model: PreTrainedModel, config: GenerationConfig, cache: StaticCache):
+        self.model, self.config, self.host_cache = model, config, cache
+        self.compiles = model._valid_auto_compile_criteria({"past_key_values": cache}, config)
 
     def forward(self, inputs: dict):
         """The outputs of the target's pass."""
@@ -67,11 +88,10 @@ class StaticShapes:
 
     def num_slots(self, columns: int, room: int) -> int:
         """
-        Slots for `columns` and `room` more; for as many as the call's `max_cache_len` says, if that is more, so that
-        a later, longer call finds the same.
+        Slots for `columns` and `room` more; for as many as the host's cache has, if those are more (`max_cache_len`),
+        so that a later, longer call finds the same.
         """
-        # transformers 5.8 has no such option.
-        return rounded(max(columns, self.config.to_dict().get("max_cache_len") or 0) + room)
+        return rounded(max(columns, *(layer.max_cache_len for layer in self.host_cache.layers)) + room)
 
     def new_cycle(self) -> None:
         """A CUDA graph's outputs may be overwritten from here on."""
@@ -81,13 +101,14 @@ class StaticShapes:
 
 def static_shapes(model: PreTrainedModel, config: GenerationConfig, model_kwargs: dict) -> StaticShapes | None:
     """
-    What the call needs if it asks for static shapes, else `None`. The host's static cache is then left aside: the
-    prompt is read into a dynamic one, which knows no windows.
+    What the call needs if it asks for static shapes, else `None`. The prompt is then read into a dynamic cache that
+    knows no windows.
 
     Raises:
         ValueError: the target or another option does not go with it.
     """
-    if config.cache_implementation != "static":
+    cache = host_cache(model, config, model_kwargs)
+    if cache is None:
         return None
     mode = static_mode(model)
     if mode.kind != "tree":
@@ -99,10 +120,8 @@ def static_shapes(model: PreTrainedModel, config: GenerationConfig, model_kwargs
         raise ValueError(
             "`output_attentions` with `cache_implementation` 'static' does not go with a draft; leave one out."
         )
-    name = cache_name(model_kwargs)
-    shapes = StaticShapes(model, config, model_kwargs[name])
-    model_kwargs[name] = DynamicCache()
-    return shapes
+    model_kwargs["past_key_values"] = DynamicCache()
+    return StaticShapes(model, config, cache)
 
 
 def static_mode(model: PreTrainedModel) -> DecodingMode:
@@ -200,8 +219,6 @@ class StaticPass(TreePass):
         """The host's static cache, filled with all columns but the last token's if that is wanted."""
         if is_wanted:
             self.cache.give_back(self.shapes.host_cache, self.rows.final_cache_length)
-        else:
-            forget_empty_cache(self.target.model, self.shapes.host_cache)
         if self.shapes.compiles:
             KEPT_SLOTS.put(self.target.model, self.cache)
         return self.shapes.host_cache
