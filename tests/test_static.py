@@ -23,8 +23,10 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-import hf_eagle3
 from hf_eagle3.generation import cache, static_cache, static_drafting, static_pass, target_pass
+from hf_eagle3.generation.drafting import Drafter
+from hf_eagle3.generation.static_drafting import StaticDrafter
+from hf_eagle3.generation.tree import DraftTree
 
 
 TARGETS = ("llama", "qwen3", "mixtral", "gemma3", "mistral", "gpt2")
@@ -41,8 +43,7 @@ TREES = {
 @pytest.fixture(autouse=True)
 def nothing_compiled_before():
     torch._dynamo.reset()
-    static_pass.KEPT_SLOTS.clear()
-    static_drafting.KEPT_COLUMNS.clear()
+    static_drafting.forget_storage()
 
 
 @pytest.fixture(scope="module", params=TARGETS)
@@ -126,37 +127,56 @@ def test_other_ways_in():
     assert_same(target, draft, short, max_new_tokens=20, **GREEDY, **STATIC)
 
 
-def test_a_draft_with_a_window_and_more_layers():
-    target = tiny_target()
-    draft = tiny_draft(target, sliding_window=6, num_hidden_layers=2)
-    for lengths in PROMPTS:
-        stats = assert_same(target, draft, left_padded(lengths), max_new_tokens=30, **GREEDY, **STATIC)
-        with hf_eagle3.record() as dynamic:
-            target.generate(**left_padded(lengths), max_new_tokens=30, assistant_model=draft, **GREEDY)
-        assert stats.accepted_tokens == dynamic.accepted_tokens
+# -- the draft, which the text cannot show ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lengths", PROMPTS, ids=str)
+def drafted_trees(target, draft, inputs: dict, **options) -> list[DraftTree]:
+    """The trees of a call that are as deep as the call allows."""
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in (Drafter, StaticDrafter):
+            patch.setattr(kind, "grow", recorded(vars(kind)["grow"], found))
+        torch.manual_seed(0)
+        target.generate(**inputs, assistant_model=draft, max_new_tokens=40, **options)
+    return [tree for tree in found if tree.max_depth == max(tree.max_depth for tree in found)]
+
+
+def recorded(honest, found: list):
+    def grow(self, *args):
+        found.append(honest(self, *args))
+        return found[-1]
+
+    return grow
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLING], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("lengths", [[9], [13, 4, 9], [2]], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"sliding_window": 6, "num_hidden_layers": 2}], ids=["plain", "window, layers"]
+)
 @pytest.mark.parametrize("shape", ["tree", "chain"])
-def test_as_many_tokens_are_accepted_as_over_growing_shapes(pair, shape, lengths):
-    """The text cannot show a wrong draft; how much of it is accepted does."""
-    target, draft = pair
+def test_trees_are_those_of_growing_shapes(shape, changes, lengths, sampling):
+    target = tiny_target()
     mode, sizes = TREES[shape]
-    view, found = draft.with_tree(mode, **sizes), []
-    for options in ({}, STATIC):
-        for sampling in (GREEDY, SAMPLING):
-            torch.manual_seed(0)
-            with hf_eagle3.record() as stats:
-                target.generate(
-                    **left_padded(lengths),
-                    max_new_tokens=40,
-                    eos_token_id=[5, 6],
-                    assistant_model=view,
-                    **options,
-                    **sampling,
-                )
-            found.append(stats.accepted_tokens)
-    assert found[:2] == found[2:]
+    draft = tiny_draft(target, **changes).with_tree(mode, **sizes)
+    inputs = left_padded(lengths)
+    ends = {"eos_token_id": [5, 6]} if len(lengths) > 1 else {}
+    growing, fixed = (drafted_trees(target, draft, inputs, **sampling, **ends, **x) for x in ({}, STATIC))
+    assert len(growing) > 5
+    for one, other in zip(growing, fixed, strict=False):  # with static shapes the last ones are as deep as any
+        assert other.tokens.tolist() == one.tokens.tolist()
+        assert other.parents.tolist() == one.parents.tolist()
+        assert torch.equal(other.ancestors, one.ancestors)
+        assert torch.equal(other.depths, one.depths)
+        torch.testing.assert_close(other.scores, one.scores, atol=1e-4, rtol=1e-4)
+
+
+def test_auto_drafts_level_by_level():
+    target = tiny_target()
+    draft = tiny_draft(target).with_tree("auto", num_draft_tokens=40, tree_depth=4, tree_top_k=6)
+    stats = assert_same(target, draft, left_padded([13, 4, 9]), max_new_tokens=60, **SAMPLING, **STATIC)
+    assert len({choice.levels for choice in stats.choices}) > 1
+    assert {choice.nodes + 1 for choice in stats.choices} <= {1, 8, 24, 41}
 
 
 # -- every node -------------------------------------------------------------------------------------------------------
@@ -230,22 +250,22 @@ def test_a_wrong_slot_is_seen(lengths, mutation, monkeypatch):
 
 @pytest.mark.parametrize("shape", ["tree", "chain"])
 @pytest.mark.parametrize("lengths", PROMPTS, ids=str)
-def test_three_graphs_without_breaks_serve_all_calls(lengths, shape):
+def test_few_graphs_without_breaks_serve_all_calls(lengths, shape):
     target, counted = tiny_target(), Counted()
     mode, sizes = TREES[shape]
     draft = tiny_draft(target).with_tree(mode, **sizes)
-    options = {"eos_token_id": [5, 6], **counted.options}
-    text = {}
+    other = SAMPLING | {"temperature": 1.3, "top_p": 0.8}
     for longer in (0, 3, 11):
         inputs = left_padded([length + longer for length in lengths])
-        for sampling in (GREEDY, SAMPLING):
-            for mode in ("plain", "drafted"):
-                torch.manual_seed(0)
-                more = options | {"assistant_model": draft} if mode == "drafted" else {"eos_token_id": [5, 6]}
-                text[mode] = target.generate(**inputs, max_new_tokens=30 + longer, **sampling, **more)
-            assert text["plain"].tolist() == text["drafted"].tolist()
-            # The target's pass, absorbing, one level.
-            assert counted.graphs == 3, f"prompts {longer} longer, {sampling}"
+        call = {**inputs, "max_new_tokens": 30 + longer, "eos_token_id": [5, 6]}
+        # The target's pass, absorbing, growing a tree; and growing one under shared noise.
+        for sampling, graphs in ((GREEDY, 3), (SAMPLING, 4), (other, 4)):
+            torch.manual_seed(0)
+            plain = target.generate(**call, **sampling)
+            torch.manual_seed(0)
+            ours = target.generate(**call, **sampling, assistant_model=draft, **counted.options)
+            assert ours.tolist() == plain.tolist()
+            assert counted.graphs == (4 if longer else graphs), f"prompts {longer} longer, {sampling}"
 
 
 def test_auto_compiles_few_graphs():
@@ -290,7 +310,7 @@ class GraphMemory:
         def backend(graph, example_inputs):
             def replay(*args):
                 results = [x.clone() if isinstance(x, torch.Tensor) else x for x in graph.forward(*args)]
-                self.given += [x for x in results if isinstance(x, torch.Tensor) and x.is_floating_point()]
+                self.given += [x for x in results if isinstance(x, torch.Tensor)]
                 return tuple(results)
 
             return replay
@@ -299,7 +319,7 @@ class GraphMemory:
 
     def step(self) -> None:
         for tensor in self.given:
-            tensor.fill_(torch.nan)
+            tensor.fill_(torch.nan if tensor.is_floating_point() else -1)
             tensor.data = torch.empty(0)
         self.taken_back += len(self.given)
         self.given.clear()

@@ -88,6 +88,15 @@ def joined(pending: list[Entries]) -> list[Entries]:
     return out
 
 
+def prefix_mask(valid: torch.Tensor, window: int | None, level: int, dtype: torch.dtype) -> torch.Tensor:
+    """What a query `level` positions below the newest entry of `valid` (A, S) sees of them, additive, (A, 1, 1, S)."""
+    if window is not None:
+        index = torch.arange(valid.shape[1], device=valid.device)
+        newest = (index * valid).amax(dim=1, keepdim=True)
+        valid = valid & (index > newest + level - window)
+    return additive(valid, dtype)[:, None, None]
+
+
 class Drafter:
     """
     The draft model within one generation call.
@@ -232,7 +241,7 @@ class Drafter:
             prefix = self._prefix_mask(active, 1)
             logits = self._logits(self._normed)
         with self.stats.phase("tree"):
-            pool = _Pool(active, top_k, self.dtype, self.device)
+            pool = Pool(active, top_k, self.dtype, self.device)
             pool.start(*self._ranked(logits, top_k, steps, rows, 0))
             hidden = self._hidden.expand(-1, top_k, -1)
         for level in range(1, depth):
@@ -264,12 +273,7 @@ class Drafter:
 
     def _prefix_mask(self, active: int, level: int) -> torch.Tensor:
         """What a query `level` positions below each row's newest entry sees of the entries, additive, (A, 1, 1, S)."""
-        seen = self.cache.valid[:active, : self._width]
-        if self.window is not None:
-            index = torch.arange(self._width, device=self.device)
-            newest = (index * seen).amax(dim=1, keepdim=True)
-            seen = seen & (index > newest + level - self.window)
-        return additive(seen, self.dtype)[:, None, None]
+        return prefix_mask(self.cache.valid[:active, : self._width], self.window, level, self.dtype)
 
     def draw_chain(self, position: int, length: int, do_sample: bool, warp: Warp) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -341,7 +345,7 @@ class Drafter:
             self._hidden, self._normed = self._hidden[index], self._normed[index]
 
 
-class _Pool:
+class Pool:
     """All nodes seen while drafting, level by level, and the frontier: the best k, some of which are expanded next."""
 
     def __init__(self, rows: int, top_k: int, dtype: torch.dtype, device: torch.device):

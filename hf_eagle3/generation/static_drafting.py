@@ -1,26 +1,39 @@
-"""Drafting over static shapes: entries and levels in passes of one shape each, compiled as the target's pass is.
+"""Drafting over static shapes: in passes of one shape each, compiled as the target's pass is.
 
-One pass absorbs up to P entries per row and is filled up to P; one expands k nodes. Both read all columns under a
-mask, and every row of the batch runs, also those that ended. The prompt is absorbed as ever. Does not know how nodes
-are ranked, nor why a pass is compiled.
+One pass absorbs up to P entries per row and is filled up to P; one grows a whole tree, ranking and all. Where a
+planner looks at every level, a pass of one level stands in for it. They read all columns under a mask, and every row
+of the batch runs, also those that ended. The prompt is absorbed as ever. Does not know why a pass is compiled.
 
-Shape letters: B rows, A active rows, P places of a path, k nodes per level, S columns, H hidden, F features.
+Shape letters: B rows, A active rows, P places of a path, k nodes per level, T levels, S columns, H hidden, F features,
+D draft vocabulary, N drafted nodes.
 """
 
+from dataclasses import dataclass, replace
+
 import torch
+import torch.nn.functional as F
 
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel, Rotary, grouped_attention
+from ..tree_config import TreeConfig
 from .cache import additive
 from .draft_cache import DraftCache
-from .drafting import Drafter, Entries
+from .drafting import Drafter, Entries, Pool, prefix_mask
+from .ranking import Warp, rank_children
 from .settings import Settings
 from .static_cache import Shelf, fixed, rounded
-from .static_pass import StaticShapes
+from .static_pass import KEPT_SLOTS, StaticShapes
 from .transfer import on_device
+from .tree import DraftTree
 
 
 KEPT_COLUMNS = Shelf()  # by a module that all views of a draft share
+
+
+def forget_storage() -> None:
+    """Free the keys and values that compiled calls left with their models."""
+    KEPT_SLOTS.clear()
+    KEPT_COLUMNS.clear()
 
 
 class StaticDraftCache(DraftCache):
@@ -35,6 +48,7 @@ class StaticDraftCache(DraftCache):
         self.keys, self.values = [fixed(key) for key in self.keys], [fixed(value) for value in self.values]
         self.valid = fixed(self.valid)
         self.rows = fixed(torch.arange(num_rows, device=device)[:, None])
+        self.start = fixed(torch.zeros((), dtype=torch.long, device=device))  # column of the first node
         self.columns = fixed(torch.arange(self.valid.shape[1], device=device))
 
     def reserve(self, columns: int) -> None:
@@ -103,9 +117,83 @@ def level_pass(
     return draft.decode(embeds, hidden, rotary, attend)
 
 
+@dataclass
+class Weights:
+    """
+    What a tree is grown with beside the draft's layers.
+
+    Attributes:
+        embedding: Rows of the target's vocabulary, (V, H).
+        head: Rows of the draft vocabulary where the draft has no head of its own, (D, H).
+        target_ids: Target id of every draft id, (D,); `None`: the same.
+    """
+
+    embedding: torch.Tensor
+    head: torch.Tensor | None
+    target_ids: torch.Tensor | None
+
+
+def tree_pass(
+    draft: Eagle3DraftModel,
+    cache: StaticDraftCache,
+    weights: Weights,
+    sizes: TreeConfig,
+    states: tuple[torch.Tensor, torch.Tensor],
+    roots: torch.Tensor,
+    positions: torch.Tensor,
+    gumbel: torch.Tensor | None,
+    warp: Warp | None,
+) -> tuple[torch.Tensor, ...]:
+    """
+    What `Drafter.grow` does without a planner: tokens, parents, depths, ancestors and scores of a [`DraftTree`].
+
+    Args:
+        states: Fed-back and normed state of each row's newest entry, (B, 1, H).
+        roots, positions: As in `Drafter.grow`, (B,).
+        gumbel: Noise of the T coming steps, (T, B, D); `None` without shared noise.
+        warp: The request's, its numbers as tensors.
+    """
+    top_k, depth, window = sizes.tree_top_k, sizes.tree_depth, draft.config.sliding_window
+    hidden, normed = states
+    dtype, device = hidden.dtype, hidden.device
+    offsets = torch.arange(1, depth + 1, device=device)
+    cos, sin = draft.rotary(positions[:, None] + offsets, dtype)
+
+    def ranked(normed: torch.Tensor, level: int) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = draft.lm_head(normed) if weights.head is None else F.linear(normed, weights.head)
+        if gumbel is not None:
+            logits = logits.float() / warp.temperature
+        plain = None if warp is None else replace(warp, temperature=1.0)
+        scores, ids = rank_children(logits, top_k, None if gumbel is None else gumbel[level], plain)
+        return scores, ids if weights.target_ids is None else weights.target_ids[ids]
+
+    pool = Pool(roots.shape[0], top_k, dtype, device)
+    pool.start(*ranked(normed, 0))
+    hidden = hidden.expand(-1, top_k, -1)
+    for level in range(1, depth):
+        own = pool.expand(top_k)
+        columns = cache.start + torch.arange(pool.columns, device=device)
+        mask = prefix_mask(cache.valid, window, level, dtype).expand(-1, -1, top_k, -1).clone()
+        mask[:, :, :, columns] = own
+        hidden, normed = level_pass(
+            draft,
+            cache,
+            F.embedding(pool.frontier_tokens, weights.embedding).to(dtype),
+            hidden,
+            (cos[:, :, level - 1 : level], sin[:, :, level - 1 : level]),
+            columns[-top_k:],
+            mask,
+        )
+        parents = pool.extend(*ranked(normed, level))
+        if top_k > 1:
+            hidden = hidden.gather(1, parents[:, :, None].expand(-1, -1, hidden.shape[2]))
+    tree = pool.finish(roots, sizes.num_draft_tokens, None)
+    return tree.tokens, tree.parents, tree.depths, tree.ancestors, tree.scores
+
+
 class StaticDrafter(Drafter):
     """
-    A [`Drafter`] whose passes have two shapes.
+    A [`Drafter`] whose passes have few shapes.
 
     Args:
         shapes: Of the call.
@@ -131,6 +219,23 @@ class StaticDrafter(Drafter):
         self.rows = list(range(num_rows))  # original rows of the active ones
         self.stand_ins: torch.Tensor | None = None  # place among the active rows that runs in each row's place, (B,)
         self._entry_pass, self._level_pass = shapes.compiled(entry_pass), shapes.compiled(level_pass)
+        self._tree_pass, self.sizes = shapes.compiled(tree_pass), sizes
+        if self.window is not None:  # as in `grow`
+            self.sizes = sizes.shallower(self.window + 1)
+        self._weights = self._fixed_weights()
+        if self.warp is not None:  # numbers would be compiled in
+            numbers = {"temperature": self.warp.temperature, "top_p": self.warp.top_p}
+            given = {name: torch.tensor(value) for name, value in numbers.items() if value is not None}
+            self._warp = replace(self.warp, **{name: value.to(self.device) for name, value in given.items()})
+
+    def _fixed_weights(self) -> Weights | None:
+        """`None` where the embedding stands on another device than the draft."""
+        embedding = self.target.embedding_weight if self._embedding is None else self._embedding
+        if embedding.device != self.device:
+            return None
+        parts = (embedding, self._head, self.target_ids)
+        # Detached, so that what is marked is ours, not the target's parameter.
+        return Weights(*(None if part is None else fixed(part.detach()) for part in parts))
 
     def select_rows(self, order: list[int]) -> None:
         """Only the active rows at `order` go on; the others' places stay."""
@@ -168,14 +273,13 @@ class StaticDrafter(Drafter):
             numbers = numbers.to(self.device)
             return torch.cat((numbers, numbers[:, -1:] + beyond), dim=1)
 
-        pad = torch.nn.functional.pad
-        tokens = pad(entries.tokens, (0, missing))
+        tokens = F.pad(entries.tokens, (0, missing))
         self.shapes.new_cycle()
         states = self._entry_pass(
             self.draft,
             self.cache,
             self._embed(tokens),
-            pad(entries.features.to(self.device, self.dtype), (0, 0, 0, missing)),
+            F.pad(entries.features.to(self.device, self.dtype), (0, 0, 0, missing)),
             filled(entries.columns),
             filled(entries.positions),
             places < counts[:, None],
@@ -184,9 +288,34 @@ class StaticDrafter(Drafter):
         self._hidden, self._normed = states
         self._width = max(self._width, entries.last_column + 1)
 
+    def grow(self, root_tokens, positions, tree, steps, rows, planner=None) -> DraftTree:
+        """As `Drafter.grow`; without a planner always with all levels, whatever `tree` says."""
+        if planner is not None or self._weights is None:
+            return super().grow(root_tokens, positions, tree, steps, rows, planner)
+        depth = self.sizes.tree_depth
+        with self.stats.phase("draft_forward"):
+            self.cache.start.fill_(self._width)
+            gumbel = None
+            if self.noise is not None:
+                levels = [self.noise.gumbel_at([step + level for step in steps], rows) for level in range(depth)]
+                gumbel = torch.stack([self._everybody(level.to(self.device)) for level in levels])
+            parts = self._tree_pass(
+                self.draft,
+                self.cache,
+                self._weights,
+                self.sizes,
+                (self._everybody(self._hidden), self._everybody(self._normed)),
+                self._everybody(root_tokens.to(self.device)),
+                self._everybody(positions.to(self.device)),
+                gumbel,
+                None if gumbel is None else self._warp,
+            )
+            # The walk needs them after the target's pass, when a CUDA graph's memory may be another's.
+            return DraftTree(*(self._active(part).clone() for part in parts), depth)
+
     def _run_level(self, tokens, hidden, rotary, start: int, mask) -> tuple[torch.Tensor, torch.Tensor]:
         least, width = torch.finfo(self.dtype).min, self.cache.valid.shape[1]
-        mask = torch.nn.functional.pad(mask, (0, width - mask.shape[3]), value=least)
+        mask = F.pad(mask, (0, width - mask.shape[3]), value=least)
         hidden, normed = self._level_pass(
             self.draft,
             self.cache,

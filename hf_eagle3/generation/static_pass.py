@@ -28,8 +28,8 @@ from .tree import DraftTree, padded
 PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 ASKED = "_hf_eagle3_static"  # among the attributes of a call's configuration
 KEPT_SLOTS = Shelf()  # by target
-# Targets that gave `hidden_states` before: for the first ones the host installs hooks under a lock, which cannot be
-# compiled.
+# Targets that gave `hidden_states` before. For the first the host installs hooks under a lock, which dynamo cannot
+# trace, so that pass runs uncompiled.
 _SHOWED_STATES: weakref.WeakSet = weakref.WeakSet()
 
 
@@ -43,9 +43,14 @@ def set_aside(config: GenerationConfig) -> None:
         config.cache_implementation = "dynamic"
 
 
+def asks_for_static(config: GenerationConfig) -> bool:
+    """Whether `set_aside` found something in a call's configuration."""
+    return ASKED in vars(config)
+
+
 def host_cache(model: PreTrainedModel, config: GenerationConfig, model_kwargs: dict) -> StaticCache | None:
     """The empty cache that the host would have made for a call that asks for static shapes; `None` for others."""
-    if not vars(config).get(ASKED):
+    if not asks_for_static(config):
         return None
     embeds = model_kwargs.get("inputs_embeds")
     length = config.max_length - 1 + (0 if embeds is None else embeds.shape[1])
@@ -107,8 +112,7 @@ def static_shapes(model: PreTrainedModel, config: GenerationConfig, model_kwargs
     Raises:
         ValueError: the target or another option does not go with it.
     """
-    cache = host_cache(model, config, model_kwargs)
-    if cache is None:
+    if not asks_for_static(config):
         return None
     mode = static_mode(model)
     if mode.kind != "tree":
@@ -121,7 +125,7 @@ def static_shapes(model: PreTrainedModel, config: GenerationConfig, model_kwargs
             "`output_attentions` with `cache_implementation` 'static' does not go with a draft; leave one out."
         )
     model_kwargs["past_key_values"] = DynamicCache()
-    return StaticShapes(model, config, cache)
+    return StaticShapes(model, config, host_cache(model, config, model_kwargs))
 
 
 def static_mode(model: PreTrainedModel) -> DecodingMode:
@@ -182,11 +186,10 @@ class StaticPass(TreePass):
             whole = whole.select_rows(on_device(stand_ins, whole.tokens.device))
         rows.active = everybody
         try:
-            inputs, given = self._inputs(whole)
+            inputs, _ = self._inputs(whole)  # beside them nothing: layers with hooks are refused
         finally:
             rows.active = active
-        with self.target.layer_inputs.replaced(given):
-            outputs = self.shapes.forward(inputs)
+        outputs = self.shapes.forward(inputs)
         logits, features = outputs.logits[:, :nodes], self.target.features(outputs)[:, :nodes]
         if active != everybody:
             index = on_device(active, logits.device)
