@@ -233,9 +233,9 @@ class StaticDrafter(Drafter):
         embedding = self.target.embedding_weight if self._embedding is None else self._embedding
         if embedding.device != self.device:
             return None
-        parts = (embedding, self._head, self.target_ids)
-        # Detached, so that what is marked is ours, not the target's parameter.
-        return Weights(*(None if part is None else fixed(part.detach()) for part in parts))
+        # Detached, so that what is marked is ours, not the target's parameter. The others are made anew for every
+        # call: a graph copies them in, where for another address it would be recorded again.
+        return Weights(fixed(embedding.detach()), self._head, self.target_ids)
 
     def select_rows(self, order: list[int]) -> None:
         """Only the active rows at `order` go on; the others' places stay."""
