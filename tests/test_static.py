@@ -23,7 +23,7 @@ from transformers import (
     RepetitionPenaltyLogitsProcessor,
 )
 
-from hf_eagle3.generation import cache, static_cache, static_drafting, static_pass, target_pass
+from hf_eagle3.generation import cache, costs, static_cache, static_drafting, static_pass, target_pass
 from hf_eagle3.generation.drafting import Drafter
 from hf_eagle3.generation.static_drafting import StaticDrafter
 from hf_eagle3.generation.tree import DraftTree
@@ -174,9 +174,11 @@ def test_trees_are_those_of_growing_shapes(shape, changes, lengths, sampling):
 def test_auto_drafts_level_by_level():
     target = tiny_target()
     draft = tiny_draft(target).with_tree("auto", num_draft_tokens=40, tree_depth=4, tree_top_k=6)
+    costs.forget_costs()
     stats = assert_same(target, draft, left_padded([13, 4, 9]), max_new_tokens=60, **SAMPLING, **STATIC)
     assert len({choice.levels for choice in stats.choices}) > 1
     assert {choice.nodes + 1 for choice in stats.choices} <= {1, 8, 24, 41}
+    assert {entry["static"] for entry in costs.relative_costs(target, draft.midlayer)} == {True}
 
 
 # -- every node -------------------------------------------------------------------------------------------------------
@@ -505,6 +507,15 @@ def test_storage_is_used_again_and_goes_with_its_target():
     torch._dynamo.reset()
     gc.collect()
     assert len(static_pass.KEPT_SLOTS._pieces) == 0
+
+
+def test_what_an_earlier_call_had_still_to_move_is_forgotten():
+    target, counted = tiny_target(), Counted()
+    draft = tiny_draft(target)
+    for length in (9, 60):
+        call = {**left_padded([length]), "max_new_tokens": 10, **GREEDY}
+        ours = target.generate(**call, assistant_model=draft, **counted.options)
+        assert ours.tolist() == target.generate(**call).tolist()
 
 
 def test_nan_of_an_earlier_call_does_not_stay():
