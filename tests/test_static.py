@@ -512,10 +512,12 @@ def test_storage_is_used_again_and_goes_with_its_target():
 def test_what_an_earlier_call_had_still_to_move_is_forgotten():
     target, counted = tiny_target(), Counted()
     draft = tiny_draft(target)
+    options = {"max_new_tokens": 10, "return_dict_in_generate": True, "output_logits": True, **GREEDY}
     for length in (9, 60):
-        call = {**left_padded([length]), "max_new_tokens": 10, **GREEDY}
-        ours = target.generate(**call, assistant_model=draft, **counted.options)
-        assert ours.tolist() == target.generate(**call).tolist()
+        ours = target.generate(**left_padded([length]), **options, assistant_model=draft, **counted.options)
+        plain = target.generate(**left_padded([length]), **options)
+        for one, other in zip(ours.logits, plain.logits, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
 def test_nan_of_an_earlier_call_does_not_stay():
@@ -582,10 +584,16 @@ def test_refusals_name_option_value_and_remedy(name, options, message):
         target.generate(**left_padded([9]), max_new_tokens=5, assistant_model=tiny_draft(target), **options, **GREEDY)
 
 
-def test_layers_that_are_given_biases_by_hooks_are_refused():
-    target = tiny_model("bloom")
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("bloom", "hooks on its layers"), ("deepseek_v32", "DynamicIndexedLayer hold more than slots")],
+)
+def test_layers_that_are_more_than_slots_are_refused(name, reason):
+    if name == "deepseek_v32" and not NEWER:
+        pytest.skip("this transformers keeps the indexer's keys elsewhere")
+    target = tiny_model(name)
     draft = tiny_draft(target, tokens=torch.arange(3, 9))
-    with pytest.raises(ValueError, match="'static' does not go with a draft on BloomForCausalLM: hooks"):
+    with pytest.raises(ValueError, match=rf"'static' does not go with a draft on {type(target).__name__}: .*{reason}"):
         target.generate(**left_padded([9]), max_new_tokens=5, assistant_model=draft, **GREEDY, **STATIC)
 
 
