@@ -512,12 +512,12 @@ def test_storage_is_used_again_and_goes_with_its_target():
 def test_what_an_earlier_call_had_still_to_move_is_forgotten():
     target, counted = tiny_target(), Counted()
     draft = tiny_draft(target)
-    options = {"max_new_tokens": 10, "return_dict_in_generate": True, "output_logits": True, **GREEDY}
-    for length in (9, 60):
-        ours = target.generate(**left_padded([length]), **options, assistant_model=draft, **counted.options)
-        plain = target.generate(**left_padded([length]), **options)
-        for one, other in zip(ours.logits, plain.logits, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
+    target.generate(**left_padded([9]), max_new_tokens=10, assistant_model=draft, **GREEDY, **counted.options)
+    longer = {**left_padded([60]), "max_new_tokens": 10, "return_dict_in_generate": True, "output_logits": True}
+    plain = target.generate(**longer, **GREEDY)
+    ours = target.generate(**longer, **GREEDY, assistant_model=draft, **counted.options)
+    for one, other in zip(ours.logits, plain.logits, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
 
 
 def test_nan_of_an_earlier_call_does_not_stay():
