@@ -11,6 +11,7 @@ import hf_eagle3
 from hf_eagle3.benchmarks import simulated
 from hf_eagle3.benchmarks.simulated import deepest_path, main, measure, simulated_acceptance
 from hf_eagle3.generation import tree as trees
+from hf_eagle3.generation.attention import take_tree_masks
 
 
 SIZES = {"num_draft_tokens": 12, "tree_depth": 4, "tree_top_k": 3}
@@ -92,6 +93,7 @@ def test_what_is_compiled(compiled, graphs):
     """Plain generate's step; our verification, absorbing and one level."""
     torch._dynamo.reset()
     target, draft = simulated.random_pair("tiny", torch.device("cpu"), torch.float32)
+    take_tree_masks(target.config._attn_implementation)  # else plain generate is compiled again after it
     found = []
 
     def backend(graph, example_inputs):

@@ -158,7 +158,8 @@ def measure(
     Args:
         tau: Tokens per cycle to simulate, between 1 and the tree's levels + 1.
         new_tokens: Per call; the prompt's pass is measured by calls of one token, and taken off.
-        repetitions: Rounds, each plain and with the draft; one more before them is not counted.
+        repetitions: Rounds, each plain and with the draft. One more before them is not counted; two where something is
+            compiled, since the first use of a draft wraps the attention and plain generate is compiled anew.
         compiled: What is compiled, over static shapes: "none", "plain" generate, or "both".
         compile_config: How, if not as the host does it on an accelerator. It is compiled on a CPU as well.
 
@@ -182,7 +183,7 @@ def measure(
         def call(count: int, **options) -> float:
             return timed(target, inputs, 0, max_new_tokens=count, do_sample=False, **options)[1]
 
-        for repetition in range(repetitions + 1):
+        for repetition in range(-(1 if compiled == "none" else 2), repetitions):
             round_ = {
                 "prompt": call(1, **plain_options),
                 "plain": call(new_tokens, **plain_options),
@@ -190,7 +191,7 @@ def measure(
             }
             with record() as stats:
                 round_["drafted"] = call(new_tokens, assistant_model=draft, **draft_options)
-            if repetition == 0:
+            if repetition < 0:
                 continue
             for name, value in round_.items():
                 seconds[name].append(value)
