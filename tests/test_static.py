@@ -10,9 +10,10 @@ import gc
 
 import pytest
 import torch
-from architectures import NEWER, tiny_model
+from architectures import NEWER, architecture_names, tiny_model
 from models import left_padded, tiny_draft, tiny_target
 from node_criterion import worst_node_error
+from test_architectures import REFUSED, model_or_skip, prompts
 from test_generate import SAMPLING, assert_same
 from test_node_criterion import TOLERANCE, without_padding, without_raggedness, without_tree, without_window
 from transformers import (
@@ -125,6 +126,21 @@ def test_other_ways_in():
     assert_same(target, draft, left_padded([9]), max_new_tokens=20, num_return_sequences=3, **SAMPLING, **STATIC)
     short = {"input_ids": torch.tensor([[1]])}
     assert_same(target, draft, short, max_new_tokens=20, **GREEDY, **STATIC)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", [name for name in architecture_names() if name not in REFUSED])
+def test_text_is_identical_or_the_architecture_refused(name):
+    target = model_or_skip(name)
+    draft = tiny_draft(target, tokens=torch.arange(3, 9))
+    for lengths in prompts(name):
+        call = {**left_padded(lengths), "max_new_tokens": 24, **GREEDY}
+        if static_pass.static_mode(target).kind != "tree":
+            with pytest.raises(ValueError, match=r"'static' does not go with a draft on .* Leave it out"):
+                target.generate(**call, assistant_model=draft, **STATIC)
+            return
+        plain = target.generate(**call)
+        assert target.generate(**call, assistant_model=draft, **STATIC).tolist() == plain.tolist()
 
 
 # -- the draft, which the text cannot show ----------------------------------------------------------------------------
@@ -280,6 +296,19 @@ def test_auto_compiles_few_graphs():
         assert ours.tolist() == plain.tolist()
     # The draft's two, and the target's for its first number of nodes, for any other, and for a single one.
     assert counted.graphs <= 2 + 3
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "name",
+    ["gpt_oss", "deepseek_v3", "gemma2[softcap]", "opt", "phi3", "cohere2", "qwen3", "mixtral", "gemma3", "gpt2"],
+)
+def test_no_graph_breaks_in_other_architectures(name):
+    target, counted = tiny_model(name), Counted()
+    draft, call = tiny_draft(target, tokens=torch.arange(3, 9)), {**left_padded([13, 4, 9]), "max_new_tokens": 24}
+    ours = target.generate(**call, **GREEDY, assistant_model=draft, **counted.options)
+    assert ours.tolist() == target.generate(**call, **GREEDY).tolist()
+    assert counted.graphs == 3
 
 
 def test_a_python_number_in_a_pass_would_be_seen(monkeypatch):
