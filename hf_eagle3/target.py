@@ -287,7 +287,11 @@ class Target:
 
     def on_input_device(self, ids: torch.Tensor) -> torch.Tensor:
         """Where the host puts its inputs; a model that is offloaded as a whole takes them from anywhere."""
-        return ids if self.model.device.type == "meta" else ids.to(self.model.device)
+        return ids if self._device.type == "meta" else ids.to(self._device)
+
+    @cached_property
+    def _device(self) -> torch.device:
+        return self.model.device
 
     @cached_property
     def embedding_weight(self) -> torch.Tensor:

@@ -189,7 +189,8 @@ class TreePass:
 
     def keep(self, nodes: torch.Tensor, counts: list[int]) -> None:
         """Commit each row's path `nodes` (A, T + 1), the root first."""
-        self.cache.keep(self.write, self.lengths, nodes)
+        if nodes.shape[1] > 1 or min(self.rows.cached_columns) < self.write:  # else roots that stand where they belong
+            self.cache.keep(self.write, self.lengths, nodes)
 
     def select_rows(self, kept: list[int], drop: bool) -> None:
         """Only the active rows at `kept` go on; `drop`: nobody will ask for the others' keys and values."""

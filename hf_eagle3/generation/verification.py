@@ -55,6 +55,8 @@ def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
 
 def accepted_nodes(tree: DraftTree, walk: Walk, counts: torch.Tensor) -> torch.Tensor:
     """Which nodes the first `counts` (A,) draft tokens of each row's path are, (A, N + 1) bool; never the root."""
+    if tree.num_draft_tokens == 0:
+        return torch.zeros_like(tree.tokens, dtype=torch.bool)
     is_taken = torch.arange(walk.nodes.shape[1], device=counts.device) <= counts[:, None]
     out = torch.zeros_like(tree.tokens, dtype=torch.bool)
     out.scatter_(1, walk.nodes.to(out.device) * is_taken, True)
