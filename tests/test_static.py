@@ -23,11 +23,13 @@ from transformers import (
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
 )
+from transformers.cache_utils import DynamicLayer
 
 from hf_eagle3.generation import cache, costs, static_cache, static_drafting, static_pass, target_pass
 from hf_eagle3.generation.drafting import Drafter
 from hf_eagle3.generation.static_drafting import StaticDrafter
 from hf_eagle3.generation.tree import DraftTree
+from hf_eagle3.target import DynamicIndexedLayer
 
 
 TARGETS = ("llama", "qwen3", "mixtral", "gemma3", "mistral", "gpt2")
@@ -526,9 +528,8 @@ def test_storage_is_used_again_and_goes_with_its_target():
             options = {"max_new_tokens": new_tokens, "assistant_model": draft, **GREEDY}
             target.generate(**left_padded([9]), **options, **counted.options)
         assert found[0] is found[1]
-        target.generate(**left_padded([9, 4]), max_new_tokens=10, assistant_model=draft, **GREEDY, **counted.options)
         target.generate(**left_padded([9]), max_new_tokens=200, assistant_model=draft, **GREEDY, **counted.options)
-        assert found[3] is not found[0]
+        assert found[2] is not found[0]
         target.generate(**left_padded([9]), max_new_tokens=10, assistant_model=draft, **GREEDY, **STATIC)
     assert len(static_pass.KEPT_SLOTS._pieces) == 1
     del target
@@ -618,7 +619,7 @@ def test_refusals_name_option_value_and_remedy(name, options, message):
     [("bloom", "hooks on its layers"), ("deepseek_v32", "DynamicIndexedLayer hold more than slots")],
 )
 def test_layers_that_are_more_than_slots_are_refused(name, reason):
-    if name == "deepseek_v32" and not NEWER:
+    if name == "deepseek_v32" and not issubclass(DynamicIndexedLayer, DynamicLayer):
         pytest.skip("this transformers keeps the indexer's keys elsewhere")
     target = tiny_model(name)
     draft = tiny_draft(target, tokens=torch.arange(3, 9))
