@@ -30,6 +30,7 @@ from hf_eagle3.generation.static_drafting import StaticDrafter
 from hf_eagle3.generation.tree import DraftTree
 
 
+INDEXED = "(DynamicIndexedLayer hold more than slots|attention kinds)"  # with a newer host, with an older
 TARGETS = ("llama", "qwen3", "mixtral", "gemma3", "mistral", "gpt2")
 PROMPTS = ([9], [13, 4, 9])
 STATIC = {"cache_implementation": "static"}
@@ -526,9 +527,8 @@ def test_storage_is_used_again_and_goes_with_its_target():
             options = {"max_new_tokens": new_tokens, "assistant_model": draft, **GREEDY}
             target.generate(**left_padded([9]), **options, **counted.options)
         assert found[0] is found[1]
-        target.generate(**left_padded([9, 4]), max_new_tokens=10, assistant_model=draft, **GREEDY, **counted.options)
         target.generate(**left_padded([9]), max_new_tokens=200, assistant_model=draft, **GREEDY, **counted.options)
-        assert found[3] is not found[0]
+        assert found[2] is not found[0]
         target.generate(**left_padded([9]), max_new_tokens=10, assistant_model=draft, **GREEDY, **STATIC)
     assert len(static_pass.KEPT_SLOTS._pieces) == 1
     del target
@@ -615,11 +615,11 @@ def test_refusals_name_option_value_and_remedy(name, options, message):
 
 @pytest.mark.parametrize(
     ("name", "reason"),
-    [("bloom", "hooks on its layers"), ("deepseek_v32", "DynamicIndexedLayer hold more than slots")],
+    [("bloom", "hooks on its layers"), ("deepseek_v32", INDEXED)],
 )
 def test_layers_that_are_more_than_slots_are_refused(name, reason):
-    if name == "deepseek_v32" and not NEWER:
-        pytest.skip("this transformers keeps the indexer's keys elsewhere")
+    if name not in architecture_names():
+        pytest.skip(f"this transformers has no {name}")
     target = tiny_model(name)
     draft = tiny_draft(target, tokens=torch.arange(3, 9))
     with pytest.raises(ValueError, match=rf"'static' does not go with a draft on {type(target).__name__}: .*{reason}"):

@@ -58,7 +58,7 @@ class Marks:
         """Marks for `num_rows` rows, with nothing to move."""
         path = torch.arange(path_length, device=device).repeat(num_rows, 1)
         return cls(
-            rows=torch.arange(num_rows, device=device)[:, None],
+            rows=fixed(torch.arange(num_rows, device=device)[:, None]),
             write=fixed(torch.arange(room, device=device)),
             origin=fixed(path),
             goal=fixed(path.clone()),
@@ -105,7 +105,7 @@ class StaticSlots(Cache):
     Storage for the keys and values of a target's layers.
 
     Args:
-        shapes: A tensor like each layer's keys and one like its values; their columns do not count.
+        like: A cache with layers like these; how many columns it holds does not count.
         num_rows: B.
         num_slots: S.
         path_length: P, most nodes that a row commits in a cycle.
