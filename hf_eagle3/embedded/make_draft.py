@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument(
         "--answers", type=int, nargs=2, default=(7000, 11000), help="prompts answered before each run of training"
     )
-    parser.add_argument("--max-steps", type=int, nargs=2, default=(1500, 1800), help="of each run")
+    parser.add_argument("--max-steps", type=int, nargs=2, default=(1500, 1250), help="of each run")
     parser.add_argument(
         "--steps",
         type=int,
