@@ -1,27 +1,29 @@
-"""What passes cost here: seconds of verifying n nodes and of drafting d levels, measured in use and then frozen.
+"""What passes cost here: seconds of passes by the tokens they run, measured in use and then frozen.
 
 One table per (target, draft), and in it per device, dtype, number of rows and length of context, the last two in
-buckets. A size counts once it was timed `SAMPLES` times after a warm-up; from then on its timing never changes,
-so that a choice made from the table is reproducible. Does not know trees.
+buckets. A size counts once it was timed `SAMPLES` times after a warm-up; after `MOST_SAMPLES` its median never changes
+again, so that choices made from the table are reproducible. Does not know trees.
 """
 
 import weakref
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from itertools import accumulate
+from statistics import median
 
 import torch
 from torch import nn
 
 
-WARM_UPS, SAMPLES = 1, 3
+WARM_UPS, SAMPLES, MOST_SAMPLES = 1, 3, 9
 OPTIMISM = 0.5  # of the slope beyond the sizes measured: enough to try the next, and measure it
+NEAR = 2  # a size measured tells what others cost, up to so many times as large or as small
 
 
 @dataclass
 class CostCurve:
     """
-    Seconds as a function of a size: piecewise linear between sizes measured.
+    Seconds as a function of a size, in tokens: piecewise linear between sizes measured.
 
     Attributes:
         points: Seconds of the sizes measured.
@@ -33,13 +35,20 @@ class CostCurve:
     _seconds: list[float] = field(default_factory=list)
 
     def add(self, size: int, seconds: float) -> None:
-        """One timing; ignored once the size is measured."""
-        if size in self.points:
+        """One timing; ignored once the size is frozen."""
+        if self.is_frozen(size):
             return
         timings = self._timings.setdefault(size, [])
         timings.append(seconds)
-        if len(timings) == WARM_UPS + SAMPLES:
-            self.points[size] = min(self._timings.pop(size)[WARM_UPS:])
+        if len(timings) >= WARM_UPS + SAMPLES:
+            self.points[size] = median(timings[WARM_UPS:])
+            self._sizes = []
+        if len(timings) == WARM_UPS + MOST_SAMPLES:
+            del self._timings[size]
+
+    def is_frozen(self, size: int) -> bool:
+        """Whether further timings of `size` are ignored."""
+        return size in self.points and size not in self._timings
 
     def __call__(self, size: int) -> float:
         """Seconds at `size`; infinite while nothing is measured."""
@@ -47,12 +56,16 @@ class CostCurve:
         if not known:
             return float("inf")
         if size <= known[0]:
-            return seconds[0]
+            return max(seconds[0] - self.slope(known[0]) * (known[0] - size), seconds[0] * size / known[0])
         place = bisect_left(known, size)
         if place < len(known):
             share = (size - known[place - 1]) / (known[place] - known[place - 1])
             return seconds[place - 1] + share * (seconds[place] - seconds[place - 1])
         return seconds[-1] + self.slope(known[-1]) * OPTIMISM * (size - known[-1])
+
+    def covers(self, size: int) -> bool:
+        """Whether something near `size` is measured."""
+        return any(known <= NEAR * size and size <= NEAR * known for known in self.points)
 
     def slope(self, size: int) -> float:
         """Seconds per unit around `size`, never negative."""
@@ -74,13 +87,17 @@ class CostCurve:
 @dataclass
 class CostTable:
     """
+    Sizes are tokens of all rows together: rows differ in number from cycle to cycle.
+
     Attributes:
-        verify: Of a target pass over n tokens, the root included, and of choosing and committing; 1 is a plain step.
-        draft: Of drafting d levels.
+        verify: Of a target pass over so many tokens, the roots included, and of choosing and committing.
+        first: Of reading what was committed and drafting the first level, by rows.
+        level: Of drafting one level more, by nodes expanded.
     """
 
     verify: CostCurve = field(default_factory=CostCurve)
-    draft: CostCurve = field(default_factory=lambda: CostCurve({0: 0.0}))
+    first: CostCurve = field(default_factory=CostCurve)
+    level: CostCurve = field(default_factory=CostCurve)
 
 
 # By target, then by a module that all views of a draft share.
@@ -103,29 +120,37 @@ def cost_table(target: nn.Module, draft: nn.Module, num_rows: int, context: int,
     tables = by_draft.setdefault(draft, {})
     weight = next(target.parameters())
     machine = (weight.device, weight.dtype, torch.get_num_threads())
-    key = (*machine, bucket(num_rows, 1, 2), bucket(context, 512, 4), is_static)
+    key = (*machine, bucket(num_rows, 1, 4), bucket(context, 512, 4), is_static)
     return tables.setdefault(key, CostTable())
 
 
 def relative_costs(target: nn.Module, draft: nn.Module) -> list[dict]:
     """
-    What was measured for a pair, in plain steps: one entry per device, dtype, rows and context where the plain step
-    itself is measured. `draft` is what the tables are kept by.
+    What was measured for a pair: one entry per device, dtype, rows and context, the last two "up to". `verify`,
+    `first` and `level` are those of a [`CostTable`], in steps of plain decoding: of the smallest pass measured.
+
+    Args:
+        draft: What the tables are kept by.
     """
     found = []
     for (device, dtype, _, rows, context, is_static), table in _tables.get(target, {}).get(draft, {}).items():
-        if (step := table.verify.points.get(1)) is not None:
-            found.append(
-                {
-                    "device": str(device),
-                    "dtype": str(dtype).removeprefix("torch."),
-                    "rows": rows,
-                    "context": context,
-                    "static": is_static,
-                    "verify": {size: seconds / step for size, seconds in sorted(table.verify.points.items())},
-                    "draft": {levels: seconds / step for levels, seconds in sorted(table.draft.points.items())},
-                }
-            )
+        if not table.verify.points:
+            continue
+        step = table.verify.points[min(table.verify.points)]
+        curves = {"verify": table.verify, "first": table.first, "level": table.level}
+        found.append(
+            {
+                "device": str(device),
+                "dtype": str(dtype).removeprefix("torch."),
+                "rows": rows,
+                "context": context,
+                "static": is_static,
+                **{
+                    name: {size: seconds / step for size, seconds in sorted(curve.points.items())}
+                    for name, curve in curves.items()
+                },
+            }
+        )
     return found
 
 

@@ -217,8 +217,9 @@ class Generation:
 
     def _begin_planned(self, depth: int) -> int:
         rows, is_static = self.rows, self.static is not None
-        costs = cost_table(self.model, self.draft.midlayer, len(rows.active), max(rows.cached_columns), is_static)
-        depth = self.planner.begin(costs, depth, self.stats.phase_seconds)
+        num_rows = rows.num_rows if is_static else len(rows.active)
+        costs = cost_table(self.model, self.draft.midlayer, num_rows, max(rows.cached_columns), is_static)
+        depth = self.planner.begin(costs, num_rows, depth, self.stats.phase_seconds)
         if self.drafter.device.type != "cpu":  # where kernels run on, only a synchronised cycle shows what it costs
             self.stats.synchronize = self.is_timed or self.planner.is_measuring
         return depth
@@ -228,7 +229,7 @@ class Generation:
         if self.planner is not None and self.planner.is_underway:
             is_timed = self.stats.synchronize or self.drafter.device.type == "cpu"
             accepted = accepted_nodes(tree, walk, on_device(plan.accepted, tree.tokens.device))
-            self.planner.end(tree.scores, accepted, plan.accepted, self.stats.phase_seconds if is_timed else None)
+            self.planner.end(tree, accepted, plan.accepted, is_timed)
 
     def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk:
         """Tokens chosen along the tree, on the device where plain generate chooses them."""
@@ -265,7 +266,8 @@ class Generation:
         rows = self.rows
         if self.noise is not None and not self.lockstep and max(rows.steps) - min(rows.steps) > self.noise.max_skew:
             walk.hold_back()
-        draft_nan = tree.scores.isnan().any(dim=1).to(walk.counts.device)
+        said = tree.scores if tree.log_probs is None else tree.log_probs
+        draft_nan = said.isnan().any(dim=1).to(walk.counts.device)
         packed = torch.cat((walk.tokens, torch.stack((walk.counts, walk.is_nan, draft_nan), dim=1)), dim=1).tolist()
         self._refuse_nan(packed)
         chosen = [row[-3] for row in packed]

@@ -24,6 +24,7 @@ from .cache import additive
 from .draft_cache import DraftCache, DraftState
 from .noise import StepNoise
 from .planning import AutoPlanner
+from .pool import Pool
 from .ranking import Warp, rank_children, truncated
 from .stats import SpeculationStats
 from .transfer import on_device
@@ -241,7 +242,7 @@ class Drafter:
             prefix = self._prefix_mask(active, 1)
             logits = self._logits(self._normed)
         with self.stats.phase("tree"):
-            pool = Pool(active, top_k, self.dtype, self.device)
+            pool = Pool(active, top_k, self.dtype, self.device, planner)
             pool.start(*self._ranked(logits, top_k, steps, rows, 0))
             hidden = self._hidden.expand(-1, top_k, -1)
         for level in range(1, depth):
@@ -260,7 +261,7 @@ class Drafter:
                 if top_k > 1:
                     hidden = hidden.gather(1, parents[:, :, None].expand(-1, -1, hidden.shape[2]))
         with self.stats.phase("tree"):
-            return pool.finish(root_tokens, tree.num_draft_tokens, planner)
+            return pool.finish(root_tokens, tree.num_draft_tokens)
 
     def _run_level(self, tokens, hidden, rotary, start: int, mask) -> tuple[torch.Tensor, torch.Tensor]:
         """(fed-back states, logits) of nodes (A, k) below states (A, k, H); their keys go to columns `start` on."""
@@ -343,76 +344,3 @@ class Drafter:
         self.cache.select_rows(index)
         if self._hidden is not None:
             self._hidden, self._normed = self._hidden[index], self._normed[index]
-
-
-class Pool:
-    """All nodes seen while drafting, level by level, and the frontier: the best k, some of which are expanded next."""
-
-    def __init__(self, rows: int, top_k: int, dtype: torch.dtype, device: torch.device):
-        self.rows, self.top_k = rows, top_k
-        self.own = torch.full((top_k, top_k), torch.finfo(dtype).min, dtype=dtype, device=device).fill_diagonal_(0)
-        self.columns = 0  # of the draft's cache: nodes expanded so far
-        self.size = self.levels = 0  # nodes seen, levels
-
-    def start(self, scores: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Level 1: the root's children, scores and tokens (A, 1, k)."""
-        self.frontier_scores, self.frontier_tokens = scores[:, 0], tokens[:, 0]
-        self.frontier_pool = torch.arange(self.top_k, device=tokens.device).expand(self.rows, -1)
-        self.seen = self.own.new_zeros(self.rows, 1, self.top_k, 0)  # (A, 1, k, columns): what is above each
-        self.tokens, self.scores, self.parents, self.depths = [], [], [], []
-        self._add(self.frontier_tokens, self.frontier_scores, torch.full_like(self.frontier_tokens, -1))
-
-    def _add(self, tokens: torch.Tensor, scores: torch.Tensor, parents: torch.Tensor) -> None:
-        self.levels += 1
-        self.tokens.append(tokens)
-        self.scores.append(scores)
-        self.parents.append(parents)
-        self.depths.append(torch.full_like(tokens[0], self.levels))
-        self.size += tokens.shape[1]
-
-    def expand(self, width: int) -> torch.Tensor:
-        """Take the frontier's best `width` nodes; returns which nodes each of them sees, (A, 1, width, columns)."""
-        self.frontier_scores, self.frontier_tokens, self.frontier_pool = (
-            x[:, :width] for x in (self.frontier_scores, self.frontier_tokens, self.frontier_pool)
-        )
-        own = self.own[:width, :width].expand(self.rows, 1, -1, -1)
-        self.mask = torch.cat((self.seen[:, :, :width], own), dim=3)
-        self.columns += width
-        return self.mask
-
-    def extend(self, scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """
-        Children (A, width, k) of what was expanded; the best k are the next frontier. Returns their parents' places
-        (A, k).
-        """
-        top_k = scores.shape[2]
-        scores = (self.frontier_scores[:, :, None] + scores).flatten(1)
-        tokens, offset = tokens.flatten(1), self.size
-        self._add(tokens, scores, self.frontier_pool.repeat_interleave(top_k, dim=1))
-        if top_k == 1:
-            best = parents = torch.zeros_like(tokens)
-            self.frontier_scores, self.frontier_tokens, self.seen = scores, tokens, self.mask
-        else:
-            self.frontier_scores, best = scores.topk(top_k, dim=1)
-            self.frontier_tokens, parents = tokens.gather(1, best), best // top_k
-            self.seen = self.mask.gather(2, parents[:, None, :, None].expand(-1, -1, -1, self.columns))
-        self.frontier_pool = offset + best
-        return parents
-
-    def finish(self, root_tokens: torch.Tensor, num_draft_tokens: int, planner: AutoPlanner | None) -> trees.DraftTree:
-        """The best `num_draft_tokens` of all nodes seen, or as many as the planner wants."""
-        tokens, scores = torch.cat(self.tokens, dim=1), torch.cat(self.scores, dim=1)
-        if self.top_k == 1:
-            length = self.size if planner is None else planner.num_nodes(scores, self.levels)
-            return trees.chain(root_tokens, tokens[:, :length], scores[:, :length])
-        best = trees.best_first(scores)
-        wanted = num_draft_tokens if planner is None else planner.num_nodes(best.values, self.levels)
-        return trees.kept_nodes(
-            root_tokens,
-            tokens,
-            torch.cat(self.parents, dim=1),
-            torch.cat(self.depths),
-            scores,
-            best.indices[:, :wanted],
-            self.levels,
-        )

@@ -1,35 +1,36 @@
 """How much to draft, cycle by cycle: the tree mode "auto".
 
 A node's chance of being reached is what it adds to the tokens of a cycle; verifying one node more and drafting one
-level more cost time. Depth, width and number of nodes are those of the most expected tokens per second, down to none
-at all: then plain steps run for a while, and drafting is tried again. Nothing chosen here can change the text.
-
-Chances are the draft's own cumulative scores, corrected by how often nodes of such a score were accepted in this call.
+level more cost time. Depth, width and number of nodes are those that are worth their time at the rate of tokens per
+second reached so far, down to none at all: then plain steps run for a while, and drafting is tried again. Nothing
+chosen here can change the text.
 
 Shape letters: A active rows, k nodes of a level, M nodes seen while drafting, N drafted nodes.
 """
 
+import time
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 
 from ..tree_config import TreeConfig
-from .costs import CostTable
+from .calibration import Calibration
+from .costs import CostCurve, CostTable
+from .tree import DraftTree
 
 
-# Passes of so many tokens, the root included, are considered: few sizes, so that each gets measured.
+# Passes of so many tokens per row, the root included, and levels of so many nodes are considered: few sizes, so that
+# each gets measured.
 PASS_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 20, 24, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
 FEW_SIZES = (1, 8, 24)  # and the largest, where each size is compiled
 FIRST_SIZE = 8  # measured first, and then the plain step
-EDGES = [0.02 * 1.35**i for i in range(22)]  # between the buckets of -log-scores: chances of 0.98 down to 2e-5
-PRIOR_WEIGHT = 4.0  # observations that the draft's own estimate counts for
-# Greedy decoding takes a likely token more often than its probability says. Measured on two pairs: at T=0 nodes of
-# 0.17, 0.33 and 0.5 were accepted 0.35 to 0.42, 0.67 to 0.82 and 0.84 to 0.97 times; when sampling as often as told.
-GREEDY_EXPONENT = 0.6
+FIRST_WIDTHS = (4, 1)  # of levels 1, 2, 1, 2, ... meanwhile
+FIRST_LEVELS = 4  # no more of them than give that size
+GOES_ON = 0.8  # chance that a path goes on past a level, assumed at first
 SMOOTHING = 0.8
 FIRST_PAUSE, LONGEST_PAUSE = 8, 256  # plain steps between tries
-HOPE, LESS_HOPE = 1.5, 1.05  # gain taken for granted at first, and at further tries
+HOPE, LESS_HOPE = 1.2, 1.02  # gain taken for granted at first, and at further tries
+STRAGGLERS = 1.1  # a batch runs until its slowest row has ended: so much more must a row gain on average
 
 
 def few_sizes(largest: int) -> tuple[int, ...]:
@@ -37,33 +38,25 @@ def few_sizes(largest: int) -> tuple[int, ...]:
     return (*(size for size in FEW_SIZES if size < largest), largest)
 
 
-class Reliability:
-    """Chance that a node of a given cumulative log-score is accepted, learnt from the nodes verified so far."""
-
-    def __init__(self, device: torch.device, is_greedy: bool):
-        self.edges = torch.tensor(EDGES, device=device)
-        centers = torch.tensor([EDGES[0] / 2, *((a + b) / 2 for a, b in pairwise(EDGES)), 20.0])
-        self.seen = torch.full_like(centers, PRIOR_WEIGHT, device=device)
-        self.accepted = (-centers * (GREEDY_EXPONENT if is_greedy else 1.0)).exp().to(device) * self.seen
-
-    def __call__(self, scores: torch.Tensor) -> torch.Tensor:
-        """Chances for log-scores of any shape."""
-        return (self.accepted / self.seen)[torch.bucketize(-scores.float(), self.edges)]
-
-    def observe(self, scores: torch.Tensor, accepted: torch.Tensor) -> None:
-        """Scores of verified nodes and which of them were accepted, equal shapes."""
-        places = torch.bucketize(-scores.float().flatten(), self.edges)
-        self.seen.index_add_(0, places, torch.ones_like(places, dtype=self.seen.dtype))
-        self.accepted.index_add_(0, places, accepted.flatten().to(self.accepted.dtype))
-
-
 @dataclass(frozen=True)
 class Choice:
-    """One cycle: levels drafted, nodes verified, and the tokens per row that were expected of it."""
+    """
+    One cycle.
+
+    Attributes:
+        levels, nodes: Drafted and verified; none in a plain step.
+        expected_tokens: Per row.
+        verification, drafting: What that costs in steps of plain decoding; `None` while it is being measured.
+    """
 
     levels: int
     nodes: int
     expected_tokens: float
+    verification: float | None = None
+    drafting: float | None = None
+
+
+PLAIN_STEP = Choice(0, 0, 1.0, 1.0, 0.0)
 
 
 class AutoPlanner:
@@ -72,8 +65,8 @@ class AutoPlanner:
 
     Args:
         sizes: The largest tree allowed.
-        device: The draft's. On a CPU scores are read as they come; elsewhere, where reading stalls the device, depth
-            and nodes follow from the cycles before.
+        device: The draft's. On a CPU scores are read as they come; elsewhere, where reading stalls the device, the
+            choices follow from the cycles before.
         is_greedy: Whether the call takes the most likely tokens.
         pass_sizes: Passes of so many tokens are considered.
         is_static: Whether a level is expanded whole or not at all, since its width cannot change.
@@ -89,142 +82,191 @@ class AutoPlanner:
     ):
         self.sizes, self.pass_sizes, self.is_static = sizes, pass_sizes, is_static
         self.reads_scores = device.type == "cpu"
-        self.reliability = Reliability(device, is_greedy)
+        self.calibration = Calibration(device, is_greedy)
         self.first_size = max(size for size in pass_sizes if size <= min(FIRST_SIZE, sizes.num_draft_tokens + 1))
-        self.costs = CostTable()
+        self.costs, self.num_rows = CostTable(), 1
+        self.is_exploring = True
         self.choices: list[Choice] = []
         self._curve: torch.Tensor | None = None  # expected accepted tokens by nodes, of the latest draft, (N,)
         self._past_curve: list[float] = []  # the same, smoothed over cycles and on the host
-        self._reached = [1.0] * sizes.tree_depth  # smoothed share of cycles that accept more than l tokens
-        self._persistence = 1.0  # smoothed chance of a level over the chance of the level before
+        self._levels_chances: list[list[float]] = []  # of past frontiers, smoothed, where scores are not read
+        self._frontiers: list[torch.Tensor] = []  # mean chances of this draft's, (k,)
+        self._went_on = self._could_go_on = 0.0  # how often a path went on past a level, fading
+        self._usual_nodes = self.first_size - 1
         self._gain = HOPE  # smoothed rate of drafting over the rate of plain steps
         self._rate = 0.0  # smoothed expected tokens per second
         self._pause, self._plain_left = FIRST_PAUSE, 0
-        self._levels, self._nodes = 0, 0
-        self._began: dict[str, float] | None = None  # seconds per phase when the cycle began
-
-    @property
-    def is_exploring(self) -> bool:
-        """Whether the sizes that everything is compared with are still being measured."""
-        return not {1, self.first_size} <= self.costs.verify.points.keys()
+        self._levels, self._nodes, self._seen = 0, 0, 0
+        self._widths: list[int] = []  # of this cycle's levels
+        self._phases: dict[str, float] | None = None  # seconds per phase
+        self._began: float | None = None  # when the cycle did
+        self._mark = 0.0  # seconds of drafting up to the latest level
+        self._drafting = 0.0  # and those of this cycle
+        self._timings: list[tuple[CostCurve, int, float]] = []
+        self._is_new = True  # whether the last cycle ran passes whose cost may still change
 
     @property
     def is_measuring(self) -> bool:
         """Whether the coming cycle's time is wanted: on an accelerator that takes waiting for it."""
-        return self.is_exploring or self._nodes + 1 not in self.costs.verify.points
-
-    # -- one cycle ----------------------------------------------------------------------------------------------------
+        return self.is_exploring or self._is_new
 
     @property
     def is_underway(self) -> bool:
         """Whether a cycle has begun that did not end yet."""
         return self._began is not None
 
-    def begin(self, costs: CostTable, depth: int, phase_seconds: dict[str, float]) -> int:
-        """Levels that may be drafted in this cycle, at most `depth`; 0 makes it a plain step."""
-        self._began = dict(phase_seconds)
+    # -- one cycle ----------------------------------------------------------------------------------------------------
+
+    def begin(self, costs: CostTable, num_rows: int, depth: int, phase_seconds: dict[str, float]) -> int:
+        """
+        Levels that may be drafted in this cycle, at most `depth`; 0 makes it a plain step.
+
+        Args:
+            costs: For this number of rows and length of context.
+            num_rows: Rows that a pass has.
+            phase_seconds: Seconds per phase, counted on while the cycle runs.
+        """
+        self._phases, self._began = phase_seconds, time.perf_counter()
+        self._mark, self._drafting = self._drafted_seconds(), 0.0
+        self._levels = self._nodes = self._seen = 0
+        self._curve = None
+        self._widths, self._timings, self._frontiers = [], [], []
         if costs is not self.costs:  # another number of rows or length of context
             self.costs, self._rate, self._gain, self._plain_left = costs, 0.0, HOPE, 0
-        self._levels = 0
-        self._curve = None
+        self.num_rows = num_rows
+        has_drafted = costs.first.points and (costs.level.points or self.sizes.tree_depth == 1)
+        knows_drafting = has_drafted and costs.verify.covers(self.first_size * num_rows)
+        self.is_exploring = not (knows_drafting and costs.verify.covers(num_rows))
         if self.is_exploring:
-            return depth if self.first_size not in costs.verify.points else 0
+            return 0 if knows_drafting else depth
         if self._plain_left:
             self._plain_left -= 1
             return 0
-        return depth if self.reads_scores else self._usual_depth(depth)
-
-    def _usual_depth(self, depth: int) -> int:
-        nodes = self.choices[-1].nodes if self.choices else self.first_size - 1
-
-        def rate(levels: int) -> float:
-            seconds = self.costs.verify(nodes + 1) + self.costs.draft(levels)
-            return (1 + sum(self._reached[:levels])) / seconds
-
-        return max(range(1, depth + 1), key=rate)
+        return depth
 
     def width(self, level: int, scores: torch.Tensor) -> int:
         """
         How many nodes of level `level`, `scores` (A, k) best first, to expand into the next; 0 ends the draft. A node
         that does not pay for its own verification has no child that does.
         """
-        if not self.reads_scores or self.is_exploring or self._rate == 0:
-            return scores.shape[1]
-        chances = self.reliability(scores).mean(dim=0).tolist()
-        least = self._rate * self.costs.verify.slope(self.choices[-1].nodes + 1)
-        paying = [chance for chance in chances if chance * self._persistence > least]
-        gained = sum(paying) * self._persistence - least * len(paying)
-        seconds = self.costs.draft(level + 1) - self.costs.draft(level)
-        wanted = scores.shape[1] if self.is_static else len(paying)
-        return wanted if gained > self._rate * seconds else 0
+        self._time_level()
+        most = scores.shape[1]
+        self._seen += most if level == 1 else most * self._widths[-1]
+        if self.is_exploring:
+            enough = level >= FIRST_LEVELS and self._seen >= self.first_size - 1
+            width = 0 if enough else most if self.is_static else min(most, FIRST_WIDTHS[(level - 1) % 2])
+        else:
+            width = self._paying_width(level, scores)
+        if width:
+            self._widths.append(width)
+        return width
+
+    def _paying_width(self, level: int, scores: torch.Tensor) -> int:
+        chances = self._frontier_chances(level, scores)
+        most, rate = scores.shape[1], self._own_rate()
+        goes_on = (self._went_on + GOES_ON) / (self._could_go_on + 1)
+        least = rate * self.num_rows * self.costs.verify.slope(self.num_rows * (self._usual_nodes + 1))
+        gains, total = [0.0], 0.0
+        for chance in chances:
+            total += max(0.0, chance * goes_on - least)
+            gains.append(total)
+        widths = [most] if self.is_static else [w for w in self.pass_sizes if w < most] + [most]
+
+        def worth(width: int) -> float:
+            return gains[width] - rate * self.costs.level(self.num_rows * width)
+
+        best = max(widths, key=worth)
+        return best if worth(best) > 0 else 0
+
+    def _frontier_chances(self, level: int, scores: torch.Tensor) -> list[float]:
+        chances = scores.exp().mean(dim=0)
+        if self.reads_scores:
+            return chances.tolist()
+        self._frontiers.append(chances)
+        if level <= len(self._levels_chances):
+            return self._levels_chances[level - 1]
+        return [1.0] * scores.shape[1]
 
     def num_nodes(self, scores: torch.Tensor, levels: int) -> int:
         """How many of all nodes seen, `scores` (A, M) best first, to verify."""
+        self._time_level()
         most = min(scores.shape[1], self.sizes.num_draft_tokens)
         self._levels = levels
-        self._curve = self.reliability(scores[:, :most]).cumsum(1).mean(0).clamp(max=levels)
+        self._curve = scores[:, :most].exp().cumsum(1).mean(0).clamp(max=levels)
         if self.is_exploring:
             self._nodes = min(self.first_size - 1, most)
             return self._nodes
         curve = self._curve.tolist() if self.reads_scores or not self._past_curve else self._past_curve
-        nodes = [size - 1 for size in self.pass_sizes if size - 1 <= min(most, len(curve))]
-        self._nodes = max(nodes, key=lambda n: self._expected_rate(curve, n, levels))
+        rate, rows = self._own_rate(), self.num_rows
+
+        def worth(nodes: int) -> float:
+            return (curve[nodes - 1] if nodes else 0.0) - rate * self.costs.verify(rows * (nodes + 1))
+
+        self._nodes = max((size - 1 for size in self.pass_sizes if size - 1 <= min(most, len(curve))), key=worth)
         return self._nodes
 
-    def _expected_rate(self, curve: list[float], nodes: int, levels: int) -> float:
-        tokens = 1 + (curve[nodes - 1] if nodes else 0.0)
-        return tokens / (self.costs.verify(nodes + 1) + self.costs.draft(levels))
-
-    def end(
-        self, scores: torch.Tensor, accepted: torch.Tensor, counts: list[int], phase_seconds: dict[str, float] | None
-    ) -> None:
+    def end(self, tree: DraftTree, accepted: torch.Tensor, counts: list[int], is_timed: bool) -> None:
         """
         What came of it.
 
         Args:
-            scores: Of the verified nodes and the root, (A, N + 1).
-            accepted: Which of them were, (A, N + 1).
+            tree: The verified one.
+            accepted: Which of its nodes were, the root not, (A, N + 1).
             counts: Accepted draft tokens per row.
-            phase_seconds: As in `begin`; `None` where they do not show what this cycle cost.
+            is_timed: Whether the seconds per phase show what this cycle cost.
         """
-        if phase_seconds is not None:
-            spent = {name: seconds - self._began[name] for name, seconds in phase_seconds.items()}
-            self.costs.verify.add(scores.shape[1], spent["verify_forward"] + spent["walk"] + spent["commit"])
-            if self._levels:
-                self.costs.draft.add(self._levels, spent["draft_forward"] + spent["tree"])
+        size = self.num_rows * (self._nodes + 1)
+        if self._levels:
+            self._learn(tree, accepted, counts)
+        # All but the draft's passes: what else a cycle takes comes with every size.
+        self._timings.append((self.costs.verify, size, time.perf_counter() - self._began - self._drafting))
         self._began = None
-        if not self._levels:
-            self.choices.append(Choice(0, 0, 1.0))
-            return
-        device = self.reliability.edges.device
-        self.reliability.observe(scores[:, 1:].to(device), accepted[:, 1:].to(device))
+        self._is_new = not all(curve.is_frozen(size) for curve, size, _ in self._timings)
+        if is_timed:
+            for curve, size, seconds in self._timings:
+                curve.add(size, seconds)
+        self.choices.append(self._judged(counts) if self._levels else PLAIN_STEP)
+
+    def _judged(self, counts: list[int]) -> Choice:
+        """A drafted cycle, with its price where that is known; then also whether drafting pays."""
+        expected = 1 + (self._past_curve[self._nodes - 1] if self._nodes else 0.0)
+        if self.is_exploring:
+            return Choice(self._levels, self._nodes, expected)
+        plain, rows = self.costs.verify(self.num_rows), self.num_rows
+        drafting = self.costs.first(rows) + sum(self.costs.level(rows * width) for width in self._widths)
+        verification = self.costs.verify(rows * (self._nodes + 1))
+        # Halfway between what was expected and what came: robust against an overconfident draft, and against luck.
+        self._weigh((expected + 1 + sum(counts) / len(counts)) / 2 / (verification + drafting))
+        return Choice(self._levels, self._nodes, expected, verification / plain, drafting / plain)
+
+    def _learn(self, tree: DraftTree, accepted: torch.Tensor, counts: list[int]) -> None:
+        if self._nodes:
+            self._usual_nodes = self._nodes
+            device, parents = self.calibration.edges.device, tree.parents[:, 1:]
+            is_asked = accepted.gather(1, parents) | (parents == 0)
+            self.calibration.observe(tree.log_probs[:, 1:].to(device), is_asked.to(device), accepted[:, 1:].to(device))
         curve = self._curve.tolist()
         if len(self._past_curve) == len(curve):
-            curve = [_smoothed(old, new) for old, new in zip(self._past_curve, curve, strict=True)]
+            curve = _smoothed(self._past_curve, curve)
         self._past_curve = curve
-        for level in range(self._levels):
-            share = sum(count > level for count in counts) / len(counts)
-            self._reached[level] = _smoothed(self._reached[level], share)
-        for level in range(self._levels, len(self._reached)):  # unseen: as from level to level before
-            self._reached[level] = min(1.0, self._reached[level - 1] * self._persistence)
-        self._persistence = _smoothed(self._persistence, self._ratio())
-        expected = 1 + (curve[self._nodes - 1] if self._nodes else 0.0)
-        self.choices.append(Choice(self._levels, self._nodes, expected))
-        if not self.is_exploring:
-            # Halfway between what was expected and what came: robust against an overconfident draft, and against luck.
-            self._weigh((expected + 1 + sum(counts) / len(counts)) / 2)
+        if self._frontiers:
+            chances = torch.stack(self._frontiers).tolist()
+            known = self._levels_chances[: len(chances)]
+            seen = [_smoothed(old, new) for old, new in zip(known, chances, strict=False)] + chances[len(known) :]
+            # Levels not drafted this time fare as their elders do.
+            change = sum(seen[-1]) / sum(known[-1]) if len(known) == len(chances) and sum(known[-1]) else 1.0
+            unseen = [[min(1.0, chance * change) for chance in old] for old in self._levels_chances[len(chances) :]]
+            self._levels_chances = seen + unseen
+        went_on = sum(max(0, count - 1) for count in counts) / len(counts)
+        could_go_on = sum(min(count, self._levels - 1) for count in counts) / len(counts)
+        self._went_on = SMOOTHING * self._went_on + went_on
+        self._could_go_on = SMOOTHING * self._could_go_on + could_go_on
 
-    def _ratio(self) -> float:
-        """How much of a level's chance of being reached is left at the next, over the levels drafted."""
-        first, last = self._reached[0], self._reached[self._levels - 1]
-        return (last / first) ** (1 / (self._levels - 1)) if self._levels > 1 and first > 0 else self._persistence
-
-    def _weigh(self, tokens: float) -> None:
+    def _weigh(self, rate: float) -> None:
         """Whether drafting pays; where it does not, plain steps follow, more of them each time."""
-        rate = tokens / (self.costs.verify(self._nodes + 1) + self.costs.draft(self._levels))
-        gain = rate * self.costs.verify(1)
-        self._rate = rate if self._rate == 0 else _smoothed(self._rate, rate)
-        self._gain = _smoothed(self._gain, gain)
+        gain = rate * self.costs.verify(self.num_rows) / (1 if self.num_rows == 1 else STRAGGLERS)
+        self._rate = rate if self._rate == 0 else SMOOTHING * self._rate + (1 - SMOOTHING) * rate
+        self._gain = SMOOTHING * self._gain + (1 - SMOOTHING) * gain
         if gain >= 1:
             self._pause = FIRST_PAUSE
         if self._gain >= 1:
@@ -232,6 +274,23 @@ class AutoPlanner:
         self._plain_left, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
         self._gain = LESS_HOPE
 
+    def _own_rate(self) -> float:
+        """Tokens per second and row, never below that of plain steps."""
+        return max(self._rate, 1 / self.costs.verify(self.num_rows))
 
-def _smoothed(old: float, new: float) -> float:
-    return SMOOTHING * old + (1 - SMOOTHING) * new
+    # -- times --------------------------------------------------------------------------------------------------------
+
+    def _drafted_seconds(self) -> float:
+        return self._phases["draft_forward"] + self._phases["tree"]
+
+    def _time_level(self) -> None:
+        now, rows = self._drafted_seconds(), self.num_rows
+        curve, size = (self.costs.level, rows * self._widths[-1]) if self._widths else (self.costs.first, rows)
+        if now > self._mark:  # not the second time without a level in between
+            self._timings.append((curve, size, now - self._mark))
+        self._drafting += now - self._mark
+        self._mark = now
+
+
+def _smoothed(old: list[float], new: list[float]) -> list[float]:
+    return [SMOOTHING * a + (1 - SMOOTHING) * b for a, b in zip(old, new, strict=True)]

@@ -18,7 +18,8 @@ from ..modeling_eagle3 import Eagle3DraftModel, Rotary, grouped_attention
 from ..tree_config import TreeConfig
 from .cache import additive
 from .draft_cache import DraftCache
-from .drafting import Drafter, Entries, Pool, prefix_mask
+from .drafting import Drafter, Entries, prefix_mask
+from .pool import Pool
 from .ranking import Warp, rank_children
 from .settings import Settings
 from .static_cache import Shelf, fixed, rounded
@@ -187,7 +188,7 @@ def tree_pass(
         parents = pool.extend(*ranked(normed, level))
         if top_k > 1:
             hidden = hidden.gather(1, parents[:, :, None].expand(-1, -1, hidden.shape[2]))
-    tree = pool.finish(roots, sizes.num_draft_tokens, None)
+    tree = pool.finish(roots, sizes.num_draft_tokens)
     return tree.tokens, tree.parents, tree.depths, tree.ancestors, tree.scores
 
 

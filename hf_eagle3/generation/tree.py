@@ -29,6 +29,8 @@ class DraftTree:
         scores (`torch.FloatTensor` of shape `(A, N + 1)`): Estimated log-probability that a node is reached; 0 for the
             root.
         max_depth (`int`): Levels below the root.
+        log_probs (`torch.FloatTensor` of shape `(A, N + 1)`, *optional*): The draft's own log-probability of each node
+            given its parent, where the mode "auto" made other scores of them.
     """
 
     tokens: torch.Tensor
@@ -37,6 +39,7 @@ class DraftTree:
     ancestors: torch.Tensor
     scores: torch.Tensor
     max_depth: int
+    log_probs: torch.Tensor | None = None
 
     @property
     def num_draft_tokens(self) -> int:
@@ -53,7 +56,8 @@ class DraftTree:
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "DraftTree":
         parts = (self.tokens, self.parents, self.depths, self.ancestors, self.scores)
-        return DraftTree(*map(change, parts), self.max_depth)
+        log_probs = None if self.log_probs is None else change(self.log_probs)
+        return DraftTree(*map(change, parts), self.max_depth, log_probs)
 
 
 def root_only(root_tokens: torch.Tensor) -> DraftTree:
@@ -63,8 +67,10 @@ def root_only(root_tokens: torch.Tensor) -> DraftTree:
     return DraftTree(tokens, zeros - 1, zeros, torch.ones_like(zeros, dtype=torch.bool)[:, :, None], zeros.float(), 0)
 
 
-def chain(root_tokens: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor) -> DraftTree:
-    """Unbranched trees: `tokens` and cumulative `scores` (A, T) below `root_tokens` (A,)."""
+def chain(
+    root_tokens: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor, log_probs: torch.Tensor | None = None
+) -> DraftTree:
+    """Unbranched trees: `tokens`, cumulative `scores` and `log_probs` (A, T) below `root_tokens` (A,)."""
     rows, levels = tokens.shape
     depths = torch.arange(levels + 1, device=tokens.device).expand(rows, -1)
     return DraftTree(
@@ -72,9 +78,15 @@ def chain(root_tokens: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor)
         depths - 1,
         depths,
         torch.ones(levels + 1, levels + 1, dtype=torch.bool, device=tokens.device).tril().expand(rows, -1, -1),
-        torch.cat((torch.zeros_like(scores[:, :1]), scores), dim=1),
+        _behind_root(scores),
         levels,
+        None if log_probs is None else _behind_root(log_probs),
     )
+
+
+def _behind_root(values: torch.Tensor) -> torch.Tensor:
+    """(A, N + 1) from values of nodes (A, N); the root's is 0."""
+    return torch.nn.functional.pad(values, (1, 0))
 
 
 def padded(tree: DraftTree, num_nodes: int) -> DraftTree:
@@ -115,6 +127,7 @@ def kept_nodes(
     pool_scores: torch.Tensor,
     kept: torch.Tensor,
     max_depth: int,
+    pool_log_probs: torch.Tensor | None = None,
 ) -> DraftTree:
     """
     The tree of some of the nodes seen while drafting.
@@ -126,6 +139,7 @@ def kept_nodes(
         pool_depths: 1 for the root's children, (M,).
         kept: Pool indices of the nodes to keep, (A, N); with every node its parent.
         max_depth: Levels drafted.
+        pool_log_probs: As `log_probs` of a tree, (A, M).
     """
     rows, num_draft_tokens = kept.shape
     kept = kept.sort(dim=1).values  # pool order: parents before children
@@ -141,8 +155,9 @@ def kept_nodes(
         parents,
         depths,
         ancestor_mask(parents, max_depth),
-        torch.cat((pad.to(pool_scores.dtype), pool_scores.gather(1, kept)), dim=1),
+        _behind_root(pool_scores.gather(1, kept)),
         max_depth,
+        None if pool_log_probs is None else _behind_root(pool_log_probs.gather(1, kept)),
     )
 
 
