@@ -8,20 +8,23 @@ from models import left_padded, tiny_draft, tiny_target
 from test_generate import SAMPLING, assert_same
 
 import hf_eagle3
+from hf_eagle3.embedded import load_pair, prompts
 from hf_eagle3.generation import costs, decoding
-from hf_eagle3.generation.costs import SAMPLES, WARM_UPS, CostCurve, CostTable, bucket, cost_table
-from hf_eagle3.generation.planning import FIRST_PAUSE, AutoPlanner, Reliability
+from hf_eagle3.generation.calibration import GREEDY, OWN_NOISE, PRIOR_WEIGHT, SHARED_NOISE, Calibration
+from hf_eagle3.generation.costs import MOST_SAMPLES, SAMPLES, WARM_UPS, CostCurve, CostTable, bucket, cost_table
+from hf_eagle3.generation.planning import FIRST_PAUSE, STRAGGLERS, AutoPlanner
+from hf_eagle3.generation.tree import DraftTree, chain, kept_nodes, root_only
 from hf_eagle3.tree_config import TreeConfig
 
 
 CPU = torch.device("cpu")
-PHASES = dict.fromkeys(("draft_forward", "tree", "verify_forward", "walk", "commit"), 0.0)
 
 
-def table(plain: float, per_node: float, per_level: float) -> CostTable:
+def table(plain: float, per_node: float, per_level: float, per_width: float = 0.0) -> CostTable:
     """Linear costs, all measured."""
     verify = {size: plain + per_node * (size - 1) for size in range(1, 130)}
-    return CostTable(CostCurve(verify), CostCurve({level: per_level * level for level in range(20)}))
+    level = {width: per_level + per_width * width for width in range(1, 65)}
+    return CostTable(CostCurve(verify), CostCurve(dict.fromkeys(range(1, 17), per_level)), CostCurve(level))
 
 
 FREE_NODES, DEAR_NODES, DEAR_LEVELS = table(1, 0, 0.01), table(1, 1.0, 0.01), table(1, 0.01, 2.0)
@@ -30,13 +33,20 @@ FREE_NODES, DEAR_NODES, DEAR_LEVELS = table(1, 0, 0.01), table(1, 1.0, 0.01), ta
 # -- costs -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_size_is_measured_after_its_warm_up_and_then_frozen():
+def test_a_size_is_measured_after_its_warm_up_and_frozen_in_the_end():
     curve = CostCurve()
     for seconds in (9.0, 3.0, 2.0, 4.0):
         assert 8 not in curve.points
         curve.add(8, seconds)
-    assert curve.points == {8: 2.0}, "the least after the warm-up"
-    for _ in range(WARM_UPS + SAMPLES):
+    assert curve.points == {8: 3.0}, "the median after the warm-up"
+    assert WARM_UPS + SAMPLES == 4
+    for _ in range(MOST_SAMPLES - SAMPLES):
+        assert not curve.is_frozen(8)
+        curve.add(8, 2.0)
+    assert curve.points == {8: 2.0}
+    assert curve(8) == 2.0
+    assert curve.is_frozen(8)
+    for _ in range(20):
         curve.add(8, 0.1)
     assert curve.points == {8: 2.0}, "frozen: choices made from it are reproducible"
 
@@ -51,68 +61,162 @@ def test_between_sizes_costs_are_linear_and_beyond_them_hopeful():
     assert CostCurve()(5) == float("inf")
 
 
+def test_below_the_sizes_measured_costs_fall_with_them():
+    """A batch whose rows have ended: its plain step is smaller than any that was measured."""
+    curve = CostCurve({16: 2.0, 32: 2.8})
+    assert curve(8) == pytest.approx(1.6)
+    assert CostCurve({16: 2.0, 32: 6.0})(8) == pytest.approx(1.0), "never less than in proportion"
+    assert CostCurve({16: 2.0})(8) == 2.0
+
+
+def test_a_size_is_known_by_those_around_it():
+    curve = CostCurve({16: 1.0, 100: 2.0})
+    assert [size for size in (4, 8, 32, 33, 49, 50, 200, 201) if curve.covers(size)] == [8, 32, 50, 200]
+
+
 def test_a_size_timed_in_a_slow_moment_costs_no_more_than_a_larger_one():
     curve = CostCurve({1: 1.0, 8: 9.0, 16: 3.0})
     assert curve(8) == 3.0
     assert curve(1) == 1.0
     assert 1.0 < curve(4) < 3.0
     assert curve.slope(12) == 0.0
-    curve.points[24] = 2.0  # measured later
+    for _ in range(WARM_UPS + SAMPLES):
+        curve.add(24, 2.0)  # measured later
     assert curve(8) == curve(16) == 2.0
 
 
 def test_one_table_per_pair_rows_and_context():
     target, draft = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    here = cost_table(target, draft, 3, 100)
+    here = cost_table(target, draft, 2, 100)
     assert cost_table(target, draft, 4, 512) is here
-    others = [(target, draft, 5, 100), (target, draft, 3, 513), (target, torch.nn.Linear(2, 2), 3, 100)]
+    others = [(target, draft, 5, 100), (target, draft, 1, 100), (target, draft, 3, 513)]
+    others.append((target, torch.nn.Linear(2, 2), 3, 100))
     assert all(cost_table(*other) is not here for other in others)
     assert [bucket(n, 512, 4) for n in (1, 512, 513, 9000)] == [512, 512, 2048, 32768]
     costs.forget_costs()
     assert cost_table(target, draft, 3, 100) is not here
 
 
+def test_costs_are_told_in_plain_steps():
+    target, draft = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert costs.relative_costs(target, draft) == []
+    cost_table(target, draft, 1, 100).verify.points.update({1: 0.5, 8: 1.0})
+    cost_table(target, draft, 1, 100).level.points.update({4: 0.1})
+    (entry,) = costs.relative_costs(target, draft)
+    assert entry["verify"] == {1: 1.0, 8: 2.0}
+    assert entry["level"] == {4: 0.2}
+    assert entry["first"] == {}
+    assert (entry["rows"], entry["context"], entry["static"]) == (1, 512, False)
+
+
 # -- chances ---------------------------------------------------------------------------------------------------------
 
 
-def test_chances_follow_what_was_accepted():
-    reliability = Reliability(CPU, is_greedy=False)
-    score = torch.tensor([[-0.7]])
-    assert float(reliability(score)) == pytest.approx(0.5, abs=0.06), "the draft's own estimate at first"
-    for _ in range(100):
-        reliability.observe(torch.full((1, 10), -0.7), torch.arange(10)[None] < 9)
-    assert float(reliability(score)) == pytest.approx(0.9, abs=0.01)
-    assert float(reliability(torch.tensor(-4.0))) < 0.05, "other scores are not touched"
+def asked(log_prob: float, count: int, taken: int) -> tuple[torch.Tensor, ...]:
+    """`count` nodes of a log-probability, `taken` of them taken, all below taken parents."""
+    nodes = torch.arange(count)[None]
+    return torch.full((1, count), log_prob), torch.ones_like(nodes, dtype=torch.bool), nodes < taken
 
 
-def test_greedy_decoding_takes_likely_tokens_more_often():
-    half = torch.tensor(-0.7)
-    assert Reliability(CPU, is_greedy=True)(half) > 0.1 + Reliability(CPU, is_greedy=False)(half)
+def test_chances_follow_what_was_taken():
+    calibration = Calibration(CPU, OWN_NOISE)
+    here = torch.tensor([[-0.7, -4.0]])
+    assert calibration(here).exp().tolist()[0] == pytest.approx([0.5, 0.018], rel=0.1), "what the draft says at first"
+    calibration.observe(*asked(-0.7, 1000, 900))
+    assert float(calibration(here[0, 0]).exp()) == pytest.approx(0.9, rel=0.02)
+    assert float(calibration(here[0, 1]).exp()) == pytest.approx(0.018, rel=0.1), "other probabilities are not touched"
+
+
+def test_what_is_assumed_weighs_as_much_as_it_should():
+    calibration = Calibration(CPU, OWN_NOISE)
+    calibration.observe(*asked(-0.7, 8, 8))
+    assumed = 0.5
+    expected = assumed * (PRIOR_WEIGHT + 8) / (PRIOR_WEIGHT + 8 * assumed)
+    assert float(calibration(torch.tensor(-0.7)).exp()) == pytest.approx(expected, rel=0.04)
+
+
+def test_children_of_rejected_nodes_say_nothing():
+    calibration = Calibration(CPU, OWN_NOISE)
+    log_probs, is_asked, is_taken = asked(-0.7, 1000, 0)
+    calibration.observe(log_probs, ~is_asked, is_taken)
+    assert float(calibration(torch.tensor(-0.7)).exp()) == pytest.approx(0.5, rel=0.04)
+
+
+@pytest.mark.parametrize("assumed", [GREEDY, SHARED_NOISE, OWN_NOISE], ids=str)
+def test_chances_rise_with_probabilities_and_are_never_certain(assumed):
+    calibration = Calibration(CPU, assumed)
+    log_probs = torch.tensor([-torch.inf, -40.0, -9.0, -5.0, -2.0, -0.9, -0.4, -0.1, -0.02, 0.0])
+    chances = calibration(log_probs)
+    assert (chances.diff() >= 0).all()
+    assert (chances < 0).all(), "a child scores below its parent"
+    calibration.observe(*asked(-0.001, 500, 500))
+    assert float(calibration(torch.tensor(0.0))) < 0
+
+
+def test_greedy_decoding_takes_likely_tokens_more_often_and_unlikely_ones_less():
+    sampled, greedy = Calibration(CPU, OWN_NOISE), Calibration(CPU, GREEDY)
+    half, little = torch.tensor(-0.7), torch.tensor(-6.0)
+    assert greedy(half) > sampled(half) + 0.3
+    assert greedy(little) < sampled(little) - 0.3
 
 
 # -- choices ---------------------------------------------------------------------------------------------------------
 
 
-def planner_after(cycles: int, costs: CostTable, accepted: bool, score: float = -0.3) -> AutoPlanner:
-    """A planner that saw full binary levels of `score` each, all of a chain accepted, or nothing."""
-    planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, is_greedy=False)
+def grown(planner: AutoPlanner, depth: int, score: float, num_rows: int) -> DraftTree:
+    """What a drafter does with a planner, two children per node: one of log-probability `score`, one of -3."""
+    each = torch.tensor([score, -3.0]).expand(num_rows, 1, 2)
+    scores = planner.calibration(each)[:, 0]
+    pool, edges, parents, depths, last = [scores], [each[:, 0]], [[-1, -1]], [1, 1], 0
+    levels = 1
+    while levels < depth and (width := planner.width(levels, scores)):
+        below = (scores[:, :width, None] + planner.calibration(each.expand(-1, width, -1))).flatten(1)
+        offset = sum(part.shape[1] for part in pool)
+        frontier = [0, 1] if levels == 1 else last
+        parents.append([frontier[i] for i in range(width) for _ in range(2)])
+        pool.append(below)
+        edges.append(each.expand(-1, width, -1).flatten(1))
+        levels += 1
+        depths += [levels] * below.shape[1]
+        scores, best = below.topk(2, dim=1)
+        last = (offset + best[0]).tolist()
+    everything = torch.cat(pool, dim=1)
+    order = everything.sort(dim=1, descending=True, stable=True)
+    nodes = planner.num_nodes(order.values, levels)
+    return kept_nodes(
+        torch.zeros(num_rows, dtype=torch.long),
+        torch.ones_like(everything, dtype=torch.long),
+        torch.tensor([parent for level in parents for parent in level]).expand(num_rows, -1),
+        torch.tensor(depths),
+        everything,
+        order.indices[:, :nodes],
+        levels,
+        torch.cat(edges, dim=1),
+    )
+
+
+def planner_after(
+    cycles: int, costs: CostTable, accepted: bool, score: float = -0.3, num_rows: int = 1
+) -> AutoPlanner:
+    """A planner whose drafts were accepted along the likelier child down to the last level, or not at all."""
+    planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, OWN_NOISE)
+    phases = dict.fromkeys(("draft_forward", "tree"), 0.0)
     for _ in range(cycles):
-        depth = planner.begin(costs, 5, PHASES)
-        levels = 0
-        scores = torch.zeros(1, 1)
+        depth = planner.begin(costs, num_rows, 5, phases)
         if depth:
-            level_scores = [torch.tensor([[score, -3.0]])]
-            levels = 1
-            while levels < depth and planner.width(levels, level_scores[-1]):
-                level_scores.append(level_scores[-1] + score)
-                levels += 1
-            pool = torch.cat(level_scores, dim=1).sort(descending=True).values
-            nodes = planner.num_nodes(pool, levels)
-            scores = torch.cat((torch.zeros(1, 1), pool[:, :nodes]), dim=1)
-        taken = torch.zeros_like(scores, dtype=torch.bool)
-        count = min(levels, scores.shape[1] - 1) if accepted else 0
-        taken[:, 1 : 1 + count] = True
-        planner.end(scores, taken, [count], None)
+            tree = grown(planner, depth, score, num_rows)
+        else:
+            tree = root_only(torch.zeros(num_rows, dtype=torch.long))
+        taken = torch.zeros_like(tree.parents, dtype=torch.bool)
+        count = 0
+        while accepted:
+            node = 0 if count == 0 else int(taken[0].nonzero()[-1])
+            children = (tree.parents[0] == node).nonzero().flatten()
+            if not len(children):
+                break
+            taken[:, children[0]] = True
+            count += 1
+        planner.end(tree, taken, [count] * num_rows, False)
     return planner
 
 
@@ -126,20 +230,48 @@ def test_dear_levels_are_not_drafted():
     assert planner_after(30, DEAR_LEVELS, accepted=True).choices[-1].levels <= 1
 
 
+CHANCES = torch.tensor([[0.6, 0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.01]]).log()
+
+
+def begun(costs: CostTable, num_rows: int = 1) -> AutoPlanner:
+    planner = AutoPlanner(TreeConfig("auto", 31, 5, 8), CPU, OWN_NOISE)
+    assert planner.begin(costs, num_rows, 5, dict.fromkeys(("draft_forward", "tree"), 0.0)) == 5
+    return planner
+
+
+def test_levels_are_as_wide_as_pays():
+    """A node goes on with a chance of 0.8, and a plain step's time buys one token: 0.8 * 0.1 > 0.06 > 0.8 * 0.05."""
+    widths = [begun(table(1, 0.0, 0.01, per_width)).width(1, CHANCES) for per_width in (0.0, 0.03, 0.06, 0.2, 0.6)]
+    assert widths == [8, 4, 4, 2, 0]
+    assert begun(table(1, 0.05, 0.01)).width(1, CHANCES) == 4, "nor more than pay for their own verification"
+
+
+def test_more_rows_make_nodes_dearer():
+    """Sizes are tokens of all rows: 4 rows of 8 nodes cost what one row of 32 does."""
+    costs = table(1, 0.02, 0.01)
+    nodes = [begun(costs, rows).num_nodes(CHANCES.expand(rows, -1), 2) for rows in (1, 4, 16)]
+    assert nodes == [5, 3, 2]
+
+
 def test_a_wrong_draft_is_left_alone_for_longer_and_longer():
-    choices = planner_after(200, table(1, 0.05, 0.1), accepted=False).choices
+    choices = planner_after(300, table(1, 0.05, 0.1), accepted=False).choices
     tries = [i for i, choice in enumerate(choices) if choice.levels]
     gaps = [b - a - 1 for a, b in pairwise(tries) if b > a + 1]
-    assert len(tries) < 40
+    assert len(tries) < 25
     assert gaps == sorted(gaps)
     assert gaps[0] == FIRST_PAUSE
-    assert gaps[-1] >= 4 * FIRST_PAUSE
+    assert gaps[-1] >= 8 * FIRST_PAUSE
+
+
+def test_a_batch_must_gain_more():
+    """Its slowest row may gain less than the average, and it is waited for."""
+    gain = [planner_after(60, table(1, 0.0, 0.14), accepted=True, num_rows=rows)._gain for rows in (1, 2)]
+    assert gain[1] == pytest.approx(gain[0] / STRAGGLERS, rel=0.01)
 
 
 def test_no_more_is_expected_than_levels_and_one():
-    planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, is_greedy=True)
-    costs = table(1, 0.0, 0.0)
-    planner.begin(costs, 5, PHASES)
+    planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, GREEDY)
+    planner.begin(table(1, 0.0, 0.0), 1, 5, dict.fromkeys(("draft_forward", "tree"), 0.0))
     planner.num_nodes(torch.full((1, 20), -0.1), 3)  # siblings that cannot all be right
     assert max(planner._curve.tolist()) <= 3.0
 
@@ -152,6 +284,117 @@ def test_what_is_expected_comes_true():
     """A draft whose chain is accepted always: after some cycles its chances say so, whatever its scores."""
     choice = planner_after(100, FREE_NODES, accepted=True).choices[-1]
     assert choice.expected_tokens == pytest.approx(6, abs=1)
+
+
+@pytest.mark.parametrize(
+    "here", [FREE_NODES, DEAR_LEVELS, table(1, 0.01, 0.01, 0.1)], ids=["free", "levels", "widths"]
+)
+def test_where_scores_are_not_read_choices_follow_from_the_cycles_before(here):
+    """As on an accelerator: the same depths and widths in the end, with no look at the scores of the moment."""
+    reading = planner_after(40, here, accepted=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoPlanner, "_reads", staticmethod(lambda device: False))
+        blind = planner_after(40, here, accepted=True)
+    assert not blind.reads_scores
+    assert blind._widths == reading._widths
+    assert blind.choices[-1].nodes == reading.choices[-1].nodes
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """Stands in for the machine: passes that take what they are said to."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.phases = dict.fromkeys(("draft_forward", "tree", "verify_forward"), 0.0)
+
+    def spend(self, phase: str, seconds: float) -> None:
+        self.now += seconds
+        self.phases[phase] += seconds
+
+
+def chained(roots: DraftTree, nodes: int) -> DraftTree:
+    """Chains below the roots."""
+    values = torch.full((roots.tokens.shape[0], nodes), -0.1)
+    return chain(roots.tokens[:, 0], values.long(), values.cumsum(1), values)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_passes_are_timed_by_the_tokens_they_run(num_rows, monkeypatch):
+    clock, costs = Clock(), CostTable()
+    monkeypatch.setattr("hf_eagle3.generation.planning.time.perf_counter", lambda: clock.now)
+    planner = AutoPlanner(TreeConfig("auto", 31, 5, 4), CPU, OWN_NOISE)
+    log_probs = torch.tensor([[-0.1, -0.5, -1.0, -3.0]]).expand(num_rows, -1)
+    for _ in range(60):
+        scores = planner.calibration(log_probs)
+        levels = depth = planner.begin(costs, num_rows, 5, clock.phases)
+        tree = root_only(torch.zeros(num_rows, dtype=torch.long))
+        if depth:
+            clock.spend("draft_forward", 0.5 + 0.01 * num_rows)
+            levels = 1
+            while levels < depth and (width := planner.width(levels, scores)):
+                clock.spend("draft_forward", 0.2 + 0.01 * width * num_rows)
+                clock.spend("tree", 0.1)
+                levels += 1
+            nodes = planner.num_nodes(scores.repeat(1, 8).sort(descending=True).values, levels)
+            clock.spend("tree", 0.05)
+            tree = chained(tree, nodes)
+        clock.spend("verify_forward", 1 + 0.1 * tree.tokens.numel())
+        clock.now += 0.03  # what no phase shows
+        planner.end(tree, tree.depths < 0, [0] * num_rows, True)
+    assert costs.first.points == pytest.approx({num_rows: 0.5 + 0.01 * num_rows})
+    assert len(costs.level.points) >= 2
+    for size, seconds in costs.level.points.items():
+        assert seconds == pytest.approx(0.3 + 0.01 * size)
+    assert {num_rows, 8 * num_rows} <= costs.verify.points.keys()
+    for size, seconds in costs.verify.points.items():
+        assert seconds == pytest.approx(1.03 + 0.1 * size + 0.05 * (size > num_rows))
+    assert planner.choices[-1].levels == 0, "nothing was accepted"
+    assert not planner.is_exploring
+
+
+def test_measuring_is_over_soon_and_cheap(monkeypatch):
+    """With nothing known: a few drafts, none wider than four nodes, and a few plain steps."""
+    clock = Clock()
+    monkeypatch.setattr("hf_eagle3.generation.planning.time.perf_counter", lambda: clock.now)
+    choices = planner_exploring(clock, num_rows=2)
+    assert [bool(choice.levels) for choice in choices] == [True] * 4 + [False] * 4 + [True] * (len(choices) - 8)
+    assert all(choice.verification is None for choice in choices[:4])
+    assert all(choice.verification is not None for choice in choices[4:])
+
+
+def planner_exploring(clock: Clock, num_rows: int) -> list:
+    """The choices of the first 12 cycles on a machine where nothing is measured."""
+    costs = CostTable()
+    planner = AutoPlanner(TreeConfig("auto", 59, 8, 10), CPU, OWN_NOISE)
+    scores = torch.linspace(-0.1, -4, 10).expand(num_rows, -1)
+    for _ in range(12):
+        depth, levels = planner.begin(costs, num_rows, 8, clock.phases), 1
+        tree = root_only(torch.zeros(num_rows, dtype=torch.long))
+        if depth:
+            clock.spend("draft_forward", 0.02)
+            while levels < depth and (width := planner.width(levels, scores)):
+                assert not planner.is_exploring or width <= 4
+                clock.spend("draft_forward", 0.01)
+                levels += 1
+            nodes = planner.num_nodes(scores.repeat(1, 8).sort(descending=True).values, levels)
+            tree = chained(tree, nodes)
+        clock.spend("verify_forward", 1 + 0.01 * tree.tokens.numel())
+        planner.end(tree, tree.depths == 1, [1] * num_rows, True)
+    return planner.choices
+
+
+@pytest.mark.parametrize("sizes", [(59, 8, 10), (5, 5, 1), (1, 1, 1), (10, 1, 10), (12, 2, 3), (14, 3, 2)], ids=str)
+def test_every_tree_gets_measured(sizes):
+    """However small the largest tree allowed."""
+    target = tiny_target()
+    nodes, depth, top_k = sizes
+    draft = tiny_draft(target).with_tree("auto", num_draft_tokens=nodes, tree_depth=depth, tree_top_k=top_k)
+    costs.forget_costs()
+    stats = assert_same(target, draft, left_padded([12]), max_new_tokens=60, do_sample=False)
+    assert any(choice.verification is not None and choice.levels for choice in stats.choices)
 
 
 # -- in generate -----------------------------------------------------------------------------------------------------
@@ -180,6 +423,61 @@ def test_the_same_costs_give_the_same_choices(costs_here, monkeypatch):
         stats = assert_same(target, draft, left_padded([11, 5]), max_new_tokens=60, seed=3, **SAMPLING)
         seen.append(stats.choices)
     assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("top_k", [1, 4])
+def test_scores_are_products_of_corrected_chances(top_k, monkeypatch):
+    """Of a calibration that something was learnt from; and what the draft itself said is kept beside them."""
+    monkeypatch.setattr(decoding, "cost_table", lambda *_: FREE_NODES)
+    monkeypatch.setattr(Calibration, "observe", lambda *_: None)
+    seen, plain_end = [], AutoPlanner.end
+
+    def end(planner, tree, *args):
+        seen.append((tree, planner.calibration(tree.log_probs) if tree.num_draft_tokens else None))
+        plain_end(planner, tree, *args)
+
+    monkeypatch.setattr(AutoPlanner, "end", end)
+    target = tiny_target()
+    draft = tiny_draft(target).with_tree("auto", num_draft_tokens=12, tree_depth=4, tree_top_k=top_k)
+    assert_same(target, draft, left_padded([12, 7]), max_new_tokens=30, do_sample=False)
+    trees = [(tree, chances) for tree, chances in seen if chances is not None]
+    assert len(trees) > 5
+    for tree, chances in trees:
+        above = tree.scores.gather(1, tree.parents.clamp(min=0))
+        torch.testing.assert_close(tree.scores[:, 1:], (above + chances)[:, 1:])
+        assert (tree.log_probs[:, 1:] <= 0).all()
+
+
+def test_the_same_nodes_accept_more_when_chances_are_corrected(monkeypatch):
+    """The embedded pair at T=0, whole trees of one size."""
+    target, draft, tokenizer = load_pair()
+    draft = draft.with_tree("auto", num_draft_tokens=16, tree_depth=6, tree_top_k=4)
+    monkeypatch.setattr(decoding, "cost_table", lambda *_: FREE_NODES)
+    monkeypatch.setattr(AutoPlanner, "num_nodes", fixed_nodes)
+    monkeypatch.setattr(AutoPlanner, "width", lambda self, level, scores: 4)
+    lengths = []
+    for corrects in (False, True):
+        if not corrects:
+            monkeypatch.setattr(Calibration, "__call__", lambda self, log_probs: log_probs)
+        with hf_eagle3.record() as stats:
+            for row in prompts()[::4]:
+                inputs = tokenizer.apply_chat_template(
+                    [{"role": "user", "content": row["prompt"]}],
+                    add_generation_prompt=True, return_dict=True, return_tensors="pt",
+                )  # fmt: skip
+                target.generate(**inputs, max_new_tokens=64, do_sample=False, assistant_model=draft)
+        lengths.append(stats.acceptance_length)
+        monkeypatch.setattr(Calibration, "__call__", CORRECTED)
+    assert lengths[1] > 1.03 * lengths[0]
+
+
+CORRECTED = Calibration.__call__
+
+
+def fixed_nodes(planner: AutoPlanner, scores: torch.Tensor, levels: int, _plain=AutoPlanner.num_nodes) -> int:
+    _plain(planner, scores, levels)
+    planner._nodes = min(16, scores.shape[1])
+    return planner._nodes
 
 
 def test_plain_steps_and_drafting_take_turns(monkeypatch):

@@ -146,6 +146,6 @@ def explained(report: dict) -> list[tuple[str, str]]:
     for table in report["costs"]:
         rows.append(("costs, plain steps", f"{table['device']}, {table['dtype']}, {table['rows']} rows"))
         rows.append(("  up to tokens", str(table["context"])))
-        rows.append(("  verify n", "  ".join(f"{n}:{cost:.2f}" for n, cost in table["verify"].items())))
-        rows.append(("  draft levels", "  ".join(f"{n}:{cost:.2f}" for n, cost in table["draft"].items() if n)))
+        for name, what in (("verify", "verify n"), ("first", "draft level 1"), ("level", "expand n")):
+            rows.append((f"  {what}", "  ".join(f"{n}:{cost:.2f}" for n, cost in table[name].items())))
     return rows

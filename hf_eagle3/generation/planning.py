@@ -67,7 +67,7 @@ class AutoPlanner:
         sizes: The largest tree allowed.
         device: The draft's. On a CPU scores are read as they come; elsewhere, where reading stalls the device, the
             choices follow from the cycles before.
-        is_greedy: Whether the call takes the most likely tokens.
+        assumed: What a [`Calibration`] begins with.
         pass_sizes: Passes of so many tokens are considered.
         is_static: Whether a level is expanded whole or not at all, since its width cannot change.
     """
@@ -76,13 +76,13 @@ class AutoPlanner:
         self,
         sizes: TreeConfig,
         device: torch.device,
-        is_greedy: bool,
+        assumed: tuple[float, float],
         pass_sizes: tuple[int, ...] = PASS_SIZES,
         is_static: bool = False,
     ):
         self.sizes, self.pass_sizes, self.is_static = sizes, pass_sizes, is_static
-        self.reads_scores = device.type == "cpu"
-        self.calibration = Calibration(device, is_greedy)
+        self.reads_scores = self._reads(device)
+        self.calibration = Calibration(device, assumed)
         self.first_size = max(size for size in pass_sizes if size <= min(FIRST_SIZE, sizes.num_draft_tokens + 1))
         self.costs, self.num_rows = CostTable(), 1
         self.is_exploring = True
@@ -104,6 +104,10 @@ class AutoPlanner:
         self._drafting = 0.0  # and those of this cycle
         self._timings: list[tuple[CostCurve, int, float]] = []
         self._is_new = True  # whether the last cycle ran passes whose cost may still change
+
+    @staticmethod
+    def _reads(device: torch.device) -> bool:
+        return device.type == "cpu"
 
     @property
     def is_measuring(self) -> bool:

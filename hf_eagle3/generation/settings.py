@@ -10,6 +10,7 @@ from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import DecodingMode, Target, decoding_mode
 from ..target_parts import is_sharded
 from ..tree_config import TreeConfig
+from .calibration import GREEDY, OWN_NOISE, SHARED_NOISE
 from .planning import PASS_SIZES, AutoPlanner, few_sizes
 
 
@@ -63,7 +64,8 @@ def settle(
     planner, pass_sizes = None, (sizes.num_draft_tokens + 1,)
     if is_auto and not is_sharded(model):  # processes that measure for themselves would choose different trees
         pass_sizes = few_sizes(sizes.num_draft_tokens + 1) if is_static else PASS_SIZES
-        planner = AutoPlanner(sizes, draft.fc.weight.device, not config.do_sample, pass_sizes, is_static)
+        assumed = GREEDY if not config.do_sample else SHARED_NOISE if sizes.shared_noise else OWN_NOISE
+        planner = AutoPlanner(sizes, draft.fc.weight.device, assumed, pass_sizes, is_static)
     _refuse_combinations(target, mode, cache, config)
     return Settings(mode, sizes, planner, pass_sizes)
 

@@ -2,28 +2,18 @@
 
 from collections.abc import Sequence
 
-from hf_eagle3.generation.costs import CostCurve
 from hf_eagle3.generation.planning import Choice
 
 
-def why(choice: Choice, costs: Sequence[dict], length: int) -> str:
-    """
-    One cycle: tokens expected of it, and their price as far as it is measured.
-
-    Args:
-        choice: Of this cycle.
-        costs: As `relative_costs` gives them.
-        length: Tokens of prompt and answer, since passes cost more over a longer context.
-    """
+def why(choice: Choice) -> str:
+    """One cycle: tokens expected of it, and their price as far as it was measured then."""
     if not choice.levels:
         return "Auto took a plain step: while it measures, or because drafting did not pay lately."
     expected = min(choice.expected_tokens, choice.levels + 1)  # a sum over nodes, siblings among them
     text = f"Auto expected {expected:.1f} tokens of it"
-    table = next((table for table in costs if table["context"] >= length), None)
-    if table is None or not table["draft"]:
-        return f"{text}."
-    verify = CostCurve(table["verify"])(choice.nodes + 1)
-    draft = CostCurve({0: 0.0, **table["draft"]})(choice.levels)
+    verify, draft = choice.verification, choice.drafting
+    if verify is None:
+        return f"{text}, while it measured what passes cost."
     return f"{text} for the time of {verify + draft:.1f} plain steps: {verify:.1f} to verify, {draft:.1f} to draft."
 
 

@@ -91,8 +91,7 @@ class Progress:
         done = self.finished.get(SPECULATIVE)
         if done is None or len(done.choices) < number:
             return ""
-        written = sum(len(cycle.tokens) for cycle in self.cycles if cycle.cycle < number - 1)
-        return why(done.choices[number - 1], done.costs, self.prompt_tokens + written)
+        return why(done.choices[number - 1])
 
     @property
     def notes(self) -> list[str]:

@@ -23,7 +23,7 @@ from pair import Pair
 from transformers import set_seed
 
 from hf_eagle3 import CycleRecord, CycleStreamer, record
-from hf_eagle3.generation.costs import forget_costs, relative_costs
+from hf_eagle3.generation.costs import forget_costs
 from hf_eagle3.generation.planning import Choice
 
 
@@ -57,7 +57,6 @@ class Finished:
         runs_behind: Whether the device runs behind that clock, as accelerators do.
         why_plain: Why the speculative call had to do without speculation; empty where it did not.
         choices: What the tree mode "auto" chose, cycle by cycle; empty in other modes.
-        costs: What "auto" has measured of this pair, in plain steps; see `relative_costs`.
     """
 
     way: str
@@ -68,7 +67,6 @@ class Finished:
     runs_behind: bool = False
     why_plain: str = ""
     choices: list[Choice] = field(default_factory=list)
-    costs: list[dict] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -196,7 +194,6 @@ class _Race:
                 runs_behind=target.device.type != "cpu",
                 why_plain=stats.reason if stats.mode == "plain" else "",
                 choices=stats.choices,
-                costs=relative_costs(target, self.pair.draft.midlayer),
             )
         self.events.put(done)
         if self.caches is not None:
