@@ -12,7 +12,8 @@ from hf_eagle3.embedded import load_pair, prompts
 from hf_eagle3.generation import costs, decoding
 from hf_eagle3.generation.calibration import GREEDY, OWN_NOISE, PRIOR_WEIGHT, SHARED_NOISE, Calibration
 from hf_eagle3.generation.costs import MOST_SAMPLES, SAMPLES, WARM_UPS, CostCurve, CostTable, bucket, cost_table
-from hf_eagle3.generation.planning import FIRST_PAUSE, STRAGGLERS, AutoPlanner
+from hf_eagle3.generation.planning import FIRST_PAUSE, AutoPlanner
+from hf_eagle3.generation.rows import Rows
 from hf_eagle3.generation.tree import DraftTree, chain, kept_nodes, root_only
 from hf_eagle3.tree_config import TreeConfig
 
@@ -263,10 +264,30 @@ def test_a_wrong_draft_is_left_alone_for_longer_and_longer():
     assert gaps[-1] >= 8 * FIRST_PAUSE
 
 
+def test_a_batch_waits_for_its_slowest_row():
+    """Of two rows only the one that has far to go has likely nodes, or the other one."""
+    scores = torch.tensor([[0.6, 0.5, 0.4, 0.3], [0.1, 0.01, 0.01, 0.01]]).log()
+    chosen = []
+    for cycles_left in ([90.0, 10.0], [10.0, 90.0], [50.0, 50.0]):
+        planner = AutoPlanner(TreeConfig("auto", 31, 5, 4), CPU, OWN_NOISE)
+        planner.begin(table(1, 0.1, 0.01), 2, 5, dict.fromkeys(("draft_forward", "tree"), 0.0), cycles_left)
+        chosen.append((planner.width(1, scores), planner.num_nodes(scores, 2), planner._mean([3, 0])))
+    assert chosen[0][:2] == (4, 3)
+    assert chosen[1][:2] == (0, 0)
+    assert [came for _, _, came in chosen] == pytest.approx([3.0, 0.0, 1.5], abs=0.01)
+
+
 def test_a_batch_must_gain_more():
-    """Its slowest row may gain less than the average, and it is waited for."""
-    gain = [planner_after(60, table(1, 0.0, 0.14), accepted=True, num_rows=rows)._gain for rows in (1, 2)]
-    assert gain[1] == pytest.approx(gain[0] / STRAGGLERS, rel=0.01)
+    """Which of its rows will be slow shows too late."""
+    gain = [planner_after(60, table(1, 0.0, 0.14), accepted=True, num_rows=rows)._gain for rows in (1, 4)]
+    assert gain[1] == pytest.approx(gain[0] / 1.1, rel=0.01)
+
+
+def test_a_row_has_as_many_cycles_left_as_its_pace_says():
+    rows = Rows(torch.zeros(3, 10, dtype=torch.long), 40, torch.tensor(0), 10, None)
+    rows.lengths = [14, 12, 40]
+    rows.is_done[2] = True
+    assert rows.cycles_left([2, 2, 9], 40) == pytest.approx([26 * 3 / 5, 28 * 3 / 3, 0.0])
 
 
 def test_no_more_is_expected_than_levels_and_one():

@@ -20,6 +20,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
 from ..attention_inputs import Reach
 from ..target import DummyLayer, DynamicIndexedLayer
+from .transfer import kept_rows
 
 
 KEYS_AND_VALUES, INDEXER_KEYS = ("keys", "values"), "indexer_keys"
@@ -238,10 +239,9 @@ class SlotCache(Cache):
             drop: Forget the others; else they stay in storage, behind, in ascending order.
         """
         self.num_active = len(order)
-        if not drop:
-            order = order + [row for row in range(self.num_rows) if row not in order]
+        others = [] if drop else [row for row in range(self.num_rows) if row not in order]
         for group in self.groups:
-            group.storage = group.storage[:, torch.tensor(order, device=group.storage.device)]
+            group.storage = kept_rows(group.storage, order + others, dim=1)
             self._view(group)
 
     def give_back(self, length: int, row_of_slot: list[int] | None) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
+from .transfer import kept_rows
 
 
 GROWTH = 256  # columns
@@ -87,11 +88,11 @@ class DraftCache:
         self.values[layer][:rows, :, start:end] = value
         return self.keys[layer][:rows, :, :end], self.values[layer][:rows, :, :end]
 
-    def select_rows(self, order: torch.Tensor) -> None:
+    def select_rows(self, order: list[int]) -> None:
         """Keep the storage rows `order`, in that order."""
-        self.keys = [k[order] for k in self.keys]
-        self.values = [v[order] for v in self.values]
-        self.valid = self.valid[order]
+        self.keys = [kept_rows(k, order, dim=0) for k in self.keys]
+        self.values = [kept_rows(v, order, dim=0) for v in self.values]
+        self.valid = kept_rows(self.valid, order, dim=0)
 
     def restore(self, state: DraftState) -> None:
         """Take over the entries of an earlier call."""

@@ -340,7 +340,7 @@ class Drafter:
 
     def select_rows(self, order: list[int]) -> None:
         """Keep the active rows at `order`."""
+        self.cache.select_rows(order)
         index = on_device(order, self.device)
-        self.cache.select_rows(index)
         if self._hidden is not None:
             self._hidden, self._normed = self._hidden[index], self._normed[index]

@@ -8,6 +8,7 @@ chosen here can change the text.
 Shape letters: A active rows, k nodes of a level, M nodes seen while drafting, N drafted nodes.
 """
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ import torch
 from ..tree_config import TreeConfig
 from .calibration import Calibration
 from .costs import CostCurve, CostTable
+from .transfer import on_device
 from .tree import DraftTree
 
 
@@ -30,7 +32,8 @@ GOES_ON = 0.8  # chance that a path goes on past a level, assumed at first
 SMOOTHING = 0.8
 FIRST_PAUSE, LONGEST_PAUSE = 8, 256  # plain steps between tries
 HOPE, LESS_HOPE = 1.2, 1.02  # gain taken for granted at first, and at further tries
-STRAGGLERS = 1.1  # a batch runs until its slowest row has ended: so much more must a row gain on average
+MARGIN = 0.05  # that a batch must gain per doubling of its rows: which of them will be slow shows too late
+STRAGGLERS = 4  # rows count by so high a power of the cycles they will still take: a batch waits for its slowest
 
 
 def few_sizes(largest: int) -> tuple[int, ...]:
@@ -97,6 +100,7 @@ class AutoPlanner:
         self._rate = 0.0  # smoothed expected tokens per second
         self._pause, self._plain_left = FIRST_PAUSE, 0
         self._levels, self._nodes, self._seen = 0, 0, 0
+        self._weights: list[float] | None = None  # of the active rows
         self._widths: list[int] = []  # of this cycle's levels
         self._phases: dict[str, float] | None = None  # seconds per phase
         self._began: float | None = None  # when the cycle did
@@ -121,7 +125,14 @@ class AutoPlanner:
 
     # -- one cycle ----------------------------------------------------------------------------------------------------
 
-    def begin(self, costs: CostTable, num_rows: int, depth: int, phase_seconds: dict[str, float]) -> int:
+    def begin(
+        self,
+        costs: CostTable,
+        num_rows: int,
+        depth: int,
+        phase_seconds: dict[str, float],
+        cycles_left: list[float] | None = None,
+    ) -> int:
         """
         Levels that may be drafted in this cycle, at most `depth`; 0 makes it a plain step.
 
@@ -129,7 +140,13 @@ class AutoPlanner:
             costs: For this number of rows and length of context.
             num_rows: Rows that a pass has.
             phase_seconds: Seconds per phase, counted on while the cycle runs.
+            cycles_left: How many more each active row will take, by the pace it had so far; `None`: all alike.
         """
+        self._weights = None
+        longest = max(cycles_left or [0.0])
+        if longest and len(cycles_left) > 1:
+            weights = [(left / longest) ** STRAGGLERS for left in cycles_left]
+            self._weights = [weight / sum(weights) for weight in weights]
         self._phases, self._began = phase_seconds, time.perf_counter()
         self._mark, self._drafting = self._drafted_seconds(), 0.0
         self._levels = self._nodes = self._seen = 0
@@ -183,7 +200,7 @@ class AutoPlanner:
         return best if worth(best) > 0 else 0
 
     def _frontier_chances(self, level: int, scores: torch.Tensor) -> list[float]:
-        chances = scores.exp().mean(dim=0)
+        chances = self._over_rows(scores.exp())
         if self.reads_scores:
             return chances.tolist()
         self._frontiers.append(chances)
@@ -196,7 +213,7 @@ class AutoPlanner:
         self._time_level()
         most = min(scores.shape[1], self.sizes.num_draft_tokens)
         self._levels = levels
-        self._curve = scores[:, :most].exp().cumsum(1).mean(0).clamp(max=levels)
+        self._curve = self._over_rows(scores[:, :most].exp().cumsum(1).clamp(max=levels))
         if self.is_exploring:
             self._nodes = min(self.first_size - 1, most)
             return self._nodes
@@ -240,7 +257,8 @@ class AutoPlanner:
         drafting = self.costs.first(rows) + sum(self.costs.level(rows * width) for width in self._widths)
         verification = self.costs.verify(rows * (self._nodes + 1))
         # Halfway between what was expected and what came: robust against an overconfident draft, and against luck.
-        self._weigh((expected + 1 + sum(counts) / len(counts)) / 2 / (verification + drafting))
+        came = 1 + self._mean(counts)
+        self._weigh((expected + came) / 2 / (verification + drafting))
         return Choice(self._levels, self._nodes, expected, verification / plain, drafting / plain)
 
     def _learn(self, tree: DraftTree, accepted: torch.Tensor, counts: list[int]) -> None:
@@ -261,14 +279,14 @@ class AutoPlanner:
             change = sum(seen[-1]) / sum(known[-1]) if len(known) == len(chances) and sum(known[-1]) else 1.0
             unseen = [[min(1.0, chance * change) for chance in old] for old in self._levels_chances[len(chances) :]]
             self._levels_chances = seen + unseen
-        went_on = sum(max(0, count - 1) for count in counts) / len(counts)
-        could_go_on = sum(min(count, self._levels - 1) for count in counts) / len(counts)
+        went_on = self._mean([max(0, count - 1) for count in counts])
+        could_go_on = self._mean([min(count, self._levels - 1) for count in counts])
         self._went_on = SMOOTHING * self._went_on + went_on
         self._could_go_on = SMOOTHING * self._could_go_on + could_go_on
 
     def _weigh(self, rate: float) -> None:
         """Whether drafting pays; where it does not, plain steps follow, more of them each time."""
-        gain = rate * self.costs.verify(self.num_rows) / (1 if self.num_rows == 1 else STRAGGLERS)
+        gain = rate * self.costs.verify(self.num_rows) / (1 + MARGIN * math.log2(self.num_rows))
         self._rate = rate if self._rate == 0 else SMOOTHING * self._rate + (1 - SMOOTHING) * rate
         self._gain = SMOOTHING * self._gain + (1 - SMOOTHING) * gain
         if gain >= 1:
@@ -281,6 +299,18 @@ class AutoPlanner:
     def _own_rate(self) -> float:
         """Tokens per second and row, never below that of plain steps."""
         return max(self._rate, 1 / self.costs.verify(self.num_rows))
+
+    # -- rows ---------------------------------------------------------------------------------------------------------
+
+    def _over_rows(self, values: torch.Tensor) -> torch.Tensor:
+        """(n,) of values (A, n), rows weighed."""
+        if self._weights is None:
+            return values.mean(dim=0)
+        return on_device(self._weights, values.device) @ values
+
+    def _mean(self, values: list[float]) -> float:
+        weights = self._weights or [1 / len(values)] * len(values)
+        return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
     # -- times --------------------------------------------------------------------------------------------------------
 

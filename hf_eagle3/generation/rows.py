@@ -55,6 +55,14 @@ class Rows:
         """Tokens of each active row, the prompt's columns included."""
         return [self.lengths[row] for row in self.active]
 
+    def cycles_left(self, cycles: list[int], max_length: int) -> list[float]:
+        """How many cycles each active row needs to `max_length` at the pace of its `cycles` so far."""
+        left = []
+        for row, steps in zip(self.active, self.steps, strict=True):
+            pace = (cycles[row] + 1) / (steps + 1)
+            left.append(0.0 if self.is_done[row] else (max_length - self.lengths[row]) * pace)
+        return left
+
     @property
     def cached_columns(self) -> list[int]:
         """Columns of the target's cache each active row has: all but its root."""
@@ -112,10 +120,15 @@ class Rows:
             self.ids[row, self.ends[row] :] = self.pad_token_id
 
     def finish(self, places: list[int]) -> list[int]:
-        """Take the rows at `places` of the active ones out; returns the places that stay."""
+        """
+        Take the rows at `places` of the active ones out; returns the places that stay, the last ones in the gaps: so
+        hardly any keys and values have to move.
+        """
         for place in places:
             row = self.active[place]
             self.ids[row, self.lengths[row] :] = self.pad_token_id
-        kept = [place for place in range(len(self.active)) if place not in places]
+        staying = [place for place in range(len(self.active)) if place not in places]
+        last = [place for place in staying if place >= len(staying)]
+        kept = [place if place in staying else last.pop() for place in range(len(staying))]
         self.active = [self.active[place] for place in kept]
         return kept

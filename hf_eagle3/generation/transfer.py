@@ -1,4 +1,4 @@
-"""Which device, and small host lists to it without waiting for it."""
+"""Which device, small host lists to it without waiting for it, and rows of what lies on it."""
 
 import torch
 
@@ -17,3 +17,16 @@ def on_device(values: list, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def kept_rows(storage: torch.Tensor, order: list[int], dim: int) -> torch.Tensor:
+    """
+    The rows `order` of `storage` along `dim`, in its own memory where rows only move from behind into gaps: without a
+    second copy of keys and values while the first is still there.
+    """
+    moves = [(place, row) for place, row in enumerate(order) if place != row]
+    if any(row < len(order) for _, row in moves):
+        return storage.index_select(dim, on_device(order, storage.device))
+    for place, row in moves:
+        storage.select(dim, place).copy_(storage.select(dim, row))
+    return storage.narrow(dim, 0, len(order))
