@@ -166,8 +166,8 @@ class SlotCache(Cache):
         like = sources[0]
         rows, heads, used, width = like.shape
         shape = (len(group.entries), rows, heads, max(self._capacity(group.span), used + self.room), width)
-        # Zeros, not empty: slots that no row has filled are masked, and NaN times zero is NaN.
-        group.storage = like.new_zeros(shape)
+        group.storage = like.new_empty(shape)
+        group.storage[:, :, :, used:] = 0  # slots that no row has filled are masked, and NaN times zero is NaN
         for place, (entry, source) in enumerate(zip(group.entries, sources, strict=True)):
             group.storage[place, :, :, :used] = source
             setattr(layers[entry], entry[1], None)  # free the host's copy at once

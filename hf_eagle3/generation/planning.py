@@ -147,6 +147,7 @@ class AutoPlanner:
         if longest and len(cycles_left) > 1:
             weights = [(left / longest) ** STRAGGLERS for left in cycles_left]
             self._weights = [weight / sum(weights) for weight in weights]
+            self._weights_there = on_device(self._weights, self.calibration.edges.device)
         self._phases, self._began = phase_seconds, time.perf_counter()
         self._mark, self._drafting = self._drafted_seconds(), 0.0
         self._levels = self._nodes = self._seen = 0
@@ -306,7 +307,7 @@ class AutoPlanner:
         """(n,) of values (A, n), rows weighed."""
         if self._weights is None:
             return values.mean(dim=0)
-        return on_device(self._weights, values.device) @ values
+        return self._weights_there @ values
 
     def _mean(self, values: list[float]) -> float:
         weights = self._weights or [1 / len(values)] * len(values)
