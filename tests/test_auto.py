@@ -21,11 +21,18 @@ from hf_eagle3.tree_config import TreeConfig
 CPU = torch.device("cpu")
 
 
+class Fixed(CostCurve):
+    """A curve that stays as it is."""
+
+    def doubt(self, size: int) -> None:
+        pass
+
+
 def table(plain: float, per_node: float, per_level: float, per_width: float = 0.0) -> CostTable:
     """Linear costs, all measured."""
     verify = {size: plain + per_node * (size - 1) for size in range(1, 130)}
     level = {width: per_level + per_width * width for width in range(1, 65)}
-    return CostTable(CostCurve(verify), CostCurve(dict.fromkeys(range(1, 17), per_level)), CostCurve(level))
+    return CostTable(Fixed(verify), Fixed(dict.fromkeys(range(1, 17), per_level)), Fixed(level))
 
 
 FREE_NODES, DEAR_NODES, DEAR_LEVELS = table(1, 0, 0.01), table(1, 1.0, 0.01), table(1, 0.01, 2.0)
@@ -50,6 +57,19 @@ def test_a_size_is_measured_after_its_warm_up_and_frozen_in_the_end():
     for _ in range(20):
         curve.add(8, 0.1)
     assert curve.points == {8: 2.0}, "frozen: choices made from it are reproducible"
+
+
+def test_what_is_doubted_is_measured_anew():
+    curve = CostCurve()
+    for seconds in [3.0] * (WARM_UPS + MOST_SAMPLES):
+        curve.add(8, seconds)
+    curve.doubt(9)
+    curve.doubt(8)
+    for seconds in [1.0] * (WARM_UPS + SAMPLES - 1):
+        curve.add(8, seconds)
+        assert curve(8) == 3.0, "until then the old one holds"
+    curve.add(8, 1.0)
+    assert curve(8) == 1.0
 
 
 def test_between_sizes_costs_are_linear_and_beyond_them_hopeful():
@@ -376,6 +396,19 @@ def test_passes_are_timed_by_the_tokens_they_run(num_rows, monkeypatch):
     assert not planner.is_exploring
 
 
+def test_a_plain_step_timed_in_a_fast_moment_does_not_end_drafting(monkeypatch):
+    """The machine is half as fast from the ninth cycle on, which only the plain step's frozen cost does not know."""
+    clock, costs = Clock(), CostTable()
+    monkeypatch.setattr("hf_eagle3.generation.planning.time.perf_counter", lambda: clock.now)
+    for size in (1, 8, 16):
+        costs.verify.points[size] = 0.5 if size == 1 else 1.6
+    costs.first.points[1], costs.level.points[1], costs.level.points[4] = 0.2, 0.1, 0.1
+    choices = planner_exploring(clock, num_rows=1, costs=costs, cycles=60, per_token=0.04, best=-2.0)
+    assert any(choice.levels for choice in choices[:5])
+    assert not choices[8].levels
+    assert all(choice.levels for choice in choices[40:])
+
+
 def test_measuring_is_over_soon_and_cheap(monkeypatch):
     """With nothing known: a few drafts, none wider than four nodes, and a few plain steps."""
     clock = Clock()
@@ -386,12 +419,19 @@ def test_measuring_is_over_soon_and_cheap(monkeypatch):
     assert all(choice.verification is not None for choice in choices[4:])
 
 
-def planner_exploring(clock: Clock, num_rows: int) -> list:
-    """The choices of the first 12 cycles on a machine where nothing is measured."""
-    costs = CostTable()
+def planner_exploring(
+    clock: Clock,
+    num_rows: int,
+    costs: CostTable | None = None,
+    cycles: int = 12,
+    per_token: float = 0.01,
+    best: float = -0.1,
+) -> list:
+    """The choices of the first cycles, with one draft token accepted in each; at first nothing is measured."""
+    costs = costs or CostTable()
     planner = AutoPlanner(TreeConfig("auto", 59, 8, 10), CPU, OWN_NOISE)
-    scores = torch.linspace(-0.1, -4, 10).expand(num_rows, -1)
-    for _ in range(12):
+    scores = torch.linspace(best, best - 4, 10).expand(num_rows, -1)
+    for _ in range(cycles):
         depth, levels = planner.begin(costs, num_rows, 8, clock.phases), 1
         tree = root_only(torch.zeros(num_rows, dtype=torch.long))
         if depth:
@@ -402,8 +442,8 @@ def planner_exploring(clock: Clock, num_rows: int) -> list:
                 levels += 1
             nodes = planner.num_nodes(scores.repeat(1, 8).sort(descending=True).values, levels)
             tree = chained(tree, nodes)
-        clock.spend("verify_forward", 1 + 0.01 * tree.tokens.numel())
-        planner.end(tree, tree.depths == 1, [1] * num_rows, True)
+        clock.spend("verify_forward", 1 + per_token * tree.tokens.numel())
+        planner.end(tree, tree.depths == 1, [min(1, tree.num_draft_tokens)] * num_rows, True)
     return planner.choices
 
 

@@ -1,8 +1,8 @@
 """What passes cost here: seconds of passes by the tokens they run, measured in use and then frozen.
 
 One table per (target, draft), and in it per device, dtype, number of rows and length of context, the last two in
-buckets. A size counts once it was timed `SAMPLES` times after a warm-up; after `MOST_SAMPLES` its median never changes
-again, so that choices made from the table are reproducible. Does not know trees.
+buckets. A size counts once it was timed `SAMPLES` times after a warm-up; after `MOST_SAMPLES` its median is frozen, so
+that choices made from the table are reproducible, until somebody doubts it. Does not know trees.
 """
 
 import weakref
@@ -33,6 +33,7 @@ class CostCurve:
     _timings: dict[int, list[float]] = field(default_factory=dict)
     _sizes: list[int] = field(default_factory=list)
     _seconds: list[float] = field(default_factory=list)
+    _told: dict[int, float] = field(default_factory=dict)
 
     def add(self, size: int, seconds: float) -> None:
         """One timing; ignored once the size is frozen."""
@@ -42,7 +43,7 @@ class CostCurve:
         timings.append(seconds)
         if len(timings) >= WARM_UPS + SAMPLES:
             self.points[size] = median(timings[WARM_UPS:])
-            self._sizes = []
+            self._sizes, self._told = [], {}
         if len(timings) == WARM_UPS + MOST_SAMPLES:
             del self._timings[size]
 
@@ -50,8 +51,19 @@ class CostCurve:
         """Whether further timings of `size` are ignored."""
         return size in self.points and size not in self._timings
 
+    def doubt(self, size: int) -> None:
+        """Measure `size` anew; until that is done, the old timing holds."""
+        if self.is_frozen(size):
+            self._timings[size] = []
+
     def __call__(self, size: int) -> float:
         """Seconds at `size`; infinite while nothing is measured."""
+        told = self._told.get(size)
+        if told is None:
+            told = self._told[size] = self._between(size)
+        return told
+
+    def _between(self, size: int) -> float:
         known, seconds = self._rising()
         if not known:
             return float("inf")
@@ -77,7 +89,7 @@ class CostCurve:
 
     def _rising(self) -> tuple[list[int], list[float]]:
         """Sizes and their seconds. No size costs more than a larger one: what did was timed in a slow moment."""
-        if len(self._sizes) != len(self.points):
+        if not self._sizes:
             self._sizes = sorted(self.points)
             from_the_end = accumulate((self.points[size] for size in reversed(self._sizes)), min)
             self._seconds = list(from_the_end)[::-1]

@@ -192,7 +192,7 @@ class AutoPlanner:
         for chance in chances:
             total += max(0.0, chance * goes_on - least)
             gains.append(total)
-        widths = [most] if self.is_static else [w for w in self.pass_sizes if w < most] + [most]
+        widths = (most,) if self.is_static else (*(size for size in self.pass_sizes if size < most), most)
 
         def worth(width: int) -> float:
             return gains[width] - rate * self.costs.level(self.num_rows * width)
@@ -296,6 +296,9 @@ class AutoPlanner:
             return
         self._plain_left, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
         self._gain = LESS_HOPE
+        # Perhaps one side was timed in a slow moment: the plain steps to come and the next tries show it.
+        for curve, size, _ in ((self.costs.verify, self.num_rows, 0.0), *self._timings):
+            curve.doubt(size)
 
     def _own_rate(self) -> float:
         """Tokens per second and row, never below that of plain steps."""
