@@ -509,6 +509,36 @@ def test_scores_are_products_of_corrected_chances(top_k, monkeypatch):
         assert (tree.log_probs[:, 1:] <= 0).all()
 
 
+def test_only_children_of_taken_nodes_teach_something(monkeypatch):
+    monkeypatch.setattr(decoding, "cost_table", lambda *_: FREE_NODES)
+    seen, plain_end = [], AutoPlanner.end
+
+    def observe(calibration, log_probs, is_asked, is_taken):
+        seen[-1] += (log_probs, is_asked, is_taken)
+
+    def end(planner, tree, accepted, *args):
+        seen.append([tree, accepted])
+        plain_end(planner, tree, accepted, *args)
+
+    monkeypatch.setattr(Calibration, "observe", observe)
+    monkeypatch.setattr(AutoPlanner, "end", end)
+    target = tiny_target()
+    draft = tiny_draft(target).with_tree("auto", num_draft_tokens=30, tree_depth=4, tree_top_k=8)
+    assert_same(target, draft, left_padded([12, 7]), max_new_tokens=40, do_sample=False)
+    taken = 0
+    for tree, accepted, *learnt in seen:
+        if not learnt:
+            assert tree.num_draft_tokens == 0
+            continue
+        for a in range(tree.tokens.shape[0]):
+            path = {0} | set(accepted[a].nonzero().flatten().tolist())
+            taken += len(path) - 1
+            for node in range(1, tree.tokens.shape[1]):
+                said = [values[a, node - 1].item() for values in learnt]
+                assert said == [tree.log_probs[a, node].item(), tree.parents[a, node].item() in path, node in path]
+    assert taken > 5
+
+
 def test_the_same_nodes_accept_more_when_chances_are_corrected(monkeypatch):
     """The embedded pair at T=0, whole trees of one size."""
     target, draft, tokenizer = load_pair()

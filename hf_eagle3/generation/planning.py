@@ -91,7 +91,7 @@ class AutoPlanner:
         self.is_exploring = True
         self.choices: list[Choice] = []
         self._curve: torch.Tensor | None = None  # expected accepted tokens by nodes, of the latest draft, (N,)
-        self._past_curve: list[float] = []  # the same, smoothed over cycles and on the host
+        self._past_curve: list[float] = []  # the same on the host; where scores are not read, smoothed over cycles
         self._levels_chances: list[list[float]] = []  # of past frontiers, smoothed, where scores are not read
         self._frontiers: list[torch.Tensor] = []  # mean chances of this draft's, (k,)
         self._went_on = self._could_go_on = 0.0  # how often a path went on past a level, fading
@@ -269,7 +269,7 @@ class AutoPlanner:
             is_asked = accepted.gather(1, parents) | (parents == 0)
             self.calibration.observe(tree.log_probs[:, 1:].to(device), is_asked.to(device), accepted[:, 1:].to(device))
         curve = self._curve.tolist()
-        if len(self._past_curve) == len(curve):
+        if len(self._past_curve) == len(curve) and not self.reads_scores:
             curve = _smoothed(self._past_curve, curve)
         self._past_curve = curve
         if self._frontiers:
