@@ -56,8 +56,8 @@ class Calibration:
             is_taken: Whether the node was.
         """
         bins = torch.bucketize(log_probs.float().flatten().contiguous(), self.edges)
-        groups, asked = self.group[bins], is_asked.flatten()
-        self.expected.index_add_(0, groups, self.assumed[bins].exp() * asked)
-        self.taken.index_add_(0, groups, (is_taken.flatten() & asked).to(self.taken.dtype))
+        groups = self.group[bins]
+        self.expected.index_add_(0, groups, self.assumed[bins].exp() * is_asked.flatten())
+        self.taken.index_add_(0, groups, is_taken.flatten().to(self.taken.dtype))
         correction = (self.taken / self.expected).log()
         self._table = (self.assumed + correction[self.group]).clamp(max=LOG_SUREST)
