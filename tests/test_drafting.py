@@ -111,7 +111,9 @@ def check_scores(target, draft, lengths: list[int], out: torch.Tensor, records: 
 def test_scores_of_trees_as_auto_draws_them(lengths, widths, monkeypatch):
     """Levels of different widths, and after plain steps, whose features must be fed before the next tree."""
     turns = iter(range(1000))
-    monkeypatch.setattr(AutoPlanner, "begin", lambda self, costs, rows, depth, _: depth if next(turns) % 4 == 3 else 0)
+    monkeypatch.setattr(
+        AutoPlanner, "begin", lambda self, costs, rows, depth, *_: depth if next(turns) % 4 == 3 else 0
+    )
     monkeypatch.setattr(AutoPlanner, "width", lambda self, level, scores: widths[level - 1])
     monkeypatch.setattr(Calibration, "__call__", lambda self, log_probs: log_probs)
     monkeypatch.setattr(AutoPlanner, "num_nodes", lambda self, scores, levels: min(9, scores.shape[1]))
