@@ -219,8 +219,9 @@ class Generation:
         rows, is_static = self.rows, self.static is not None
         num_rows = rows.num_rows if is_static else len(rows.active)
         costs = cost_table(self.model, self.draft.midlayer, num_rows, max(rows.cached_columns), is_static)
-        cycles = [len(row) for row in self.stats.accepted_tokens]
-        cycles_left = rows.cycles_left(cycles, self.max_length)
+        cycles_left = None
+        if len(rows.active) > 1:
+            cycles_left = rows.cycles_left([len(row) for row in self.stats.accepted_tokens], self.max_length)
         depth = self.planner.begin(costs, num_rows, depth, self.stats.phase_seconds, cycles_left)
         if self.drafter.device.type != "cpu":  # where kernels run on, only a synchronised cycle shows what it costs
             self.stats.synchronize = self.is_timed or self.planner.is_measuring

@@ -144,7 +144,7 @@ class AutoPlanner:
         """
         self._weights = None
         longest = max(cycles_left or [0.0])
-        if longest and len(cycles_left) > 1:
+        if longest:
             weights = [(left / longest) ** STRAGGLERS for left in cycles_left]
             self._weights = [weight / sum(weights) for weight in weights]
             self._weights_there = on_device(self._weights, self.calibration.edges.device)
@@ -308,6 +308,8 @@ class AutoPlanner:
 
     def _over_rows(self, values: torch.Tensor) -> torch.Tensor:
         """(n,) of values (A, n), rows weighed."""
+        if values.shape[0] == 1:
+            return values[0]
         if self._weights is None:
             return values.mean(dim=0)
         return self._weights_there @ values
