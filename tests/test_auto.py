@@ -170,8 +170,9 @@ def test_chances_rise_with_probabilities_and_are_never_certain(assumed):
     chances = calibration(log_probs)
     assert (chances.diff() >= 0).all()
     assert (chances < 0).all(), "a child scores below its parent"
-    calibration.observe(*asked(-0.1, 500, 500))
-    assert (calibration(log_probs) < 0).all(), "not even where all were taken"
+    for log_prob in (-0.3, -0.1, -0.05):
+        calibration.observe(*asked(log_prob, 500, 500))
+    assert (calibration(torch.linspace(-1, 0, 500)) < 0).all(), "not even where all were taken"
 
 
 def test_greedy_decoding_takes_likely_tokens_more_often_and_unlikely_ones_less():
@@ -265,6 +266,8 @@ def test_levels_are_as_wide_as_pays():
     widths = [begun(table(1, 0.0, 0.01, per_width)).width(1, CHANCES) for per_width in (0.0, 0.03, 0.06, 0.2, 0.6)]
     assert widths == [8, 4, 4, 2, 0]
     assert begun(table(1, 0.05, 0.01)).width(1, CHANCES) == 4, "nor more than pay for their own verification"
+    costs = table(1, 0.0, 0.01, 0.03)
+    assert begun(costs, 4).width(1, CHANCES.expand(4, -1)) == 3, "of all rows: four times as dear"
 
 
 def test_more_rows_make_nodes_dearer():
