@@ -1,4 +1,4 @@
-"""Vocabulary mapping, metrics, noise, ranking and tree sizes, with values readable by eye."""
+"""Vocabulary mapping, metrics, noise, ranking, tree sizes and rows, with values readable by eye."""
 
 import math
 
@@ -9,6 +9,8 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 from hf_eagle3 import TreeConfig, metrics, vocabulary
 from hf_eagle3.generation.noise import StepNoise
 from hf_eagle3.generation.ranking import Warp, rank_children
+from hf_eagle3.generation.rows import Rows
+from hf_eagle3.generation.transfer import kept_rows
 
 
 def test_draft_vocabulary_offsets():
@@ -105,3 +107,24 @@ def test_chains_have_as_many_tokens_as_levels():
     assert (config.num_draft_tokens, config.tree_top_k, config.is_chain) == (7, 1, True)
     assert config.with_changes("chain", tree_depth=3).num_draft_tokens == 3
     assert TreeConfig().shallower(1).num_draft_tokens == 10
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize(
+    "order", [[0, 1, 2, 3, 4], [0, 4, 2], [4, 3], [1, 0, 2, 3, 4], [2, 3, 4], [0, 2, 1], [3]], ids=str
+)
+def test_rows_are_kept_in_place_where_they_can_be(dim, order):
+    storage = torch.arange(5 * 5 * 3.0).view(5, 5, 3)
+    expected = storage.index_select(dim, torch.tensor(order))
+    kept = kept_rows(storage, order, dim)
+    assert torch.equal(kept, expected)
+    in_place = all(row == place or row >= len(order) for place, row in enumerate(order))
+    assert (kept.data_ptr() == storage.data_ptr()) == in_place
+
+
+def test_rows_that_end_leave_gaps_that_the_last_ones_fill():
+    rows = Rows(torch.zeros(6, 3, dtype=torch.long), 9, torch.tensor(0), 3, None)
+    assert rows.finish([1, 4]) == [0, 5, 2, 3]
+    assert rows.active == [0, 5, 2, 3]
+    assert rows.finish([0, 3]) == [2, 1]
+    assert rows.active == [2, 5]
