@@ -105,8 +105,9 @@ def test_nan_in_target_or_draft(pair):
     broken = tiny_draft(pair[0])
     with torch.no_grad():
         broken.norm.weight.fill_(torch.nan)
-    with pytest.raises(ValueError, match="draft's logits are NaN"):
-        pair[0].generate(**INPUTS, **GREEDY, assistant_model=broken)
+    for mode in ("auto", "static", "chain"):
+        with pytest.raises(ValueError, match="draft's logits are NaN"):
+            pair[0].generate(**INPUTS, max_new_tokens=5, assistant_model=broken.with_tree(mode))
 
 
 def test_the_wrong_model_as_assistant(pair, tmp_path):
