@@ -218,10 +218,11 @@ def grown(planner: AutoPlanner, depth: int, score: float, num_rows: int) -> Draf
 
 
 def planner_after(
-    cycles: int, costs: CostTable, accepted: bool, score: float = -0.3, num_rows: int = 1
+    cycles: int, costs: CostTable, accepted: bool, score: float = -0.3, num_rows: int = 1, reads_scores: bool = True
 ) -> AutoPlanner:
     """A planner whose drafts were accepted along the likelier child down to the last level, or not at all."""
     planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, OWN_NOISE)
+    planner.reads_scores = reads_scores
     phases = dict.fromkeys(("draft_forward", "tree"), 0.0)
     for _ in range(cycles):
         depth = planner.begin(costs, num_rows, 5, phases)
@@ -336,10 +337,7 @@ def test_what_is_expected_comes_true():
 def test_where_scores_are_not_read_choices_follow_from_the_cycles_before(here):
     """As on an accelerator: the same depths and widths in the end, with no look at the scores of the moment."""
     reading = planner_after(40, here, accepted=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AutoPlanner, "_reads", staticmethod(lambda device: False))
-        blind = planner_after(40, here, accepted=True)
-    assert not blind.reads_scores
+    blind = planner_after(40, here, accepted=True, reads_scores=False)
     assert blind._widths == reading._widths
     assert blind.choices[-1].nodes == reading.choices[-1].nodes
 

@@ -44,7 +44,10 @@ class Calibration:
 
     def __call__(self, log_probs: torch.Tensor) -> torch.Tensor:
         """Log-chances for log-probabilities of any shape, float32."""
-        return self._table[torch.bucketize(log_probs.float().contiguous(), self.edges)]
+        return self._table[self._bins(log_probs)]
+
+    def _bins(self, log_probs: torch.Tensor) -> torch.Tensor:
+        return torch.bucketize(log_probs.float().contiguous(), self.edges)
 
     def observe(self, log_probs: torch.Tensor, is_asked: torch.Tensor, is_taken: torch.Tensor) -> None:
         """
@@ -55,7 +58,7 @@ class Calibration:
             is_asked: Whether the node's parent was taken, so that the target chose among its children.
             is_taken: Whether the node was.
         """
-        bins = torch.bucketize(log_probs.float().flatten().contiguous(), self.edges)
+        bins = self._bins(log_probs).flatten()
         groups = self.group[bins]
         self.expected.index_add_(0, groups, self.assumed[bins].exp() * is_asked.flatten())
         self.taken.index_add_(0, groups, is_taken.flatten().to(self.taken.dtype))

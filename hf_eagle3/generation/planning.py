@@ -84,7 +84,9 @@ class AutoPlanner:
         is_static: bool = False,
     ):
         self.sizes, self.pass_sizes, self.is_static = sizes, pass_sizes, is_static
-        self.reads_scores = self._reads(device)
+        self.reads_scores = device.type == "cpu"
+        most = sizes.tree_top_k
+        self.level_sizes = (most,) if is_static else (*(size for size in pass_sizes if size < most), most)
         self.calibration = Calibration(device, assumed)
         self.first_size = max(size for size in pass_sizes if size <= min(FIRST_SIZE, sizes.num_draft_tokens + 1))
         self.costs, self.num_rows = CostTable(), 1
@@ -108,10 +110,6 @@ class AutoPlanner:
         self._drafting = 0.0  # and those of this cycle
         self._timings: list[tuple[CostCurve, int, float]] = []
         self._is_new = True  # whether the last cycle ran passes whose cost may still change
-
-    @staticmethod
-    def _reads(device: torch.device) -> bool:
-        return device.type == "cpu"
 
     @property
     def is_measuring(self) -> bool:
@@ -185,19 +183,18 @@ class AutoPlanner:
 
     def _paying_width(self, level: int, scores: torch.Tensor) -> int:
         chances = self._frontier_chances(level, scores)
-        most, rate = scores.shape[1], self._own_rate()
+        rate = self._own_rate()
         goes_on = (self._went_on + GOES_ON) / (self._could_go_on + 1)
         least = rate * self.num_rows * self.costs.verify.slope(self.num_rows * (self._usual_nodes + 1))
         gains, total = [0.0], 0.0
         for chance in chances:
             total += max(0.0, chance * goes_on - least)
             gains.append(total)
-        widths = (most,) if self.is_static else (*(size for size in self.pass_sizes if size < most), most)
 
         def worth(width: int) -> float:
             return gains[width] - rate * self.costs.level(self.num_rows * width)
 
-        best = max(widths, key=worth)
+        best = max(self.level_sizes, key=worth)
         return best if worth(best) > 0 else 0
 
     def _frontier_chances(self, level: int, scores: torch.Tensor) -> list[float]:
