@@ -325,7 +325,7 @@ class Generation:
         """Move accepted slots down, queue their features for the draft, and let ended rows go."""
         rows, steps, longest = self.rows, self.rows.steps, max(plan.counts)
         nodes = walk.nodes.to(features.device)
-        self.outputs.add(rows.active, steps, plan.counts, walk, logits, outputs, self._attended)
+        self.outputs.add(rows.active, steps, plan.counts, walk, logits, outputs, self.passes.attended)
         self.passes.keep(nodes, plan.counts)
         origin = on_device([rows.cached_columns, rows.draft_positions], features.device)[:, :, None]
         offsets = torch.arange(longest, device=features.device)
@@ -348,13 +348,6 @@ class Generation:
         rows.pad_done()
         self.reporter.report(tree, walk, plan)
         self._finish_rows(plan)
-
-    def _attended(self, a: int, path: torch.Tensor) -> torch.Tensor:
-        """Slots that the last node of `path` attends to, in the order plain generate has them."""
-        if isinstance(self.passes, ChainPass):
-            return torch.arange(self.rows.cached_columns[a] + len(path), device=path.device)
-        prefix = torch.arange(self.rows.cached_columns[a], device=path.device)
-        return torch.cat((prefix, self.passes.write + path))
 
     def _finish_rows(self, plan: Plan) -> None:
         rows = self.rows

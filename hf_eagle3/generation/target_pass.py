@@ -187,6 +187,11 @@ class TreePass:
             for name, value in values.items()
         }
 
+    def attended(self, a: int, path: torch.Tensor) -> torch.Tensor:
+        """Slots that the last node of row `a`'s `path` attends to, in the order plain generate has them."""
+        prefix = torch.arange(self.rows.cached_columns[a], device=path.device)
+        return torch.cat((prefix, self.write + path))
+
     def keep(self, nodes: torch.Tensor, counts: list[int]) -> None:
         """Commit each row's path `nodes` (A, T + 1), the root first."""
         if nodes.shape[1] > 1 or min(self.rows.cached_columns) < self.write:  # else roots that stand where they belong
@@ -253,6 +258,10 @@ class ChainPass:
             inputs["logits_to_keep"] = count
         with self.target.capturing(), self.target.stepping():
             return model(**inputs, return_dict=True)
+
+    def attended(self, a: int, path: torch.Tensor) -> torch.Tensor:
+        """As in [`TreePass`]: a chain stands where plain generate's tokens would."""
+        return torch.arange(self.rows.cached_columns[a] + len(path), device=path.device)
 
     def keep(self, nodes: torch.Tensor, counts: list[int]) -> None:
         """
