@@ -276,3 +276,20 @@ def _open_buffer(module: nn.Module, name: str) -> Iterator[None]:
             hiding.threads.remove(threading.get_ident())
             if not hiding.threads:
                 del vars(module)[name]
+
+
+# RoPE whose frequencies depend on the largest position in the pass: a node may not cross the threshold ahead of plain.
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+def length_dependent_rope(config) -> tuple[int, bool] | None:
+    """
+    (length past which RoPE frequencies depend on the longest sequence of the pass, whether they change there only
+    once); `None` for most models.
+    """
+    rope = getattr(config, "rope_parameters", None) or {}
+    for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
+        if part.get("rope_type") in LENGTH_DEPENDENT_ROPE:
+            threshold = part.get("original_max_position_embeddings") or config.max_position_embeddings
+            return threshold, part["rope_type"] == "longrope"
+    return None

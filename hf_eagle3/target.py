@@ -17,7 +17,6 @@ from functools import cached_property
 import torch
 import torch.nn.functional as F
 from packaging.version import Version
-from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers import __version__ as host_version
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
@@ -87,8 +86,6 @@ UNPADDED_ONLY = ("deepseek_v4", "minimax_m3_vl_text", "unlimited_ocr_text")
 OWN_CACHE = ("minimax",)  # with a class of its own, which the host leaves to the model to make
 KEY_LIMIT = "keep_window_size"  # Doge: past it only the keys of the largest gates are attended to
 TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask; sdpa stands in for others
-# RoPE whose frequencies depend on the largest position in the pass: a node may not cross the threshold ahead of plain.
-LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True)
@@ -168,13 +165,6 @@ def own_cache(target: PreTrainedModel) -> Cache | None:
         return None
     classes = vars(sys.modules[type(target).__module__])
     return classes["MiniMaxCache"]()
-
-
-def unwrap_peft(model):
-    """The model inside a PEFT wrapper (adapters stay active: they live in its layers), or `model` itself."""
-    if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
-        return model.get_base_model()
-    return model
 
 
 def is_users(cache: Cache | None) -> bool:
@@ -360,19 +350,6 @@ class Target:
         """The host's switch of experts implementations while decoding (transformers 5.10 on)."""
         optimise = getattr(self.model, "_optimize_model_for_decode", nullcontext)
         return optimise()
-
-
-def length_dependent_rope(config) -> tuple[int, bool] | None:
-    """
-    (length past which RoPE frequencies depend on the longest sequence of the pass, whether they change there only
-    once); `None` for most models.
-    """
-    rope = getattr(config, "rope_parameters", None) or {}
-    for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-        if part.get("rope_type") in LENGTH_DEPENDENT_ROPE:
-            threshold = part.get("original_max_position_embeddings") or config.max_position_embeddings
-            return threshold, part["rope_type"] == "longrope"
-    return None
 
 
 def check_fit(config, draft: Eagle3Config) -> list[int]:

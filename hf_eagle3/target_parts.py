@@ -20,6 +20,13 @@ HEAD_SOFT_CAP = "final_logit_softcapping"
 UNIT_VECTORS = 256  # at once, through a head whose rows cannot be read
 
 
+def unwrap_peft(model):
+    """The model inside a PEFT wrapper (adapters stay active: they live in its layers), or `model` itself."""
+    if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
+        return model.get_base_model()
+    return model
+
+
 def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
     """The decoder layers in order: the outermost list of as many modules as there are layers. `None` without one."""
     text = target.config.get_text_config(decoder=True)

@@ -30,6 +30,7 @@ from ..generation.tree import DraftTree
 from ..generation.verification import Walk, by_depth
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..training.new_draft import new_draft
+from ..tree_config import TreeConfig
 from . import environment
 from .timing import timed, without_eos
 
@@ -167,15 +168,8 @@ def measure(
         ValueError: a `tau` that the tree cannot give, or too few tokens for one cycle.
     """
     tree = draft.tree_config
-    if not 1 <= tau <= tree.tree_depth + 1:
-        raise ValueError(
-            f"`tau` {tau} is not between 1 and {tree.tree_depth + 1}, what {tree.tree_depth} levels give."
-        )
-    if new_tokens < 2 * (tree.tree_depth + 1):
-        raise ValueError(f"`new_tokens` {new_tokens} is too few for two cycles of {tree.tree_depth} levels.")
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, target.config.vocab_size, (batch_size, prompt_length), generator=generator)
-    inputs = {"input_ids": ids.to(target.device), "attention_mask": torch.ones_like(ids).to(target.device)}
+    _check(tree, tau, new_tokens)
+    inputs = random_prompts(target, batch_size, prompt_length)
     plain_options, draft_options = compile_options(compiled, compile_config)
     seconds: dict[str, list[float]] = {"prompt": [], "plain": [], "prompt and draft": [], "drafted": []}
     with without_eos(target), simulated_acceptance(tau):
@@ -214,6 +208,23 @@ def measure(
         plain="compiled" if plain_options else "eager",
         drafted="compiled" if draft_options else "eager",
     )
+
+
+def _check(tree: TreeConfig, tau: float, new_tokens: int) -> None:
+    if not 1 <= tau <= tree.tree_depth + 1:
+        raise ValueError(
+            f"`tau` {tau} is not between 1 and {tree.tree_depth + 1}, what {tree.tree_depth} levels give."
+        )
+    if new_tokens < 2 * (tree.tree_depth + 1):
+        raise ValueError(f"`new_tokens` {new_tokens} is too few for two cycles of {tree.tree_depth} levels.")
+
+
+def random_prompts(target: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    """`input_ids` and `attention_mask`, (batch_size, length) each, the same every time."""
+    ids = torch.randint(
+        3, target.config.vocab_size, (batch_size, length), generator=torch.Generator().manual_seed(0)
+    ).to(target.device)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def compile_options(compiled: str, config: CompileConfig | None = None) -> tuple[dict, dict]:

@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_eagle3 import Eagle3Config
-from ..target import Target, unwrap_peft
-from ..target_parts import head_options, shaped_logits
+from ..target import Target
+from ..target_parts import head_options, shaped_logits, unwrap_peft
 
 
 PROVENANCE, TARGET_FILE = "provenance.json", "target.safetensors"

@@ -10,7 +10,8 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel,
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
-from ..target import KEY_LIMIT, UNPADDED_ONLY, decoding_mode, length_dependent_rope
+from ..attention_inputs import length_dependent_rope
+from ..target import KEY_LIMIT, UNPADDED_ONLY, decoding_mode
 from .outputs import GenerateEagle3Output
 from .static_pass import host_cache
 from .stats import new_stats, publish

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import unwrap_peft
+from ..target_parts import unwrap_peft
 from .candidate_generator import Eagle3CandidateGenerator
 from .decoding import speculative_decode
 from .static_pass import set_aside

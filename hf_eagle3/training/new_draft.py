@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 from .. import vocabulary
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import Target, unwrap_peft
+from ..target import Target
+from ..target_parts import unwrap_peft
 
 
 FC_SCALE = 0.3  # of the random part of `fc` beside the identity on the deepest tap
