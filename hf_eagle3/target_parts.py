@@ -54,6 +54,8 @@ def one_stream(hidden: torch.Tensor, config) -> torch.Tensor:
     which one is the layer's own, hyper-connections (B, L, streams, H) or (B, L, streams x H), of which the mean is
     taken.
     """
+    if hidden.dim() == 3 and hidden.shape[-1] == config.hidden_size:
+        return hidden
     active = getattr(config, "altup_active_idx", None)
     if active is not None and hidden.dim() == 4:
         return hidden[active]

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from models import left_padded, tiny_draft, tiny_target
+from models import TREE_TARGETS, left_padded, tiny_draft, tiny_target
 from test_generate import SAMPLING, assert_same
 
 import hf_eagle3
@@ -473,6 +473,21 @@ def test_text_is_identical_while_measuring_and_after(name, lengths, options):
         stats = assert_same(target, draft, left_padded(lengths), max_new_tokens=40, **options)
         assert len(stats.choices) >= stats.num_iterations - 1, "all but a last step that has nothing to gain"
     assert any(choice.levels for choice in stats.choices)
+
+
+@pytest.mark.parametrize("name", TREE_TARGETS)
+@pytest.mark.parametrize("lengths", [[12], [9, 9], [13, 4, 9]], ids=str)
+@pytest.mark.parametrize("drafted", [0, 3])
+def test_plain_steps_see_what_plain_generate_sees(name, lengths, drafted, monkeypatch):
+    """Past the windows' ends, and between rows that drafts left at different lengths."""
+    begin, cycles = AutoPlanner.begin, iter(range(100))
+    monkeypatch.setattr(
+        AutoPlanner, "begin", lambda self, *given: begin(self, *given) if next(cycles) < drafted else 0
+    )
+    target = tiny_target(name)
+    draft = tiny_draft(target).with_tree("auto")
+    stats = assert_same(target, draft, left_padded(lengths), max_new_tokens=40, do_sample=False)
+    assert stats.num_iterations > 10
 
 
 @pytest.mark.parametrize("costs_here", [FREE_NODES, DEAR_NODES, DEAR_LEVELS], ids=["free", "nodes", "levels"])

@@ -6,8 +6,10 @@ from models import left_padded, tiny_draft, tiny_target
 from transformers import AttentionInterface
 from transformers.integrations import sdpa_attention as host
 
-from hf_eagle3.generation.attention import take_tree_masks
-from hf_eagle3.modeling_eagle3 import PACKED_QUERIES
+import hf_eagle3
+from hf_eagle3.generation import attention
+from hf_eagle3.generation.attention import share_mask, take_tree_masks
+from hf_eagle3.modeling_eagle3 import PACKED_QUERIES, packed_mask
 
 
 class Module:
@@ -50,6 +52,38 @@ def test_packed_equals_repeated(length, mask_rows, values, scaling, ours):
     assert weights is None
     assert found.is_contiguous()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 7, PACKED_QUERIES + 1])
+def test_a_shared_mask_gives_the_same_to_every_layer(length, ours):
+    *states, mask = inputs(length)
+    expected, _ = ours(Module, *states, mask)
+    shared = share_mask(mask.clone(), hides_nothing=False)
+    for _ in range(2):
+        found, _ = ours(Module, *states, shared)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [2, 6])
+def test_a_mask_that_hides_nothing_is_left_out(heads, ours, monkeypatch):
+    query, key, value, mask = inputs(1)
+    given = query[:, :heads], key, value, torch.zeros_like(mask)
+    monkeypatch.setattr(Module, "num_key_value_groups", heads // 2)
+    expected, _ = ours(Module, *given)
+    given = *given[:3], share_mask(torch.full_like(mask, torch.nan), hides_nothing=True)
+    found, _ = ours(Module, *given)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_pass_packs_its_mask_once(monkeypatch):
+    target, packed = tiny_target(), []
+    draft, prompts = tiny_draft(target), left_padded([13, 4, 9])
+    monkeypatch.setattr(
+        attention, "packed_mask", lambda mask, groups: (packed.append(mask), packed_mask(mask, groups))[1]
+    )
+    with hf_eagle3.record() as stats:
+        target.generate(**prompts, max_new_tokens=20, do_sample=False, assistant_model=draft)
+    assert 0 < len(packed) <= stats.num_iterations < len(packed) * target.config.num_hidden_layers
 
 
 def test_no_key_is_repeated(ours, no_repeats):

@@ -10,15 +10,34 @@ other threads.) Does not know which targets allow it.
 """
 
 import functools
+from dataclasses import dataclass, field
 
 import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ..modeling_eagle3 import PACKED_QUERIES, grouped_attention
+from ..modeling_eagle3 import PACKED_QUERIES, grouped_attention, packed_mask
 
 
 WRAPPED = "_hf_eagle3_takes_tree_masks"
+SHARED = "_hf_eagle3_shared"
+
+
+@dataclass
+class _Shared:
+    hides_nothing: bool
+    packed: dict[int, torch.Tensor] = field(default_factory=dict)  # by heads that share keys
+
+
+def share_mask(mask: torch.Tensor, hides_nothing: bool) -> torch.Tensor:
+    """
+    `mask`, of which the layers that get this very tensor make things once for all. Nobody may change it afterwards.
+
+    Args:
+        hides_nothing: It is zero, for one query: attention goes without it.
+    """
+    setattr(mask, SHARED, _Shared(hides_nothing))
+    return mask
 
 
 def take_tree_masks(name: str) -> None:
@@ -32,9 +51,16 @@ def take_tree_masks(name: str) -> None:
     def attention(module, query, key, value, attention_mask, *args, **kwargs):
         if not _is_additive(attention_mask):
             return own(module, query, key, value, attention_mask, *args, **kwargs)
+        shared = None if torch.compiler.is_compiling() else getattr(attention_mask, SHARED, None)
+        mask = None if shared is not None and shared.hides_nothing else attention_mask
         if args or not _can_pack(query, key, attention_mask, kwargs):
-            return stand_in(module, query, key, value, attention_mask, *args, **kwargs)
-        out = grouped_attention(query, key, value, attention_mask, kwargs.get("scaling"))
+            return stand_in(module, query, key, value, mask, *args, **kwargs)
+        if shared is not None and mask is not None:
+            groups = query.shape[1] // key.shape[1]
+            mask = shared.packed.get(groups)
+            if mask is None:
+                mask = shared.packed[groups] = packed_mask(attention_mask, groups)
+        out = grouped_attention(query, key, value, mask, kwargs.get("scaling"))
         return out.transpose(1, 2).contiguous(), None
 
     setattr(attention, WRAPPED, True)

@@ -123,17 +123,25 @@ def bucket(number: int, base: int, factor: int) -> int:
     return base
 
 
+def context_bucket(context: int) -> int:
+    """Up to which length of context the costs at `context` tokens are taken to hold."""
+    return bucket(context, 512, 4)
+
+
 def cost_table(target: nn.Module, draft: nn.Module, num_rows: int, context: int, is_static: bool = False) -> CostTable:
     """
     The table for a batch of `num_rows` whose longest row has `context` tokens, over static shapes or not; the same
     object every time.
     """
-    by_draft = _tables.setdefault(target, weakref.WeakKeyDictionary())
-    tables = by_draft.setdefault(draft, {})
+    tables = _tables.get(target, {}).get(draft)
+    if tables is None:
+        tables = _tables.setdefault(target, weakref.WeakKeyDictionary()).setdefault(draft, {})
     weight = next(target.parameters())
     machine = (weight.device, weight.dtype, torch.get_num_threads())
-    key = (*machine, bucket(num_rows, 1, 4), bucket(context, 512, 4), is_static)
-    return tables.setdefault(key, CostTable())
+    key = (*machine, bucket(num_rows, 1, 4), context_bucket(context), is_static)
+    if key not in tables:
+        tables[key] = CostTable()
+    return tables[key]
 
 
 def relative_costs(target: nn.Module, draft: nn.Module) -> list[dict]:

@@ -15,7 +15,7 @@ from .. import target as targets
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target_parts import adapts_rows
 from . import tree as trees
-from .costs import cost_table
+from .costs import context_bucket, cost_table
 from .draft_state import attach_state, prompt_entries
 from .drafting import Drafter, Entries, joined
 from .fallback import plain_decode, why_plain
@@ -99,6 +99,7 @@ class Generation:
         self.cache: Cache | None = prepared_cache(model, model_kwargs)
         self.settings = settle(self.target, draft, self.cache, generation_config, self.static is not None)
         self.tree_config, self.planner = self.settings.sizes, self.settings.planner
+        self.costs, self.costs_size = None, None  # the planner's, and the rows and context that they are for
         self.stats: SpeculationStats = new_stats()
         self.is_timed = self.stats.synchronize
         self.stats.mode = "chain" if self.tree_config.is_chain else "tree"
@@ -218,11 +219,14 @@ class Generation:
     def _begin_planned(self, depth: int) -> int:
         rows, is_static = self.rows, self.static is not None
         num_rows = rows.num_rows if is_static else len(rows.active)
-        costs = cost_table(self.model, self.draft.midlayer, num_rows, max(rows.cached_columns), is_static)
+        size = (num_rows, context_bucket(max(rows.cached_columns)))
+        if size != self.costs_size:
+            self.costs_size = size
+            self.costs = cost_table(self.model, self.draft.midlayer, *size, is_static)
         cycles_left = None
         if len(rows.active) > 1:
             cycles_left = rows.cycles_left([len(row) for row in self.stats.accepted_tokens], self.max_length)
-        depth = self.planner.begin(costs, num_rows, depth, self.stats.phase_seconds, cycles_left)
+        depth = self.planner.begin(self.costs, num_rows, depth, self.stats.phase_seconds, cycles_left)
         if self.drafter.device.type != "cpu":  # where kernels run on, only a synchronised cycle shows what it costs
             self.stats.synchronize = self.is_timed or self.planner.is_measuring
         return depth
@@ -230,8 +234,9 @@ class Generation:
     def learn(self, tree: trees.DraftTree, walk: Walk, plan: Plan) -> None:
         """What a planned cycle cost and which of its nodes were accepted, for the next choices."""
         if self.planner is not None and self.planner.is_underway:
-            is_timed = self.stats.synchronize or self.drafter.device.type == "cpu"
-            accepted = accepted_nodes(tree, walk, on_device(plan.accepted, tree.tokens.device))
+            is_timed, accepted = self.stats.synchronize or self.drafter.device.type == "cpu", None
+            if tree.num_draft_tokens:
+                accepted = accepted_nodes(tree, walk, on_device(plan.accepted, tree.tokens.device))
             self.planner.end(tree, accepted, plan.accepted, is_timed)
 
     def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk:
@@ -269,11 +274,14 @@ class Generation:
         rows = self.rows
         if self.noise is not None and not self.lockstep and max(rows.steps) - min(rows.steps) > self.noise.max_skew:
             walk.hold_back()
-        said = tree.scores if tree.log_probs is None else tree.log_probs
-        draft_nan = said.isnan().any(dim=1).to(walk.counts.device)
-        packed = torch.cat((walk.tokens, torch.stack((walk.counts, walk.is_nan, draft_nan), dim=1)), dim=1).tolist()
-        self._refuse_nan(packed)
-        chosen = [row[-3] for row in packed]
+        facts = [walk.tokens, walk.is_nan[:, None]]
+        if tree.num_draft_tokens:  # else there is one token of each row, and the draft said nothing
+            said = tree.scores if tree.log_probs is None else tree.log_probs
+            draft_nan = said.isnan().any(dim=1).to(walk.counts.device)
+            facts += [draft_nan[:, None], walk.counts[:, None]]
+        packed = torch.cat(facts, dim=1).tolist()
+        self._refuse_nan([row[walk.tokens.shape[1] :] for row in packed])
+        chosen = [row[-1] if tree.num_draft_tokens else 1 for row in packed]
         counts = list(chosen)
         if self.lockstep:  # without padding, the tokens of ended rows are still wanted
             idle = rows.idle_places
@@ -310,31 +318,33 @@ class Generation:
         counts[:] = [last - rows.lengths[row] for row in rows.active]
         return [True] * len(stops)
 
-    def _refuse_nan(self, packed: list[list[int]]) -> None:
-        bad = [
-            row
-            for row, values in zip(self.rows.active, packed, strict=True)
-            if values[-2] and not self.rows.is_done[row]
-        ]
+    def _refuse_nan(self, facts: list[list[int]]) -> None:
+        """`facts` per active row: whether the target's scores were NaN, and after a draft whether its were."""
+        rows = self.rows
+        bad = [row for row, fact in zip(rows.active, facts, strict=True) if fact[0] and not rows.is_done[row]]
         if bad:
             raise ValueError(f"The target's logits are NaN (row {bad[0]}); its weights or its dtype are broken.")
-        if any(values[-1] for values in packed):
+        if any(any(fact[1:2]) for fact in facts):
             raise ValueError("The draft's logits are NaN; its weights or its dtype are broken.")
 
     def commit(self, tree, walk: Walk, plan: Plan, logits, features: torch.Tensor, outputs) -> None:
         """Move accepted slots down, queue their features for the draft, and let ended rows go."""
         rows, steps, longest = self.rows, self.rows.steps, max(plan.counts)
-        nodes = walk.nodes.to(features.device)
+        nodes, device = walk.nodes.to(features.device), features.device
         self.outputs.add(rows.active, steps, plan.counts, walk, logits, outputs, self.passes.attended)
         self.passes.keep(nodes, plan.counts)
-        origin = on_device([rows.cached_columns, rows.draft_positions], features.device)[:, :, None]
-        offsets = torch.arange(longest, device=features.device)
+        places = on_device([rows.cached_columns, [1 + p for p in rows.draft_positions]], device)[:, :, None]
+        if longest == 1:  # the root alone, as in every plain step
+            features = features[:, :1]
+        else:
+            features = features.gather(1, nodes[:, :longest, None].expand(-1, -1, features.shape[2]))
+            places = places + torch.arange(longest, device=device)
         self.pending.append(
             Entries(
                 tokens=walk.tokens[:, :longest],
-                features=features.gather(1, nodes[:, :longest, None].expand(-1, -1, features.shape[2])),
-                columns=origin[0] + offsets,
-                positions=origin[1] + 1 + offsets,
+                features=features,
+                columns=places[0],
+                positions=places[1],
                 counts=plan.counts,
                 last_column=max(rows.cached_columns) + longest - 1,
             )

@@ -224,13 +224,13 @@ class AutoPlanner:
         self._nodes = max((size - 1 for size in self.pass_sizes if size - 1 <= min(most, len(curve))), key=worth)
         return self._nodes
 
-    def end(self, tree: DraftTree, accepted: torch.Tensor, counts: list[int], is_timed: bool) -> None:
+    def end(self, tree: DraftTree, accepted: torch.Tensor | None, counts: list[int], is_timed: bool) -> None:
         """
         What came of it.
 
         Args:
             tree: The verified one.
-            accepted: Which of its nodes were, the root not, (A, N + 1).
+            accepted: Which of its nodes were, the root not, (A, N + 1); not read where it has but the root.
             counts: Accepted draft tokens per row.
             is_timed: Whether the seconds per phase show what this cycle cost.
         """
@@ -259,7 +259,7 @@ class AutoPlanner:
         self._weigh((expected + came) / 2 / (verification + drafting))
         return Choice(self._levels, self._nodes, expected, verification / plain, drafting / plain)
 
-    def _learn(self, tree: DraftTree, accepted: torch.Tensor, counts: list[int]) -> None:
+    def _learn(self, tree: DraftTree, accepted: torch.Tensor | None, counts: list[int]) -> None:
         if self._nodes:
             self._usual_nodes = self._nodes
             device, parents = self.calibration.edges.device, tree.parents[:, 1:]

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from ..attention_inputs import PassInputs, mask_argument, mask_kinds
 from ..target import TREE_ATTENTION, DummyLayer, Target, own_cache
-from .attention import take_tree_masks
+from .attention import share_mask, take_tree_masks
 from .cache import SlotCache, slot_positions, verification_masks
 from .rows import Rows
 from .transfer import on_device
@@ -84,7 +84,7 @@ class TreePass:
     lockstep = False
 
     def __init__(self, target: Target, rows: Rows, model_kwargs: dict, room: int, max_length: int):
-        self.target, self.rows = target, rows
+        self.target, self.rows, self.dtype = target, rows, target.model.dtype
         attention = target.config._attn_implementation
         if attention not in TREE_ATTENTION:
             logger.warning_once(
@@ -137,10 +137,10 @@ class TreePass:
         self.write = max(columns)
         self.cache.begin_pass(self.write, min(columns), max(num_nodes, tree.max_depth + 1))
         device = tree.tokens.device
-        self.lengths = on_device(columns, device)
+        self.lengths, steps = on_device([columns, rows.steps], device)
         visible = rows.active_visible(device)
         masks = self._masks(tree, visible)
-        ahead = (on_device(rows.steps, device)[:, None] + tree.depths).clamp(max=self.most_steps)
+        ahead = (steps[:, None] + tree.depths).clamp(max=self.most_steps)
         last = self.last_position
         if len(rows.active) < rows.num_rows:
             last = last.index_select(-2, on_device(rows.active, last.device))
@@ -174,8 +174,23 @@ class TreePass:
         return inputs, given
 
     def _masks(self, tree: DraftTree, visible: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        dtype = self.target.model.dtype
-        return verification_masks(self.kinds, self.lengths, visible, tree.depths, tree.ancestors, dtype)
+        dtype, device = self.dtype, tree.tokens.device
+        if visible is None and self._sees_everything(tree):
+            rows = tree.tokens.shape[0]
+            return {
+                kind: share_mask(torch.zeros(rows, 1, 1, span.offset + 1, dtype=dtype, device=device), True)
+                for kind, (span, _) in self.kinds.items()
+            }
+        masks = verification_masks(self.kinds, self.lengths, visible, tree.depths, tree.ancestors, dtype)
+        return {kind: share_mask(mask, hides_nothing=False) for kind, mask in masks.items()}
+
+    def _sees_everything(self, tree: DraftTree) -> bool:
+        """Whether the pass is a plain step of rows equally long, and no window or chunk has an end behind it."""
+        is_plain = tree.num_draft_tokens == 0 and min(self.rows.cached_columns) == self.write
+        return is_plain and all(
+            reach.chunk is None and (reach.window is None or span.offset < reach.window)
+            for span, reach in self.kinds.values()
+        )
 
     def _active(self, values: dict) -> dict:
         if len(self.rows.active) == self.rows.num_rows:

@@ -63,8 +63,14 @@ class DraftTree:
 def root_only(root_tokens: torch.Tensor) -> DraftTree:
     """Trees without proposals: verifying one is a plain decoding step. `root_tokens` (A,)."""
     tokens = root_tokens[:, None]
-    zeros = torch.zeros_like(tokens)
-    return DraftTree(tokens, zeros - 1, zeros, torch.ones_like(zeros, dtype=torch.bool)[:, :, None], zeros.float(), 0)
+    return DraftTree(
+        tokens=tokens,
+        parents=torch.full_like(tokens, -1),
+        depths=torch.zeros_like(tokens),
+        ancestors=torch.ones_like(tokens[:, :, None], dtype=torch.bool),
+        scores=torch.zeros_like(tokens, dtype=torch.float32),
+        max_depth=0,
+    )
 
 
 def chain(

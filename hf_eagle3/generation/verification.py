@@ -45,7 +45,7 @@ def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
     """The walk of greedy decoding without processors, all nodes at once. `logits` (A, N + 1, V)."""
     values, choices = logits.max(dim=-1)  # (A, N + 1); the first index among equals, as argmax
     if tree.num_draft_tokens == 0:
-        return Walk(tree.depths, choices, torch.ones_like(choices[:, 0]), values[:, 0].isnan())
+        return Walk(tree.depths, choices, choices.new_ones(choices.shape[0]), values[:, 0].isnan())
     matched = tree.tokens == choices.gather(1, tree.parents.clamp(min=0))
     matched[:, 0] = True
     accepted = ~(tree.ancestors & ~matched[:, None]).any(dim=-1)  # (A, N + 1): a node counts if all above it do
@@ -55,8 +55,6 @@ def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
 
 def accepted_nodes(tree: DraftTree, walk: Walk, counts: torch.Tensor) -> torch.Tensor:
     """Which nodes the first `counts` (A,) draft tokens of each row's path are, (A, N + 1) bool; never the root."""
-    if tree.num_draft_tokens == 0:
-        return torch.zeros_like(tree.tokens, dtype=torch.bool)
     is_taken = torch.arange(walk.nodes.shape[1], device=counts.device) <= counts[:, None]
     out = torch.zeros_like(tree.tokens, dtype=torch.bool)
     out.scatter_(1, walk.nodes.to(out.device) * is_taken, True)
