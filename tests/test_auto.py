@@ -486,8 +486,31 @@ def test_plain_steps_see_what_plain_generate_sees(name, lengths, drafted, monkey
     )
     target = tiny_target(name)
     draft = tiny_draft(target).with_tree("auto")
-    stats = assert_same(target, draft, left_padded(lengths), max_new_tokens=40, do_sample=False)
+    inputs, options = left_padded(lengths), {"max_new_tokens": 40, "do_sample": False}
+    stats = assert_same(target, draft, inputs, **options)
     assert stats.num_iterations > 10
+    kept = {"return_dict_in_generate": True, "output_logits": True}
+    plain = target.generate(**inputs, **options, **kept).logits
+    cycles = iter(range(100))
+    ours = target.generate(**inputs, **options, **kept, assistant_model=draft).logits
+    torch.testing.assert_close(torch.stack(ours), torch.stack(plain), rtol=1e-4, atol=1e-4)
+
+
+def test_when_rows_have_ended_the_costs_of_fewer_rows_count(monkeypatch):
+    asked = []
+
+    def costs_here(target, layer, num_rows, *others):
+        asked.append(num_rows)
+        return FREE_NODES
+
+    monkeypatch.setattr(decoding, "cost_table", costs_here)
+    target = tiny_target()
+    draft = tiny_draft(target).with_tree("auto")
+    options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": [5, 6, 7]}
+    stats = assert_same(target, draft, left_padded([13, 4, 9, 7, 11, 3]), **options)
+    assert len(set(stats.generated_lengths)) > 1, "all rows ended together: the test shows nothing"
+    assert len(asked) > 1
+    assert all(a > b for a, b in pairwise(asked)), "one look per number of rows, the context being of one size"
 
 
 @pytest.mark.parametrize("costs_here", [FREE_NODES, DEAR_NODES, DEAR_LEVELS], ids=["free", "nodes", "levels"])
