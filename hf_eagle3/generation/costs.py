@@ -5,6 +5,7 @@ buckets. A size counts once it was timed `SAMPLES` times after a warm-up; after 
 that choices made from the table are reproducible, until somebody doubts it. Does not know trees.
 """
 
+import time
 import weakref
 from bisect import bisect_left
 from dataclasses import dataclass, field
@@ -110,6 +111,58 @@ class CostTable:
     verify: CostCurve = field(default_factory=CostCurve)
     first: CostCurve = field(default_factory=CostCurve)
     level: CostCurve = field(default_factory=CostCurve)
+
+
+class Stopwatch:
+    """
+    Times the passes of one cycle after another.
+
+    Attributes:
+        is_new: Whether the last cycle had a pass whose cost was not frozen yet.
+        is_running: Whether a cycle has begun that did not end yet.
+    """
+
+    def __init__(self):
+        self.is_new, self.is_running = True, False
+        self._phases: dict[str, float] = {}
+        self._began = self._mark = self._drafting = 0.0
+        self._laps: list[tuple[CostCurve, int, float]] = []
+
+    def start(self, phase_seconds: dict[str, float]) -> None:
+        """A cycle begins; `phase_seconds` are counted on while it runs."""
+        self._phases, self._began, self.is_running = phase_seconds, time.perf_counter(), True
+        self._mark, self._drafting, self._laps = self._drafted(), 0.0, []
+
+    def lap(self, curve: CostCurve, size: int) -> None:
+        """The draft ran a pass of `size` since the last lap; nothing if it did not."""
+        now = self._drafted()
+        if now > self._mark:
+            self._laps.append((curve, size, now - self._mark))
+        self._drafting += now - self._mark
+        self._mark = now
+
+    def stop(self, curve: CostCurve, size: int, is_timed: bool) -> None:
+        """
+        The cycle ends. All but the draft's passes counts as the target's of `size`: what else a cycle takes comes with
+        every size.
+
+        Args:
+            is_timed: Whether the seconds show what the cycle cost; else they are thrown away.
+        """
+        self._laps.append((curve, size, time.perf_counter() - self._began - self._drafting))
+        self.is_running = False
+        self.is_new = not all(curve.is_frozen(size) for curve, size, _ in self._laps)
+        if is_timed:
+            for curve, size, seconds in self._laps:
+                curve.add(size, seconds)
+
+    def doubt(self) -> None:
+        """Measure anew what the last cycle ran."""
+        for curve, size, _ in self._laps:
+            curve.doubt(size)
+
+    def _drafted(self) -> float:
+        return self._phases["draft_forward"] + self._phases["tree"]
 
 
 # By target, then by a module that all views of a draft share.

@@ -9,14 +9,13 @@ Shape letters: A active rows, k nodes of a level, M nodes seen while drafting, N
 """
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
 
 from ..tree_config import TreeConfig
 from .calibration import Calibration
-from .costs import CostCurve, CostTable
+from .costs import CostTable, Stopwatch
 from .transfer import on_device
 from .tree import DraftTree
 
@@ -104,22 +103,17 @@ class AutoPlanner:
         self._levels, self._nodes, self._seen = 0, 0, 0
         self._weights: list[float] | None = None  # of the active rows
         self._widths: list[int] = []  # of this cycle's levels
-        self._phases: dict[str, float] | None = None  # seconds per phase
-        self._began: float | None = None  # when the cycle did
-        self._mark = 0.0  # seconds of drafting up to the latest level
-        self._drafting = 0.0  # and those of this cycle
-        self._timings: list[tuple[CostCurve, int, float]] = []
-        self._is_new = True  # whether the last cycle ran passes whose cost may still change
+        self._watch = Stopwatch()
 
     @property
     def is_measuring(self) -> bool:
         """Whether the coming cycle's time is wanted: on an accelerator that takes waiting for it."""
-        return self.is_exploring or self._is_new
+        return self.is_exploring or self._watch.is_new
 
     @property
     def is_underway(self) -> bool:
         """Whether a cycle has begun that did not end yet."""
-        return self._began is not None
+        return self._watch.is_running
 
     # -- one cycle ----------------------------------------------------------------------------------------------------
 
@@ -146,11 +140,10 @@ class AutoPlanner:
             weights = [(left / longest) ** STRAGGLERS for left in cycles_left]
             self._weights = [weight / sum(weights) for weight in weights]
             self._weights_there = on_device(self._weights, self.calibration.edges.device)
-        self._phases, self._began = phase_seconds, time.perf_counter()
-        self._mark, self._drafting = self._drafted_seconds(), 0.0
+        self._watch.start(phase_seconds)
         self._levels = self._nodes = self._seen = 0
         self._curve = None
-        self._widths, self._timings, self._frontiers = [], [], []
+        self._widths, self._frontiers = [], []
         if costs is not self.costs:  # another number of rows or length of context
             self.costs, self._rate, self._gain, self._plain_left = costs, 0.0, HOPE, 0
         self.num_rows = num_rows
@@ -237,13 +230,7 @@ class AutoPlanner:
         size = self.num_rows * (self._nodes + 1)
         if self._levels:
             self._learn(tree, accepted, counts)
-        # All but the draft's passes: what else a cycle takes comes with every size.
-        self._timings.append((self.costs.verify, size, time.perf_counter() - self._began - self._drafting))
-        self._began = None
-        self._is_new = not all(curve.is_frozen(size) for curve, size, _ in self._timings)
-        if is_timed:
-            for curve, size, seconds in self._timings:
-                curve.add(size, seconds)
+        self._watch.stop(self.costs.verify, size, is_timed)
         self.choices.append(self._judged(counts) if self._levels else PLAIN_STEP)
 
     def _judged(self, counts: list[int]) -> Choice:
@@ -294,8 +281,8 @@ class AutoPlanner:
         self._plain_left, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
         self._gain = LESS_HOPE
         # Perhaps one side was timed in a slow moment: the plain steps to come and the next tries show it.
-        for curve, size, _ in ((self.costs.verify, self.num_rows, 0.0), *self._timings):
-            curve.doubt(size)
+        self.costs.verify.doubt(self.num_rows)
+        self._watch.doubt()
 
     def _own_rate(self) -> float:
         """Tokens per second and row, never below that of plain steps."""
@@ -315,18 +302,11 @@ class AutoPlanner:
         weights = self._weights or [1 / len(values)] * len(values)
         return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
-    # -- times --------------------------------------------------------------------------------------------------------
-
-    def _drafted_seconds(self) -> float:
-        return self._phases["draft_forward"] + self._phases["tree"]
-
     def _time_level(self) -> None:
-        now, rows = self._drafted_seconds(), self.num_rows
-        curve, size = (self.costs.level, rows * self._widths[-1]) if self._widths else (self.costs.first, rows)
-        if now > self._mark:  # not the second time without a level in between
-            self._timings.append((curve, size, now - self._mark))
-        self._drafting += now - self._mark
-        self._mark = now
+        if self._widths:
+            self._watch.lap(self.costs.level, self.num_rows * self._widths[-1])
+        else:
+            self._watch.lap(self.costs.first, self.num_rows)
 
 
 def _smoothed(old: list[float], new: list[float]) -> list[float]:
