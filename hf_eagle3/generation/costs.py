@@ -1,8 +1,9 @@
 """What passes cost here: seconds of passes by the tokens they run, measured in use and then frozen.
 
 One table per (target, draft), and in it per device, dtype, number of rows and length of context, the last two in
-buckets. A size counts once it was timed `SAMPLES` times after a warm-up; after `MOST_SAMPLES` its median is frozen, so
-that choices made from the table are reproducible, until somebody doubts it. Does not know trees.
+buckets. A size counts once it was timed `SAMPLES` times after a warm-up, with the lower quartile of its timings; after
+`MOST_SAMPLES` that is frozen, so that choices made from the table are reproducible, until somebody doubts it. Does not
+know trees.
 """
 
 import time
@@ -10,14 +11,13 @@ import weakref
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from itertools import accumulate
-from statistics import median
 
 import torch
 from torch import nn
 
 
 WARM_UPS, SAMPLES, MOST_SAMPLES = 1, 3, 9
-OPTIMISM = 0.5  # of the slope beyond the sizes measured: enough to try the next, and measure it
+OPTIMISM = 0.5  # of the slope over all sizes measured, beyond the largest: enough to try the next, and measure it
 NEAR = 2  # a size measured tells what others cost, up to so many times as large or as small
 
 
@@ -43,7 +43,8 @@ class CostCurve:
         timings = self._timings.setdefault(size, [])
         timings.append(seconds)
         if len(timings) >= WARM_UPS + SAMPLES:
-            self.points[size] = median(timings[WARM_UPS:])
+            counted = sorted(timings[WARM_UPS:])
+            self.points[size] = counted[len(counted) // 4]  # a busy machine makes passes slower, never faster
             self._sizes, self._told = [], {}
         if len(timings) == WARM_UPS + MOST_SAMPLES:
             del self._timings[size]
@@ -68,25 +69,32 @@ class CostCurve:
         known, seconds = self._rising()
         if not known:
             return float("inf")
-        if size <= known[0]:
-            return max(seconds[0] - self.slope(known[0]) * (known[0] - size), seconds[0] * size / known[0])
         place = bisect_left(known, size)
+        if place < len(known) and known[place] == size:
+            return seconds[place]
+        if place == 0:
+            return max(seconds[0] - self.slope(known[0]) * (known[0] - size), seconds[0] * size / known[0])
         if place < len(known):
             share = (size - known[place - 1]) / (known[place] - known[place - 1])
             return seconds[place - 1] + share * (seconds[place] - seconds[place - 1])
-        return seconds[-1] + self.slope(known[-1]) * OPTIMISM * (size - known[-1])
+        slope = (seconds[-1] - seconds[0]) / max(1, known[-1] - known[0])
+        return seconds[-1] + slope * OPTIMISM * (size - known[-1])
 
     def covers(self, size: int) -> bool:
         """Whether something near `size` is measured."""
         return any(known <= NEAR * size and size <= NEAR * known for known in self.points)
 
     def slope(self, size: int) -> float:
-        """Seconds per unit around `size`, never negative."""
-        known, seconds = self._rising()
+        """
+        Seconds per unit around `size`, never negative: from half of it to twice as much, or as far as anything is
+        known, so that one size's timing does not decide.
+        """
+        known, _ = self._rising()
         if len(known) < 2:
             return 0.0
-        place = min(max(bisect_left(known, size), 1), len(known) - 1)
-        return (seconds[place] - seconds[place - 1]) / (known[place] - known[place - 1])
+        low = max(known[0], min(size // NEAR, known[-2]))
+        high = min(known[-1], max(size * NEAR, known[1]))
+        return (self(high) - self(low)) / (high - low)
 
     def _rising(self) -> tuple[list[int], list[float]]:
         """Sizes and their seconds. No size costs more than a larger one: what did was timed in a slow moment."""

@@ -108,6 +108,7 @@ class Generation:
         self.returns_cache |= self.static is None and targets.is_users(self.cache)
         self.reporter = Reporter(streamer, self.stats)
         self.pending: list[Entries] = []
+        self.has_read_prompt = False
         self.passes: TreePass | ChainPass | None = None
         if not self.target.uses_hooks:
             self.model_kwargs["output_hidden_states"] = True
@@ -200,6 +201,7 @@ class Generation:
         # Ended rows that are shown to unknown processors stand on their own padding, one step at a time.
         if depth < 1 or (idle and self.is_stepwise):
             return trees.root_only(roots)
+        self._read_prompt()
         if self.planner is not None:
             depth = self._begin_planned(depth)
             if depth < 1:
@@ -215,6 +217,14 @@ class Generation:
         if idle:  # behind their end ended rows are fed padding, as in plain generate
             tree.tokens[idle, 1:] = rows.pad_token_id
         return tree.to(roots.device)
+
+    def _read_prompt(self) -> None:
+        """The draft's part of prefill, only before the first draft: the first token is out by then."""
+        if self.has_read_prompt:
+            return
+        self.has_read_prompt = True
+        with torch.autocast(self.drafter.device.type, enabled=False), self.stats.phase("prefill"):
+            self.drafter.absorb(self.pending.pop(0))
 
     def _begin_planned(self, depth: int) -> int:
         rows, is_static = self.rows, self.static is not None
