@@ -97,6 +97,11 @@ def causal_attend(attention_mask: torch.Tensor | None = None, window: int | None
     return attend
 
 
+def at_places(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """(B, n, W) of `states` (B, L, W) at `places` (B, n)."""
+    return states.gather(1, places[:, :, None].expand(-1, -1, states.shape[2]))
+
+
 class RMSNorm(nn.RMSNorm):
     """Runs in its input's precision also where autocast leaves the weight in another, so that it stays one kernel."""
 
@@ -122,20 +127,28 @@ class Eagle3Attention(nn.Module):
         self.q_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.use_qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, eps=config.rms_norm_eps) if config.use_qk_norm else None
 
-    def forward(self, states: torch.Tensor, rotary: Rotary, attend: Attend) -> torch.Tensor:
-        """Mixed states (B, L, H) from `states` (B, L, input_size); `attend` does the attention."""
+    def forward(
+        self, states: torch.Tensor, rotary: Rotary, attend: Attend, places: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        Mixed states (B, L, H) from `states` (B, L, input_size); `attend` does the attention. With `places` (B, n) only
+        those of these, (B, n, H), though all have keys and values.
+        """
         batch, length, _ = states.shape
-        query = self.q_proj(states).view(batch, length, -1, self.head_dim)
+        asking = states if places is None else at_places(states, places)
+        query = self.q_proj(asking).view(batch, asking.shape[1], -1, self.head_dim)
         key = self.k_proj(states).view(batch, length, -1, self.head_dim)
         value = self.v_proj(states).view(batch, length, -1, self.head_dim).transpose(1, 2)
         if self.q_norm is not None:
             query, key = self.q_norm(query), self.k_norm(key)
         cos, sin = rotary
         query, key = query.transpose(1, 2), key.transpose(1, 2)
-        query = query * cos + rotate_half(query) * sin
         key = key * cos + rotate_half(key) * sin
+        if places is not None:
+            cos, sin = (at_places(angles[:, 0], places)[:, None] for angles in (cos, sin))
+        query = query * cos + rotate_half(query) * sin
         mixed = attend(query, key, value, self.layer_index)
-        return self.o_proj(mixed.transpose(1, 2).reshape(batch, length, -1))
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class Eagle3DecoderLayer(nn.Module):
@@ -152,9 +165,17 @@ class Eagle3DecoderLayer(nn.Module):
         self.mlp = LlamaMLP(config)
 
     def forward(
-        self, embeds: torch.Tensor | None, hidden: torch.Tensor, rotary: Rotary, attend: Attend
+        self,
+        embeds: torch.Tensor | None,
+        hidden: torch.Tensor,
+        rotary: Rotary,
+        attend: Attend,
+        places: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """States after the layer from h (`hidden`) and, in the first layer, embedding rows `embeds`, all (B, L, H)."""
+        """
+        States after the layer from h (`hidden`) and, in the first layer, embedding rows `embeds`, all (B, L, H); with
+        `places` (B, n) only those of these, (B, n, H).
+        """
         residual = hidden
         if self.hidden_norm is None:
             states = self.input_layernorm(hidden)
@@ -162,7 +183,9 @@ class Eagle3DecoderLayer(nn.Module):
             normed = self.hidden_norm(hidden)
             residual = normed if self.norm_before_residual else hidden
             states = torch.cat((self.input_layernorm(embeds), normed), dim=-1)
-        hidden = residual + self.self_attn(states, rotary, attend)
+        if places is not None:
+            residual = at_places(residual, places)
+        hidden = residual + self.self_attn(states, rotary, attend, places)
         return hidden + self.mlp(self.post_attention_layernorm(hidden))
 
 
@@ -259,12 +282,23 @@ class Eagle3DraftModel(PreTrainedModel):
         return cos[:, None], sin[:, None]
 
     def decode(
-        self, embeds: torch.Tensor, hidden: torch.Tensor, rotary: Rotary, attend: Attend
+        self,
+        embeds: torch.Tensor,
+        hidden: torch.Tensor,
+        rotary: Rotary,
+        attend: Attend,
+        places: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """(fed-back state, normed state for the head), both (B, L, H), from embedding rows and h, both (B, L, H)."""
-        hidden = self.midlayer(embeds, hidden, rotary, attend)
-        for layer in self.layers.values():
-            hidden = layer(None, hidden, rotary, attend)
+        """
+        (fed-back state, normed state for the head), both (B, L, H), from embedding rows and h, both (B, L, H).
+
+        With `places` (B, n) only the states there, (B, n, H): of the others the last layer makes keys and values, and
+        `attend` gets n queries there. `rotary` then has B rows.
+        """
+        *others, last = (self.midlayer, *self.layers.values())
+        for layer in others:
+            hidden = layer(embeds, hidden, rotary, attend)
+        hidden = last(embeds, hidden, rotary, attend, places)
         normed = self.norm(hidden)
         return (normed if self.config.norm_output else hidden), normed
 

@@ -32,8 +32,8 @@ from .transfer import on_device
 
 logger = logging.get_logger(__name__)
 
-# Elements of one attention mask while reading a long prompt.
-MASK_ELEMENTS = 2**23
+# Elements of the largest tensor while reading a long prompt.
+MOST_ELEMENTS = 2**23
 
 
 @dataclass
@@ -87,6 +87,15 @@ def joined(pending: list[Entries]) -> list[Entries]:
         counts = [sum(column) for column in zip(*(part.counts for part in parts), strict=True)]
         out.append(Entries(**whole, counts=counts, last_column=parts[-1].last_column))
     return out
+
+
+def entry_mask(valid: torch.Tensor, columns: torch.Tensor, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """What entries at `columns` (A, m) see of the entries `valid` (A, S), themselves included, (A, 1, m, S)."""
+    index, newest = torch.arange(valid.shape[1], device=valid.device), columns[:, :, None]
+    seen = valid[:, None] & (index <= newest)
+    if window is not None:
+        seen = seen & (index > newest - window)
+    return additive(seen, dtype)[:, None]
 
 
 def prefix_mask(valid: torch.Tensor, window: int | None, level: int, dtype: torch.dtype) -> torch.Tensor:
@@ -160,44 +169,50 @@ class Drafter:
         return self.draft.lm_head(normed) if self._head is None else F.linear(normed, self._head)
 
     def absorb(self, entries: Entries) -> None:
-        """Feed entries made from true features; the newest of each row is where the next tree hangs."""
+        """
+        Feed entries made from true features; the newest of each row is where the next tree hangs. Of the others only
+        keys and values are made in the last layer, which a draft mostly has alone.
+        """
         e, counts, valid = entries, entries.counts, entries.valid
         rows, length = e.features.shape[:2]
         width = e.last_column + 1
         self.cache.reserve(width)
+        newest = on_device(counts, self.device).sub(1)[:, None]
         if valid is None and min(counts) < length:
-            limits = on_device(counts, self.device)
-            valid = torch.arange(length, device=self.device) < limits[:, None]
-        chunk = max(64, MASK_ELEMENTS // (width * rows))
-        chunks = []
+            valid = torch.arange(length, device=self.device) <= newest
+        widest = width if self.config.num_hidden_layers > 1 else 2 * self.config.hidden_size
+        chunk = max(64, MOST_ELEMENTS // (widest * rows))
         for start in range(0, length, chunk):
             part = slice(start, start + chunk)
             embeds = self._embed(e.tokens[:, part]) if e.embeds is None else e.embeds[:, part]
-            chunks.append(
-                self._absorb_chunk(
-                    embeds.to(self.device, self.dtype),
-                    e.features[:, part].to(self.device, self.dtype),
-                    e.columns[:, part].to(self.device),
-                    e.positions[:, part].to(self.device),
-                    None if valid is None else valid[:, part].to(self.device),
-                    width,
-                )
+            states = self._absorb_chunk(
+                embeds.to(self.device, self.dtype),
+                e.features[:, part].to(self.device, self.dtype),
+                e.columns[:, part].to(self.device),
+                e.positions[:, part].to(self.device),
+                None if valid is None else valid[:, part].to(self.device),
+                width,
+                newest - start,
             )
-        hidden, normed = chunks[0] if len(chunks) == 1 else (torch.cat(c, dim=1) for c in zip(*chunks, strict=True))
+            if start:  # rows whose newest entry stood before this chunk have their states
+                is_here = (newest >= start)[:, :, None]
+                states = [
+                    new.where(is_here, old) for new, old in zip(states, (self._hidden, self._normed), strict=True)
+                ]
+            self._hidden, self._normed = states
         self._width = max(self._width, width)
-        if min(counts) == length:
-            self._hidden, self._normed = hidden[:, -1:], normed[:, -1:]
-        else:
-            last = on_device(counts, self.device).sub(1)[:, None, None].expand(-1, 1, hidden.shape[2])
-            self._hidden, self._normed = hidden.gather(1, last), normed.gather(1, last)
 
-    def _absorb_chunk(self, embeds, features, columns, positions, valid, width):
-        rows = torch.arange(columns.shape[0], device=self.device)[:, None]
+    def _absorb_chunk(self, embeds, features, columns, positions, valid, width, newest):
+        """(fed-back states, normed states), (A, 1, H), at the places `newest` (A, 1) or the nearest that there is."""
+        rows, last_layer = (
+            torch.arange(columns.shape[0], device=self.device)[:, None],
+            self.config.num_hidden_layers - 1,
+        )
         self.cache.valid[rows, columns] = True if valid is None else valid
-        seen = self.cache.valid[: len(rows), None, :width]
-        index, newest = torch.arange(width, device=self.device), columns[:, :, None]
-        seen = seen & (index <= newest) & (index > newest - (self.window or width))  # (A, m, width)
-        mask = additive(seen, self.dtype)[:, None]
+        seen = self.cache.valid[: len(rows), :width]
+        newest = newest.clamp(0, columns.shape[1] - 1)
+        mask_there = entry_mask(seen, columns.gather(1, newest), self.window, self.dtype)
+        mask = entry_mask(seen, columns, self.window, self.dtype) if last_layer else None
 
         def attend(query, key, value, layer):
             self.cache.write_entries(layer, rows, columns, key, value)
@@ -205,9 +220,11 @@ class Drafter:
                 self.cache.keys[layer][: len(rows), :, :width],
                 self.cache.values[layer][: len(rows), :, :width],
             )
-            return grouped_attention(query, keys, values, mask)
+            return grouped_attention(query, keys, values, mask_there if layer == last_layer else mask)
 
-        return self.draft.decode(embeds, self.draft.fuse(features), self.draft.rotary(positions, self.dtype), attend)
+        rotary = self.draft.rotary(positions, self.dtype)
+        places = newest if columns.shape[1] > 1 else None
+        return self.draft.decode(embeds, self.draft.fuse(features), rotary, attend, places)
 
     def grow(
         self,

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel, Rotary, grouped_attention
 from ..tree_config import TreeConfig
-from .cache import additive
 from .draft_cache import DraftCache
-from .drafting import Drafter, Entries, prefix_mask
+from .drafting import Drafter, Entries, entry_mask, prefix_mask
 from .pool import Pool
 from .ranking import Warp, rank_children
 from .settings import Settings
@@ -82,20 +81,16 @@ def entry_pass(
     Args: as in [`Entries`], all rows and P places.
     """
     cache.valid[cache.rows, columns] = valid
-    window = draft.config.sliding_window
-    newest = columns[:, :, None]
-    seen = cache.valid[:, None] & (cache.columns <= newest)
-    if window is not None:
-        seen = seen & (cache.columns > newest - window)
-    mask = additive(seen, embeds.dtype)[:, None]
+    window, last_layer, places = draft.config.sliding_window, draft.config.num_hidden_layers - 1, last[:, None]
+    mask_there = entry_mask(cache.valid, columns.gather(1, places), window, embeds.dtype)
+    mask = entry_mask(cache.valid, columns, window, embeds.dtype) if last_layer else None
 
     def attend(query, key, value, layer):
         cache.write_entries(layer, cache.rows, columns, key, value)
-        return grouped_attention(query, cache.keys[layer], cache.values[layer], mask)
+        seen = mask_there if layer == last_layer else mask
+        return grouped_attention(query, cache.keys[layer], cache.values[layer], seen)
 
-    states = draft.decode(embeds, draft.fuse(features), draft.rotary(positions, embeds.dtype), attend)
-    hidden, normed = (state[cache.rows[:, 0], last][:, None] for state in states)
-    return hidden, normed
+    return draft.decode(embeds, draft.fuse(features), draft.rotary(positions, embeds.dtype), attend, places)
 
 
 def level_pass(
