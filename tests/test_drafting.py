@@ -14,8 +14,12 @@ import torch
 from models import left_padded, tiny_draft, tiny_target
 
 import hf_eagle3
+from hf_eagle3.generation import drafting
 from hf_eagle3.generation.calibration import Calibration
+from hf_eagle3.generation.drafting import Drafter, Entries
 from hf_eagle3.generation.planning import AutoPlanner
+from hf_eagle3.generation.stats import new_stats
+from hf_eagle3.target import Target
 
 
 class Watcher(hf_eagle3.CycleStreamer):
@@ -90,6 +94,33 @@ def test_scores_are_log_probabilities_of_paths(lengths, tree, changes):
         **inputs, max_new_tokens=14, do_sample=True, eos_token_id=[5, 6], assistant_model=draft, streamer=watcher
     )
     check_scores(target, draft, lengths, out, watcher.records)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("counts", [[150, 150, 150], [150, 100, 7]], ids=str)
+def test_a_long_prompt_read_in_parts_leaves_the_same(layers, counts, monkeypatch):
+    """The newest entry of each row may stand in any part."""
+    target = tiny_target()
+    draft = sensitive(tiny_draft(target, num_hidden_layers=layers))
+    torch.manual_seed(0)
+    places = torch.arange(150).expand(3, -1)
+    features = torch.randn(3, 150, draft.config.fused_features_size)
+    entries = Entries(torch.randint(draft.config.vocab_size, (3, 150)), features, places, places, counts, 149)
+    found = []
+    for most in (drafting.MOST_ELEMENTS, 1):
+        monkeypatch.setattr(drafting, "MOST_ELEMENTS", most)
+        drafter = Drafter(draft, Target(target, draft.config), 3, new_stats())
+        with torch.no_grad():
+            drafter.absorb(entries)
+        valid = drafter.cache.valid[:, None, :, None]
+        found.append((drafter._hidden, drafter._normed, *[keys * valid for keys in drafter.cache.keys]))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
+    rows = target.get_input_embeddings().weight[entries.tokens]
+    for row, count in enumerate(counts):
+        with torch.no_grad():
+            slow = draft(inputs_embeds=rows[row : row + 1, :count], target_features=features[row : row + 1, :count])
+        torch.testing.assert_close(found[0][0][row], slow.draft_hidden_states[0, -1:], rtol=1e-3, atol=1e-3)
 
 
 def check_scores(target, draft, lengths: list[int], out: torch.Tensor, records: list) -> None:
