@@ -28,8 +28,6 @@ logger = logging.get_logger(__name__)
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (B or 1, 1, L, d)
 
-PACKED_QUERIES = 64  # up to so many per head, heads that share keys are packed into one
-
 
 @dataclass
 class Eagle3DraftOutput(ModelOutput):
@@ -44,36 +42,6 @@ class Eagle3DraftOutput(ModelOutput):
 
     logits: torch.FloatTensor | None = None
     draft_hidden_states: torch.FloatTensor | None = None
-
-
-def packed_mask(mask: torch.Tensor, groups: int) -> torch.Tensor:
-    """`mask` (B or 1, 1, L, S) for queries of `groups` heads packed into one, (B or 1, 1, groups * L, S)."""
-    return mask.expand(-1, groups, -1, -1).reshape(mask.shape[0], 1, groups * mask.shape[2], -1)
-
-
-def grouped_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None = None,
-) -> torch.Tensor:
-    """
-    Attention of grouped heads (B, heads, L, d) over (B, kv heads, S, d) under an additive `mask` (B or 1, 1, L, S), or
-    its [`packed_mask`], scores scaled by `scale` (default: 1 / sqrt(d)). Returns (B, heads, L, width of the values).
-
-    Few queries: the heads that share keys are packed into the query axis, so that no key is ever repeated. Many
-    queries: repeating the keys costs less than repeating the mask.
-    """
-    batch, heads, length, width = query.shape
-    groups = heads // key.shape[1]
-    if groups == 1 or length > PACKED_QUERIES:
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=groups > 1)
-    query = query.reshape(batch, key.shape[1], groups * length, width)
-    if mask is not None and mask.shape[2] == length:
-        mask = packed_mask(mask, groups)
-    packed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    return packed.view(batch, heads, length, -1)
 
 
 def causal_attend(attention_mask: torch.Tensor | None = None, window: int | None = None) -> Attend:

@@ -9,7 +9,7 @@ from transformers.integrations import sdpa_attention as host
 import hf_eagle3
 from hf_eagle3.generation import attention
 from hf_eagle3.generation.attention import share_mask, take_tree_masks
-from hf_eagle3.modeling_eagle3 import PACKED_QUERIES, packed_mask
+from hf_eagle3.generation.grouped_attention import PACKED_QUERIES, packed_mask
 
 
 class Module:

@@ -16,7 +16,7 @@ import torch
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from ..modeling_eagle3 import PACKED_QUERIES, grouped_attention, packed_mask
+from .grouped_attention import PACKED_QUERIES, grouped_attention, packed_mask
 
 
 WRAPPED = "_hf_eagle3_takes_tree_masks"

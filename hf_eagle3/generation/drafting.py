@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from ..modeling_eagle3 import Eagle3DraftModel, grouped_attention
+from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import Target
 from ..tree_config import TreeConfig
 from . import tree as trees
 from .cache import additive
 from .draft_cache import DraftCache, DraftState
+from .grouped_attention import grouped_attention
 from .noise import StepNoise
 from .planning import AutoPlanner
 from .pool import Pool

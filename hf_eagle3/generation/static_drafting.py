@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from ..configuration_eagle3 import Eagle3Config
-from ..modeling_eagle3 import Eagle3DraftModel, Rotary, grouped_attention
+from ..modeling_eagle3 import Eagle3DraftModel, Rotary
 from ..tree_config import TreeConfig
 from .draft_cache import DraftCache
 from .drafting import Drafter, Entries, entry_mask, prefix_mask
+from .grouped_attention import grouped_attention
 from .pool import Pool
 from .ranking import Warp, rank_children
 from .settings import Settings
