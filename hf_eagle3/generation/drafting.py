@@ -205,10 +205,8 @@ class Drafter:
 
     def _absorb_chunk(self, embeds, features, columns, positions, valid, width, newest):
         """(fed-back states, normed states), (A, 1, H), at the places `newest` (A, 1) or the nearest that there is."""
-        rows, last_layer = (
-            torch.arange(columns.shape[0], device=self.device)[:, None],
-            self.config.num_hidden_layers - 1,
-        )
+        rows = torch.arange(columns.shape[0], device=self.device)[:, None]
+        last_layer = self.config.num_hidden_layers - 1
         self.cache.valid[rows, columns] = True if valid is None else valid
         seen = self.cache.valid[: len(rows), :width]
         newest = newest.clamp(0, columns.shape[1] - 1)
