@@ -98,10 +98,7 @@ class Eagle3Attention(nn.Module):
     def forward(
         self, states: torch.Tensor, rotary: Rotary, attend: Attend, places: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """
-        Mixed states (B, L, H) from `states` (B, L, input_size); `attend` does the attention. With `places` (B, n) only
-        those of these, (B, n, H), though all have keys and values.
-        """
+        """Mixed states (B, L, H) of `states` (B, L, input_size); with `places` (B, n) only of these, (B, n, H)."""
         batch, length, _ = states.shape
         asking = states if places is None else at_places(states, places)
         query = self.q_proj(asking).view(batch, asking.shape[1], -1, self.head_dim)

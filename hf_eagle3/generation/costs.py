@@ -69,11 +69,9 @@ class CostCurve:
         known, seconds = self._rising()
         if not known:
             return float("inf")
-        place = bisect_left(known, size)
-        if place < len(known) and known[place] == size:
-            return seconds[place]
-        if place == 0:
+        if size < known[0]:
             return max(seconds[0] - self.slope(known[0]) * (known[0] - size), seconds[0] * size / known[0])
+        place = max(1, bisect_left(known, size))
         if place < len(known):
             share = (size - known[place - 1]) / (known[place] - known[place - 1])
             return seconds[place - 1] + share * (seconds[place] - seconds[place - 1])
@@ -133,20 +131,20 @@ class Stopwatch:
     def __init__(self):
         self.is_new, self.is_running = True, False
         self._phases: dict[str, float] = {}
-        self._began = self._mark = self._drafting = 0.0
+        self._began = self._mark = 0.0  # the clock less the seconds of drafting; seconds of drafting
         self._laps: list[tuple[CostCurve, int, float]] = []
 
     def start(self, phase_seconds: dict[str, float]) -> None:
         """A cycle begins; `phase_seconds` are counted on while it runs."""
-        self._phases, self._began, self.is_running = phase_seconds, time.perf_counter(), True
-        self._mark, self._drafting, self._laps = self._drafted(), 0.0, []
+        self._phases, self._laps, self.is_running = phase_seconds, [], True
+        self._mark = self._drafted()
+        self._began = time.perf_counter() - self._mark
 
     def lap(self, curve: CostCurve, size: int) -> None:
         """The draft ran a pass of `size` since the last lap; nothing if it did not."""
         now = self._drafted()
         if now > self._mark:
             self._laps.append((curve, size, now - self._mark))
-        self._drafting += now - self._mark
         self._mark = now
 
     def stop(self, curve: CostCurve, size: int, is_timed: bool) -> None:
@@ -157,7 +155,7 @@ class Stopwatch:
         Args:
             is_timed: Whether the seconds show what the cycle cost; else they are thrown away.
         """
-        self._laps.append((curve, size, time.perf_counter() - self._began - self._drafting))
+        self._laps.append((curve, size, time.perf_counter() - self._mark - self._began))
         self.is_running = False
         self.is_new = not all(curve.is_frozen(size) for curve, size, _ in self._laps)
         if is_timed:
@@ -194,15 +192,11 @@ def cost_table(target: nn.Module, draft: nn.Module, num_rows: int, context: int,
     The table for a batch of `num_rows` whose longest row has `context` tokens, over static shapes or not; the same
     object every time.
     """
-    tables = _tables.get(target, {}).get(draft)
-    if tables is None:
-        tables = _tables.setdefault(target, weakref.WeakKeyDictionary()).setdefault(draft, {})
+    tables = _tables.setdefault(target, weakref.WeakKeyDictionary()).setdefault(draft, {})
     weight = next(target.parameters())
     machine = (weight.device, weight.dtype, torch.get_num_threads())
     key = (*machine, bucket(num_rows, 1, 4), context_bucket(context), is_static)
-    if key not in tables:
-        tables[key] = CostTable()
-    return tables[key]
+    return tables.setdefault(key, CostTable())
 
 
 def relative_costs(target: nn.Module, draft: nn.Module) -> list[dict]:

@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
 from .. import target as targets
-from ..modeling_eagle3 import Eagle3DraftModel
+from ..modeling_eagle3 import Eagle3DraftModel, at_places
 from ..target_parts import adapts_rows
 from . import tree as trees
 from .costs import context_bucket, cost_table
@@ -31,7 +31,7 @@ from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
 from .target_pass import ChainPass, TreePass, cache_name, cached_columns, left_by_prompt, prepared_cache
 from .transfer import on_device
-from .verification import Walk, accepted_nodes, greedy_walk, stepwise_walk
+from .verification import Walk, accepted_nodes, greedy_walk, refuse_nan, stepwise_walk
 
 
 def speculative_decode(
@@ -108,7 +108,6 @@ class Generation:
         self.returns_cache |= self.static is None and targets.is_users(self.cache)
         self.reporter = Reporter(streamer, self.stats)
         self.pending: list[Entries] = []
-        self.has_read_prompt = False
         self.passes: TreePass | ChainPass | None = None
         if not self.target.uses_hooks:
             self.model_kwargs["output_hidden_states"] = True
@@ -201,30 +200,27 @@ class Generation:
         # Ended rows that are shown to unknown processors stand on their own padding, one step at a time.
         if depth < 1 or (idle and self.is_stepwise):
             return trees.root_only(roots)
-        self._read_prompt()
+        if self.stats.num_iterations == 0:  # the prompt: the draft's part of prefill; the first token is out by then
+            self._feed("prefill")
         if self.planner is not None:
             depth = self._begin_planned(depth)
             if depth < 1:
                 return trees.root_only(roots)
         positions = on_device(rows.draft_positions, self.drafter.device)
+        sizes = self.tree_config.shallower(depth)
+        self._feed("draft_forward")
         with torch.autocast(self.drafter.device.type, enabled=False):
-            with self.stats.phase("draft_forward"):
-                for entries in joined(self.pending):
-                    self.drafter.absorb(entries)
-            self.pending = []
-            sizes = self.tree_config.shallower(depth)
             tree = self.drafter.grow(roots, positions, sizes, rows.steps, rows.active, self.planner)
         if idle:  # behind their end ended rows are fed padding, as in plain generate
             tree.tokens[idle, 1:] = rows.pad_token_id
         return tree.to(roots.device)
 
-    def _read_prompt(self) -> None:
-        """The draft's part of prefill, only before the first draft: the first token is out by then."""
-        if self.has_read_prompt:
-            return
-        self.has_read_prompt = True
-        with torch.autocast(self.drafter.device.type, enabled=False), self.stats.phase("prefill"):
-            self.drafter.absorb(self.pending.pop(0))
+    def _feed(self, phase: str) -> None:
+        """What the target has computed since the last draft."""
+        with torch.autocast(self.drafter.device.type, enabled=False), self.stats.phase(phase):
+            for entries in joined(self.pending):
+                self.drafter.absorb(entries)
+        self.pending = []
 
     def _begin_planned(self, depth: int) -> int:
         rows, is_static = self.rows, self.static is not None
@@ -290,7 +286,7 @@ class Generation:
             draft_nan = said.isnan().any(dim=1).to(walk.counts.device)
             facts += [draft_nan[:, None], walk.counts[:, None]]
         packed = torch.cat(facts, dim=1).tolist()
-        self._refuse_nan([row[walk.tokens.shape[1] :] for row in packed])
+        refuse_nan([row[walk.tokens.shape[1] :] for row in packed], rows)
         chosen = [row[-1] if tree.num_draft_tokens else 1 for row in packed]
         counts = list(chosen)
         if self.lockstep:  # without padding, the tokens of ended rows are still wanted
@@ -328,15 +324,6 @@ class Generation:
         counts[:] = [last - rows.lengths[row] for row in rows.active]
         return [True] * len(stops)
 
-    def _refuse_nan(self, facts: list[list[int]]) -> None:
-        """`facts` per active row: whether the target's scores were NaN, and after a draft whether its were."""
-        rows = self.rows
-        bad = [row for row, fact in zip(rows.active, facts, strict=True) if fact[0] and not rows.is_done[row]]
-        if bad:
-            raise ValueError(f"The target's logits are NaN (row {bad[0]}); its weights or its dtype are broken.")
-        if any(any(fact[1:2]) for fact in facts):
-            raise ValueError("The draft's logits are NaN; its weights or its dtype are broken.")
-
     def commit(self, tree, walk: Walk, plan: Plan, logits, features: torch.Tensor, outputs) -> None:
         """Move accepted slots down, queue their features for the draft, and let ended rows go."""
         rows, steps, longest = self.rows, self.rows.steps, max(plan.counts)
@@ -347,7 +334,7 @@ class Generation:
         if longest == 1:  # the root alone, as in every plain step
             features = features[:, :1]
         else:
-            features = features.gather(1, nodes[:, :longest, None].expand(-1, -1, features.shape[2]))
+            features = at_places(features, nodes[:, :longest])
             places = places + torch.arange(longest, device=device)
         self.pending.append(
             Entries(

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from ..modeling_eagle3 import Eagle3DraftModel
+from ..configuration_eagle3 import Eagle3Config
+from ..modeling_eagle3 import Eagle3DraftModel, at_places
 from ..target import Target
 from ..tree_config import TreeConfig
 from . import tree as trees
@@ -90,13 +91,24 @@ def joined(pending: list[Entries]) -> list[Entries]:
     return out
 
 
-def entry_mask(valid: torch.Tensor, columns: torch.Tensor, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """What entries at `columns` (A, m) see of the entries `valid` (A, S), themselves included, (A, 1, m, S)."""
-    index, newest = torch.arange(valid.shape[1], device=valid.device), columns[:, :, None]
-    seen = valid[:, None] & (index <= newest)
-    if window is not None:
-        seen = seen & (index > newest - window)
-    return additive(seen, dtype)[:, None]
+def entry_masks(
+    config: Eagle3Config, valid: torch.Tensor, columns: torch.Tensor, places: torch.Tensor, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """
+    Per layer of the draft what entries at `columns` (A, m) see of the entries `valid` (A, S), themselves included,
+    additive, (A, 1, m, S); in the last layer only those at `places` (A, n) look, (A, 1, n, S).
+    """
+    index, window = torch.arange(valid.shape[1], device=valid.device), config.sliding_window
+
+    def seen_by(columns: torch.Tensor) -> torch.Tensor:
+        newest = columns[:, :, None]
+        seen = valid[:, None] & (index <= newest)
+        if window is not None:
+            seen = seen & (index > newest - window)
+        return additive(seen, dtype)[:, None]
+
+    others = config.num_hidden_layers - 1
+    return ([seen_by(columns)] * others if others else []) + [seen_by(columns.gather(1, places))]
 
 
 def prefix_mask(valid: torch.Tensor, window: int | None, level: int, dtype: torch.dtype) -> torch.Tensor:
@@ -206,12 +218,9 @@ class Drafter:
     def _absorb_chunk(self, embeds, features, columns, positions, valid, width, newest):
         """(fed-back states, normed states), (A, 1, H), at the places `newest` (A, 1) or the nearest that there is."""
         rows = torch.arange(columns.shape[0], device=self.device)[:, None]
-        last_layer = self.config.num_hidden_layers - 1
         self.cache.valid[rows, columns] = True if valid is None else valid
-        seen = self.cache.valid[: len(rows), :width]
         newest = newest.clamp(0, columns.shape[1] - 1)
-        mask_there = entry_mask(seen, columns.gather(1, newest), self.window, self.dtype)
-        mask = entry_mask(seen, columns, self.window, self.dtype) if last_layer else None
+        masks = entry_masks(self.config, self.cache.valid[: len(rows), :width], columns, newest, self.dtype)
 
         def attend(query, key, value, layer):
             self.cache.write_entries(layer, rows, columns, key, value)
@@ -219,7 +228,7 @@ class Drafter:
                 self.cache.keys[layer][: len(rows), :, :width],
                 self.cache.values[layer][: len(rows), :, :width],
             )
-            return grouped_attention(query, keys, values, mask_there if layer == last_layer else mask)
+            return grouped_attention(query, keys, values, masks[layer])
 
         rotary = self.draft.rotary(positions, self.dtype)
         places = newest if columns.shape[1] > 1 else None
@@ -275,7 +284,7 @@ class Drafter:
             with self.stats.phase("tree"):
                 parents = pool.extend(*self._ranked(logits, top_k, steps, rows, level))
                 if top_k > 1:
-                    hidden = hidden.gather(1, parents[:, :, None].expand(-1, -1, hidden.shape[2]))
+                    hidden = at_places(hidden, parents)
         with self.stats.phase("tree"):
             return pool.finish(root_tokens, tree.num_draft_tokens)
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 
 from ..configuration_eagle3 import Eagle3Config
-from ..modeling_eagle3 import Eagle3DraftModel, Rotary
+from ..modeling_eagle3 import Eagle3DraftModel, Rotary, at_places
 from ..tree_config import TreeConfig
 from .draft_cache import DraftCache
-from .drafting import Drafter, Entries, entry_mask, prefix_mask
+from .drafting import Drafter, Entries, entry_masks, prefix_mask
 from .grouped_attention import grouped_attention
 from .pool import Pool
 from .ranking import Warp, rank_children
@@ -82,14 +82,12 @@ def entry_pass(
     Args: as in [`Entries`], all rows and P places.
     """
     cache.valid[cache.rows, columns] = valid
-    window, last_layer, places = draft.config.sliding_window, draft.config.num_hidden_layers - 1, last[:, None]
-    mask_there = entry_mask(cache.valid, columns.gather(1, places), window, embeds.dtype)
-    mask = entry_mask(cache.valid, columns, window, embeds.dtype) if last_layer else None
+    places = last[:, None]
+    masks = entry_masks(draft.config, cache.valid, columns, places, embeds.dtype)
 
     def attend(query, key, value, layer):
         cache.write_entries(layer, cache.rows, columns, key, value)
-        seen = mask_there if layer == last_layer else mask
-        return grouped_attention(query, cache.keys[layer], cache.values[layer], seen)
+        return grouped_attention(query, cache.keys[layer], cache.values[layer], masks[layer])
 
     return draft.decode(embeds, draft.fuse(features), draft.rotary(positions, embeds.dtype), attend, places)
 
@@ -183,7 +181,7 @@ def tree_pass(
         )
         parents = pool.extend(*ranked(normed, level))
         if top_k > 1:
-            hidden = hidden.gather(1, parents[:, :, None].expand(-1, -1, hidden.shape[2]))
+            hidden = at_places(hidden, parents)
     tree = pool.finish(roots, sizes.num_draft_tokens)
     return tree.tokens, tree.parents, tree.depths, tree.ancestors, tree.scores
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from .processors import Kind, TokenChooser
+from .rows import Rows
 from .transfer import on_device
 from .tree import DraftTree
 
@@ -124,3 +125,12 @@ def stepwise_walk(
             break
         node = torch.where(alive, child.int().argmax(dim=1), 0)
     return Walk(torch.stack(nodes, dim=1), torch.stack(tokens, dim=1), counts, is_nan, kept)
+
+
+def refuse_nan(facts: list[list[int]], rows: Rows) -> None:
+    """`facts` per active row: whether the target's scores were NaN, and after a draft whether its were."""
+    bad = [row for row, fact in zip(rows.active, facts, strict=True) if fact[0] and not rows.is_done[row]]
+    if bad:
+        raise ValueError(f"The target's logits are NaN (row {bad[0]}); its weights or its dtype are broken.")
+    if any(any(fact[1:2]) for fact in facts):
+        raise ValueError("The draft's logits are NaN; its weights or its dtype are broken.")
