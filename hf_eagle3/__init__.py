@@ -5,6 +5,7 @@ Importing this package installs the `generate` hook, once. It needs torch and tr
 
 from typing import Any
 
+from . import compat  # noqa: F401  (first: it refuses versions in which other imports would fail)
 from ._version import __version__
 from .configuration_eagle3 import Eagle3Config
 from .generation.candidate_generator import Eagle3CandidateGenerator
@@ -47,5 +48,12 @@ def __getattr__(name: str) -> Any:
     return getattr(training, name)
 
 
+def _try_out() -> str | None:
+    """What fails end to end with a transformers that is newer than this package."""
+    from .compat.contract import first_failure
+
+    return first_failure()
+
+
 Eagle3DraftModel.push_to_hub = push_to_hub  # the host's, which would upload weights and configuration only
-install()
+install(_try_out)

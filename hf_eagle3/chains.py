@@ -17,9 +17,10 @@ from functools import partial
 import torch
 from torch import nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers import __version__ as host_version
 from transformers.utils import logging
 
+from .compat.calls import cache_argument
+from .compat.versions import host_version
 from .target_parts import is_compiled
 
 
@@ -176,7 +177,7 @@ def step_errors(model: PreTrainedModel, parts: StepParts) -> torch.Tensor:
     """|pass - steps| / |steps| of the last hidden states of `STEPS` tokens behind a prompt of `PROMPT`, (STEPS,)."""
     decoder = model.get_decoder()
     parameters = inspect.signature(decoder.forward).parameters
-    name = "cache_params" if "cache_params" in parameters else "past_key_values"
+    name = cache_argument(decoder.forward)
     config = model.config.get_text_config(decoder=True)
     columns = torch.arange(PROMPT + STEPS, device=model.device)[None]
     inputs = {"input_ids": (columns * 7 + 3) % config.vocab_size}

@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .checkpoint import read_config
+from .compat.models import commit_of
 
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
@@ -107,7 +108,6 @@ class Eagle3Config(PreTrainedConfig):
     """
 
     model_type = "eagle3"
-    keys_to_ignore_at_inference = ["past_key_values"]
     default_theta = 10000.0
 
     vocab_size: int = 32000
@@ -323,7 +323,7 @@ def hub_identity(config: PreTrainedConfig) -> tuple[str | None, str | None]:
     name = config.name_or_path
     if not name or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return None, None
-    return name, getattr(config, "_commit_hash", None)
+    return name, commit_of(config)
 
 
 def _first_int(values: dict, *names: str) -> int | None:

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRotaryEmbedding, rotate_half
 from transformers.utils import ModelOutput, logging
 
 from . import checkpoint, vocabulary
+from .compat.models import activation, rotary_embedding
 from .configuration_eagle3 import Eagle3Config
 from .tree_config import TreeConfig
 
@@ -70,6 +70,12 @@ def at_places(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     return states.gather(1, places[:, :, None].expand(-1, -1, states.shape[2]))
 
 
+def rotate_half(states: torch.Tensor) -> torch.Tensor:
+    """The second half of the last axis, negated, before the first: the partner of each pair that RoPE turns."""
+    first, second = states.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
 class RMSNorm(nn.RMSNorm):
     """Runs in its input's precision also where autocast leaves the weight in another, so that it stays one kernel."""
 
@@ -116,6 +122,21 @@ class Eagle3Attention(nn.Module):
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
+class Eagle3MLP(nn.Module):
+    """The gated MLP of Llama."""
+
+    def __init__(self, config: Eagle3Config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+        self.act_fn = activation(config.hidden_act)
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, L, H) of `states` (B, L, H)."""
+        return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
+
+
 class Eagle3DecoderLayer(nn.Module):
     """The first layer reads [embedding ; feature] (2H); further layers are plain pre-norm layers."""
 
@@ -127,7 +148,7 @@ class Eagle3DecoderLayer(nn.Module):
         self.hidden_norm = RMSNorm(size, eps=eps) if is_first else None
         self.self_attn = Eagle3Attention(config, 2 * size if is_first else size, layer_index)
         self.post_attention_layernorm = RMSNorm(size, eps=eps)
-        self.mlp = LlamaMLP(config)
+        self.mlp = Eagle3MLP(config)
 
     def forward(
         self,
@@ -191,7 +212,7 @@ class Eagle3DraftModel(PreTrainedModel):
         self.norm = RMSNorm(size, eps=eps)
         self.lm_head = nn.Linear(size, config.draft_vocab_size, bias=False) if config.has_lm_head else None
         self.embed_tokens = nn.Embedding(config.vocab_size, size) if config.has_embed_tokens else None
-        self.rotary_emb = LlamaRotaryEmbedding(config)
+        self.rotary_emb = rotary_embedding(config)
         if config.has_vocabulary_mapping:
             # Until a vocabulary is chosen: the first D ids.
             self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))

@@ -10,16 +10,13 @@ import inspect
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 import torch.nn.functional as F
-from packaging.version import Version
 from transformers import Cache, PreTrainedModel
-from transformers import __version__ as host_version
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 from transformers.utils import logging
 
 from .attention_inputs import (
@@ -31,6 +28,18 @@ from .attention_inputs import (
     needs_layer_inputs,
 )
 from .chains import StepParts, chain_fault, stepping
+from .compat.caches import (
+    HAS_INDEXED_LAYERS,
+    DynamicLayer,
+    EmptyLayer,
+    IndexedLayer,
+    SlidingLayer,
+    StateLayer,
+    window_of,
+)
+from .compat.calls import cache_argument, optimised_for_decoding
+from .compat.models import attention_name
+from .compat.versions import host_version
 from .configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
 from .target_parts import (
     decoder_layers,
@@ -45,25 +54,8 @@ from .target_parts import (
 )
 
 
-try:
-    from transformers.cache_utils import DummyLayer
-except ImportError:  # transformers before 5.18 has no layers without a cache of their own
-
-    class DummyLayer:
-        """Stands for a class that this transformers does not have."""
-
-
-try:
-    from transformers.cache_utils import DynamicIndexedLayer
-except ImportError:  # in earlier ones indexers keep their keys themselves
-
-    class DynamicIndexedLayer:
-        """Stands for a class that this transformers does not have."""
-
-
 logger = logging.get_logger(__name__)
 
-HOST_MARKS_CACHES = Version(host_version) >= Version("5.17")  # `_is_user_defined` on a cache that the user passed
 # Architectures where a pass over several tokens, or a second pass, is not what token by token would be, so that
 # nothing can be verified. What forgets its states there is found out in `chains.py`. (transformers 5.23)
 _COUNTS = "it counts positions from the token ids of each pass"
@@ -105,16 +97,16 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("refused", "the model has no transformers `Cache`; drafts need one to build on")
     if config.model_type in REFUSED:
         return DecodingMode("refused", REFUSED[config.model_type])
-    if config.model_type == "glm_moe_dsa" and not issubclass(DynamicIndexedLayer, DynamicLayer):
+    if config.model_type == "glm_moe_dsa" and not HAS_INDEXED_LAYERS:
         return DecodingMode("refused", f"transformers {host_version} keeps keys of its indexer outside the cache")
     parameters = inspect.signature(target.forward).parameters
-    if not {"past_key_values", "cache_params"} & parameters.keys():
+    if cache_argument(target.forward) is None:
         return DecodingMode("refused", "the model reads no cache; drafts need one to build on")
-    known = (DynamicLayer, DynamicSlidingWindowLayer, DynamicIndexedLayer, DummyLayer)
+    known = (DynamicLayer, SlidingLayer, IndexedLayer, EmptyLayer)
     strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in known]
     if config.model_type in OWN_CACHE:
         return DecodingMode("chain", "states of linear attention cannot branch; they are copied instead")
-    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+    if any(isinstance(layer, StateLayer) for layer in cache.layers):
         fault = chain_fault(target)
         if fault is not None:
             return DecodingMode("refused", fault)
@@ -123,9 +115,9 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode(
             "refused",
             f"cache layers of type {', '.join(sorted(set(strange))) or 'offloaded'} are not supported; use the "
-            'default, or `cache_implementation="static"` and no `past_key_values`',
+            'default, or `cache_implementation="static"` and no cache of your own',
         )
-    windows = {layer.sliding_window for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)}
+    windows = {window_of(layer) for layer in cache.layers} - {None}
     if len(windows) > 1:
         return DecodingMode("chain", f"windows of several sizes ({sorted(windows)})")
     if getattr(config, "cross_attention_layers", None):
@@ -140,11 +132,11 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         )
     if getattr(config, "alibi", False) and not needs_layer_inputs(config):
         return DecodingMode("chain", "ALiBi of a model unknown here")
-    takes_trees = config._attn_implementation in TREE_ATTENTION
+    takes_trees = attention_name(config) in TREE_ATTENTION
     if not takes_trees and not sdpa_stands_in(target):
         return DecodingMode(
             "chain",
-            f"{config._attn_implementation} takes no tree mask, and sdpa cannot stand in for it in this architecture; "
+            f"{attention_name(config)} takes no tree mask, and sdpa cannot stand in for it in this architecture; "
             "load with eager attention for trees",
         )
     places_itself = target.config.model_type in NO_POSITION_IDS + POSITION_IDS_BY_KEYWORD
@@ -155,7 +147,7 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     if not mask_kinds(config).keys() <= KNOWN_KINDS:
         return DecodingMode("chain", f"attention kinds {sorted(mask_kinds(config).keys() - KNOWN_KINDS)}")
     if not takes_trees:
-        return DecodingMode("tree", f"{config._attn_implementation} takes no tree mask: sdpa verifies trees")
+        return DecodingMode("tree", f"{attention_name(config)} takes no tree mask: sdpa verifies trees")
     return DecodingMode("tree", "attention only, keys and values per slot")
 
 
@@ -165,11 +157,6 @@ def own_cache(target: PreTrainedModel) -> Cache | None:
         return None
     classes = vars(sys.modules[type(target).__module__])
     return classes["MiniMaxCache"]()
-
-
-def is_users(cache: Cache | None) -> bool:
-    """Whether the cache outlives the call. transformers before 5.17 does not mark it, so that any cache might."""
-    return bool(getattr(cache, "_is_user_defined", not HOST_MARKS_CACHES))
 
 
 class Target:
@@ -347,9 +334,8 @@ class Target:
         return StepParts.of(self.model)
 
     def decoding_optimised(self):
-        """The host's switch of experts implementations while decoding (transformers 5.10 on)."""
-        optimise = getattr(self.model, "_optimize_model_for_decode", nullcontext)
-        return optimise()
+        """Inside, experts run as plain `generate` runs them in single steps."""
+        return optimised_for_decoding(self.model)
 
 
 def check_fit(config, draft: Eagle3Config) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
+from .compat.models import can_use_sdpa
 from .configuration_eagle3 import num_decoder_layers
 
 
@@ -25,6 +26,19 @@ def unwrap_peft(model):
     if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel) and hasattr(model, "get_base_model"):
         return model.get_base_model()
     return model
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside what PEFT, `torch.compile` and data parallelism wrap around it."""
+    while True:
+        inner = unwrap_peft(model)
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        elif isinstance(model, torch._dynamo.OptimizedModule):
+            inner = model._orig_mod
+        if inner is model:
+            return model
+        model = inner
 
 
 def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
@@ -70,8 +84,7 @@ def sdpa_stands_in(model: PreTrainedModel) -> bool:
     """
     decoder = model.get_decoder()
     decoder = decoder if isinstance(decoder, PreTrainedModel) else model
-    is_replaceable = decoder._supports_sdpa and decoder._supports_attention_backend
-    return is_replaceable and not getattr(decoder.config, "attn_logit_softcapping", None)
+    return can_use_sdpa(decoder) and not getattr(decoder.config, "attn_logit_softcapping", None)
 
 
 def is_compiled(model: PreTrainedModel) -> bool:

@@ -1,10 +1,13 @@
 """Tiny seeded targets and drafts. Weights are scaled up so that masks and positions matter: with the default
 initialisation the next token depends on the current one only, and a test passes with a wrong mask."""
 
+import inspect
+
 import torch
 from transformers import (
     AutoModelForCausalLM,
     Gemma3TextConfig,
+    GenerationMixin,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -19,6 +22,12 @@ import hf_eagle3
 from hf_eagle3.vocabulary import mapping_from_target_ids
 
 
+# What `generate` calls a cache, as an argument and in its output: since transformers 5.24 `cache`.
+CACHE = (
+    "cache"
+    if "cache" in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+    else "past_key_values"
+)
 VOCAB = 24
 WINDOW = 8
 SIZES = {

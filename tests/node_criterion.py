@@ -10,11 +10,13 @@ Both sides start from what the host's `generate` prepares. The reference is plai
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from hf_eagle3.compat.caches import cached_columns
+from hf_eagle3.compat.calls import cache_of, prefill, put_cache
 from hf_eagle3.configuration_eagle3 import Eagle3Config
 from hf_eagle3.generation.rows import Rows
 from hf_eagle3.generation.settings import Settings
 from hf_eagle3.generation.static_pass import StaticPass, set_aside, static_shapes
-from hf_eagle3.generation.target_pass import ChainPass, TreePass, cache_name, cached_columns, prepared_cache
+from hf_eagle3.generation.target_pass import ChainPass, TreePass, prepared_cache
 from hf_eagle3.generation.tree import DraftTree, ancestor_mask, chain
 from hf_eagle3.target import Target, decoding_mode
 from hf_eagle3.tree_config import TreeConfig
@@ -149,14 +151,15 @@ def _after_prefill(model, input_ids, generation_config, kwargs, sizes_of_tree, l
     adapter = Target(model, Eagle3Config.from_target(model, **sizes))
     if not adapter.uses_hooks:
         kwargs["output_hidden_states"] = True
-    outputs = model._prefill(input_ids, generation_config, kwargs)
+    outputs = prefill(model, input_ids, generation_config, kwargs)
     if shapes is not None:
         adapter.read_outputs()
         kwargs["output_hidden_states"] = True
-    kwargs[cache_name(kwargs)] = outputs.get(cache_name(kwargs), kwargs.get(cache_name(kwargs)))
+    if cache_of(outputs) is not None:
+        put_cache(kwargs, cache_of(outputs))
     mask = kwargs.get("attention_mask")
-    columns = cached_columns(kwargs[cache_name(kwargs)], input_ids.shape[1])
-    rows = Rows(input_ids, limit, None, columns, None if mask is None or mask.all() else mask)
+    columns = cached_columns(cache_of(kwargs), input_ids.shape[1])
+    rows = Rows(input_ids, limit, 0, columns, None if mask is None or mask.all() else mask)
     is_chain = mode.kind == "chain" if use_chain is None else use_chain
     num_nodes, depth = sizes_of_tree
     given = (adapter, rows, kwargs, max(sizes_of_tree) + 1, limit)

@@ -7,13 +7,13 @@ from contextlib import nullcontext
 import pytest
 import torch
 from architectures import architecture_names, tiny_model
-from models import left_padded, tiny_draft
+from models import CACHE, left_padded, tiny_draft
 from node_criterion import worst_node_error
 
 from hf_eagle3 import attention_inputs
 from hf_eagle3.attention_inputs import Reach
+from hf_eagle3.compat.caches import INDEXER_KEYS
 from hf_eagle3.generation import cache, target_pass
-from hf_eagle3.generation.cache import INDEXER_KEYS
 
 
 PROMPTS = ([12], [21, 9, 15])
@@ -145,7 +145,7 @@ def test_an_indexers_cache_is_given_back_as_the_hosts_own(lengths):
     plain = target.generate(**options)
     ours = target.generate(**options, assistant_model=tiny_draft(target))
     torch.testing.assert_close(ours.sequences, plain.sequences)
-    for mine, host in zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True):
+    for mine, host in zip(ours[CACHE].layers, plain[CACHE].layers, strict=True):
         assert type(mine) is type(host)
         for name in ("keys", "values", INDEXER_KEYS):
             torch.testing.assert_close(getattr(mine, name), getattr(host, name), rtol=1e-4, atol=1e-5)

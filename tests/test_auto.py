@@ -318,7 +318,7 @@ def test_a_batch_must_gain_more():
 
 
 def test_a_row_has_as_many_cycles_left_as_its_pace_says():
-    rows = Rows(torch.zeros(3, 10, dtype=torch.long), 40, torch.tensor(0), 10, None)
+    rows = Rows(torch.zeros(3, 10, dtype=torch.long), 40, 0, 10, None)
     rows.lengths = [14, 12, 40]
     rows.is_done[2] = True
     assert rows.cycles_left([2, 2, 9], 40) == pytest.approx([26 * 3 / 5, 28 * 3 / 3, 0.0])

@@ -5,7 +5,7 @@ text."""
 import pytest
 import torch
 from architectures import tiny_model
-from models import left_padded, tiny_draft, tiny_target
+from models import CACHE, left_padded, tiny_draft, tiny_target
 from node_criterion import worst_node_error
 from test_generate import assert_same
 
@@ -93,7 +93,7 @@ def test_rows_that_end_early_and_a_cache_for_the_next_turn(name):
             out = model.generate(**inputs, **cache, **options, assistant_model=assistant)
             ids = torch.cat((out.sequences, torch.tensor([[9]])), dim=1)
             inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-            cache = {"past_key_values": out.past_key_values}
+            cache = {CACHE: out[CACHE]}
         texts.append(ids.tolist())
     assert texts[0] == texts[1]
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from models import left_padded, tiny_draft, tiny_target
+from models import CACHE, left_padded, tiny_draft, tiny_target
 from test_generate import SAMPLING, assert_same
 from test_options import Collector
 from test_robustness import Boom
@@ -116,7 +116,7 @@ def test_a_returned_cache_of_rows_that_ended_early(name, ending):
     caches, eos = [], int(target.generate(**BATCH, **GREEDY)[ending, 13 + 7])  # what that row writes in its middle
     for assistant in ({}, {"assistant_model": draft}):
         cache = DynamicCache(config=target.config)
-        out = target.generate(**BATCH, **GREEDY, eos_token_id=eos, past_key_values=cache, **assistant)
+        out = target.generate(**BATCH, **GREEDY, eos_token_id=eos, **{CACHE: cache}, **assistant)
         caches.append(cache)
     ends = [(row[13:] == eos).nonzero()[:1].flatten().tolist() for row in out]
     assert any(end and 14 + end[0] < out.shape[1] for end in ends), "no row ended early: the test shows nothing"
@@ -230,12 +230,12 @@ def test_a_cache_after_an_error_at_any_step_is_whole(name, call):
         target.generate(
             **left_padded([12]),
             **GREEDY,
-            past_key_values=cache,
+            **{CACHE: cache},
             assistant_model=tiny_draft(target),
             logits_processor=LogitsProcessorList([FailsOnCall(call)]),
         )
     ids = expected[:, : cache.get_seq_length() + 1]
-    assert target.generate(ids, past_key_values=cache, max_length=37, do_sample=False).tolist() == expected.tolist()
+    assert target.generate(ids, **{CACHE: cache}, max_length=37, do_sample=False).tolist() == expected.tolist()
 
 
 def test_an_interrupted_second_run_leaves_states_whole(monkeypatch):
@@ -255,10 +255,10 @@ def test_an_interrupted_second_run_leaves_states_whole(monkeypatch):
 
     monkeypatch.setattr(ChainPass, "_run", run)
     with pytest.raises(Boom):
-        target.generate(**left_padded([12]), **GREEDY, past_key_values=cache, assistant_model=tiny_draft(target))
+        target.generate(**left_padded([12]), **GREEDY, **{CACHE: cache}, assistant_model=tiny_draft(target))
     monkeypatch.undo()
     ids = expected[:, : cache.get_seq_length() + 1]
-    assert target.generate(ids, past_key_values=cache, max_length=37, do_sample=False).tolist() == expected.tolist()
+    assert target.generate(ids, **{CACHE: cache}, max_length=37, do_sample=False).tolist() == expected.tolist()
 
 
 def test_noise_is_not_rewound_over_somebody_elses_draws():
@@ -338,7 +338,7 @@ def test_memory_of_another_text_is_not_believed(pair):
     """The cached ids were edited between turns: the draft starts anew, as on a cache that never met it."""
     target, draft = pair
     cache = DynamicCache(config=target.config)
-    ids = target.generate(left_padded([9])["input_ids"], past_key_values=cache, **GREEDY, assistant_model=draft)
+    ids = target.generate(left_padded([9])["input_ids"], **{CACHE: cache}, **GREEDY, assistant_model=draft)
     ids = torch.cat((ids, left_padded([3])["input_ids"]), dim=1)
     ids[0, 4] = (ids[0, 4] + 1) % 24
     stranger = DynamicCache(config=target.config)
@@ -347,7 +347,7 @@ def test_memory_of_another_text_is_not_believed(pair):
     accepted = []
     for memory in (cache, stranger):
         with hf_eagle3.record() as stats:
-            target.generate(ids, past_key_values=memory, **GREEDY, assistant_model=draft)
+            target.generate(ids, **{CACHE: memory}, **GREEDY, assistant_model=draft)
         accepted.append(stats.accepted_tokens)
     assert accepted[0] == accepted[1]
 
@@ -356,11 +356,11 @@ def test_a_changed_draft_does_not_believe_its_memory(pair):
     target, _ = pair
     draft = tiny_draft(target)
     cache = DynamicCache(config=target.config)
-    ids = target.generate(left_padded([9])["input_ids"], past_key_values=cache, **GREEDY, assistant_model=draft)
+    ids = target.generate(left_padded([9])["input_ids"], **{CACHE: cache}, **GREEDY, assistant_model=draft)
     ids = torch.cat((ids, left_padded([3])["input_ids"]), dim=1)
     expected = target.generate(ids, **GREEDY)
     draft.to(torch.bfloat16)
-    assert target.generate(ids, past_key_values=cache, **GREEDY, assistant_model=draft).tolist() == expected.tolist()
+    assert target.generate(ids, **{CACHE: cache}, **GREEDY, assistant_model=draft).tolist() == expected.tolist()
 
 
 def test_configurations_survive_every_way_to_copy_them(tmp_path):

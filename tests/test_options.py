@@ -5,7 +5,7 @@ Rows of different lengths share the loop, so each option is tried with ragged ro
 
 import pytest
 import torch
-from models import left_padded, tiny_draft, tiny_target
+from models import CACHE, left_padded, tiny_draft, tiny_target
 from test_generate import SAMPLING, assert_same, both
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
@@ -262,7 +262,7 @@ def test_dict_outputs_have_plain_generates_values(lengths, sampling, name):
         mine, theirs = getattr(ours, output), getattr(plain, output)
         assert len(mine) == len(theirs) == 15
         torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=2e-4, msg=lambda m, o=output: f"{o}: {m}")
-    for mine, theirs in zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True):
+    for mine, theirs in zip(ours[CACHE].layers, plain[CACHE].layers, strict=True):
         torch.testing.assert_close(mine.keys, theirs.keys, rtol=2e-4, atol=2e-4)
 
 
@@ -283,7 +283,7 @@ def test_past_key_values_in_and_out_over_turns(name, turns):
         cache, ids = DynamicCache(config=target.config), left_padded([9])["input_ids"]
         for number, kind in enumerate(pattern):
             assistant = {"assistant_model": draft} if kind == "d" else {}
-            ids = target.generate(ids, past_key_values=cache, max_new_tokens=9, do_sample=False, **assistant)
+            ids = target.generate(ids, **{CACHE: cache}, max_new_tokens=9, do_sample=False, **assistant)
             assert cache.get_seq_length() == ids.shape[1] - 1
             ids = torch.cat((ids, left_padded([5], seed=number)["input_ids"]), dim=1)
         texts.append(ids.tolist())
@@ -297,9 +297,9 @@ def test_a_users_cache_without_windows(name):
     texts = []
     for assistant in ({}, {"assistant_model": tiny_draft(target)}):
         cache = DynamicCache()
-        ids = target.generate(**left_padded([12]), past_key_values=cache, **GREEDY, **assistant)
+        ids = target.generate(**left_padded([12]), **{CACHE: cache}, **GREEDY, **assistant)
         ids = torch.cat((ids, left_padded([4])["input_ids"]), dim=1)
-        texts.append(target.generate(ids, past_key_values=cache, **GREEDY, **assistant).tolist())
+        texts.append(target.generate(ids, **{CACHE: cache}, **GREEDY, **assistant).tolist())
         assert cache.get_seq_length() == len(texts[-1][0]) - 1
     assert texts[0] == texts[1]
 
@@ -309,12 +309,12 @@ def test_the_drafts_memory_rides_along_on_the_cache(pair):
     target, draft = pair
     first = left_padded([9])["input_ids"]
     cache = DynamicCache(config=target.config)
-    ids = target.generate(first, past_key_values=cache, max_new_tokens=9, do_sample=False, assistant_model=draft)
+    ids = target.generate(first, **{CACHE: cache}, max_new_tokens=9, do_sample=False, assistant_model=draft)
     ids = torch.cat((ids, left_padded([5], seed=3)["input_ids"]), dim=1)
     with hf_eagle3.record() as whole:
         expected = target.generate(ids, max_new_tokens=20, do_sample=False, assistant_model=draft)
     with hf_eagle3.record() as continued:
-        ours = target.generate(ids, past_key_values=cache, max_new_tokens=20, do_sample=False, assistant_model=draft)
+        ours = target.generate(ids, **{CACHE: cache}, max_new_tokens=20, do_sample=False, assistant_model=draft)
     assert ours.tolist() == expected.tolist()
     assert continued.accepted_tokens == whole.accepted_tokens
 
@@ -324,12 +324,12 @@ def test_a_batch_over_one_cache(pair):
     texts = []
     for assistant in ({}, {"assistant_model": draft}):
         cache, inputs = DynamicCache(config=target.config), left_padded([9, 5])
-        ids = target.generate(**inputs, past_key_values=cache, max_new_tokens=9, do_sample=False, **assistant)
+        ids = target.generate(**inputs, **{CACHE: cache}, max_new_tokens=9, do_sample=False, **assistant)
         ids = torch.cat((ids, left_padded([3, 3], seed=1)["input_ids"]), dim=1)
         mask = torch.nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - 9), value=1)
         texts.append(
             target.generate(
-                ids, attention_mask=mask, past_key_values=cache, max_new_tokens=9, do_sample=False, **assistant
+                ids, attention_mask=mask, **{CACHE: cache}, max_new_tokens=9, do_sample=False, **assistant
             ).tolist()
         )
     assert texts[0] == texts[1]

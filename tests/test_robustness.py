@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from models import CHAIN_TARGETS, left_padded, tiny_draft, tiny_target
+from models import CACHE, CHAIN_TARGETS, left_padded, tiny_draft, tiny_target
 from test_generate import SAMPLING, assert_same, both
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import (
@@ -57,8 +57,8 @@ def test_options_that_cannot_be_honoured(pair, options, message):
 def test_a_static_cache_of_the_users_is_refused(pair):
     target, draft = pair
     cache = StaticCache(config=target.config, max_cache_len=64)
-    with pytest.raises(ValueError, match=r'StaticLayer .*`cache_implementation="static"` and no `past_key_values`'):
-        target.generate(**INPUTS, **GREEDY, past_key_values=cache, assistant_model=draft)
+    with pytest.raises(ValueError, match=r'StaticLayer .*`cache_implementation="static"` and no cache of your own'):
+        target.generate(**INPUTS, **GREEDY, **{CACHE: cache}, assistant_model=draft)
 
 
 @pytest.mark.parametrize(
@@ -174,13 +174,13 @@ def test_nothing_stays_after_an_interrupt(name, error):
     expected = target.generate(**INPUTS, **GREEDY)
     cache = DynamicCache(config=target.config)
     with pytest.raises(error):
-        target.generate(**INPUTS, **GREEDY, past_key_values=cache, assistant_model=draft, streamer=FailsAt(6, error))
+        target.generate(**INPUTS, **GREEDY, **{CACHE: cache}, assistant_model=draft, streamer=FailsAt(6, error))
     assert leftovers(target) == leftovers(draft) == []
     length = cache.get_seq_length()
     assert 9 < length < 21
     # The cache is an ordinary one of what was written so far: plain generate continues on it.
     ids = expected[:, : length + 1]
-    assert target.generate(ids, past_key_values=cache, max_length=21, do_sample=False).tolist() == expected.tolist()
+    assert target.generate(ids, **{CACHE: cache}, max_length=21, do_sample=False).tolist() == expected.tolist()
     assert target.generate(**INPUTS, **GREEDY).tolist() == expected.tolist()
     assert target.generate(**INPUTS, **GREEDY, assistant_model=draft).tolist() == expected.tolist()
 
@@ -381,7 +381,7 @@ def test_memory_grows_by_key_and_value_slots_only(name):
     per_token = (alive[2000] - alive[200]) / 1800
     # transformers before 5.17 gives an assistant a cache without windows.
     out = target.generate(**INPUTS, **GREEDY, return_dict_in_generate=True, assistant_model=draft)
-    layers = out.past_key_values.is_sliding.count(False)
+    layers = out[CACHE].is_sliding.count(False)
     draft_slot = 2 * 4 * draft.config.num_key_value_heads * draft.config.head_dim
     # Storage grows in steps, so a step more or less is in the difference; tokens and validity are 8 + 1 bytes.
     slack = 512 * (layers * slot + draft_slot) / 1800

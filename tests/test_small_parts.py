@@ -123,7 +123,7 @@ def test_rows_are_kept_in_place_where_they_can_be(dim, order):
 
 
 def test_rows_that_end_leave_gaps_that_the_last_ones_fill():
-    rows = Rows(torch.zeros(6, 3, dtype=torch.long), 9, torch.tensor(0), 3, None)
+    rows = Rows(torch.zeros(6, 3, dtype=torch.long), 9, 0, 3, None)
     assert rows.finish([1, 4]) == [0, 5, 2, 3]
     assert rows.active == [0, 5, 2, 3]
     assert rows.finish([0, 3]) == [2, 1]

@@ -14,7 +14,7 @@ import torch
 import yaml
 from conversation import Conversation, KeptCache, fitted_cache, turn_ids
 from limits import Limits, Request, checked
-from models import tiny_draft, tiny_target
+from models import CACHE, tiny_draft, tiny_target
 from pair import Pair, Settings
 from progress import Progress
 from service import Service, figures, tree_figures, tree_of
@@ -348,7 +348,7 @@ def test_chat_turns_reuse_their_caches_and_write_the_same(service, monkeypatch):
     prefill = service.pair.target._prefill
 
     def watched(ids, config, kwargs, *rest, **more):
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get(CACHE)
         widths.append(ids.shape[1] - cache.get_seq_length())
         return prefill(ids, config, kwargs, *rest, **more)
 

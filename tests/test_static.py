@@ -11,7 +11,7 @@ import gc
 import pytest
 import torch
 from architectures import NEWER, architecture_names, tiny_model
-from models import left_padded, tiny_draft, tiny_target
+from models import CACHE, left_padded, tiny_draft, tiny_target
 from node_criterion import worst_node_error
 from test_architectures import REFUSED, model_or_skip, prompts
 from test_generate import SAMPLING, assert_same
@@ -244,13 +244,13 @@ def one_slot_off(patch):
 
 
 def moved_late(patch):
-    def update(self, key_states, value_states, *args):
+    def write(self, key_states, value_states):
         write = self.marks.write[: key_states.shape[2]]
         self.keys[:, :, write], self.values[:, :, write] = key_states, value_states
         self.move()
         return self.keys, self.values
 
-    patch.setattr(static_cache.StaticSlotLayer, "update", update)
+    patch.setattr(static_cache.StaticSlotLayer, "write", write)
 
 
 def never_moved(patch):
@@ -315,13 +315,13 @@ def test_no_graph_breaks_in_other_architectures(name):
 def test_a_python_number_in_a_pass_would_be_seen(monkeypatch):
     """What the tests above catch: a slot that is no tensor is compiled in, and compiled again at the next pass."""
 
-    def update(self, key_states, value_states, *args):
+    def write(self, key_states, value_states):
         start = self.span.write
         self.keys[:, :, start : start + key_states.shape[2]] = key_states
         self.values[:, :, start : start + key_states.shape[2]] = value_states
         return self.keys, self.values
 
-    monkeypatch.setattr(static_cache.StaticSlotLayer, "update", update)
+    monkeypatch.setattr(static_cache.StaticSlotLayer, "write", write)
     target, counted = tiny_target(), Counted()
     target.generate(
         **left_padded([9]), max_new_tokens=30, assistant_model=tiny_draft(target), **GREEDY, **counted.options
@@ -487,9 +487,9 @@ def test_the_cache_is_the_hosts_static_one(name, lengths):
         for draft in ({}, {"assistant_model": tiny_draft(target)})
     )
     assert ours.sequences.tolist() == plain.sequences.tolist()
-    assert type(ours.past_key_values) is type(plain.past_key_values)
+    assert type(ours[CACHE]) is type(plain[CACHE])
     ends = ours.speculation.generated_lengths
-    for own, host in zip(ours.past_key_values.layers, plain.past_key_values.layers, strict=True):
+    for own, host in zip(ours[CACHE].layers, plain[CACHE].layers, strict=True):
         assert type(own) is type(host)
         assert int(own.get_seq_length()) == int(host.get_seq_length())
         assert own.keys.shape == host.keys.shape
@@ -505,7 +505,7 @@ def test_a_cache_that_was_handed_back_is_nobody_elses():
     target, counted = tiny_target(), Counted()
     draft = tiny_draft(target)
     options = {"max_new_tokens": 20, "return_dict_in_generate": True, "assistant_model": draft, **GREEDY}
-    first = target.generate(**left_padded([9]), **options, **counted.options).past_key_values
+    first = target.generate(**left_padded([9]), **options, **counted.options)[CACHE]
     keys = [layer.keys.clone() for layer in first.layers]
     target.generate(**left_padded([12], seed=1), **options, **counted.options)
     for before, layer in zip(keys, first.layers, strict=True):
@@ -581,7 +581,7 @@ def test_max_cache_len_makes_room_for_later_calls():
             **STATIC,
             **room,
         )
-        found.append(out.past_key_values.layers[0].max_cache_len)
+        found.append(out[CACHE].layers[0].max_cache_len)
     assert found == [18, 500]
 
 
@@ -591,7 +591,7 @@ def test_where_no_draft_may_help_the_host_has_its_static_cache():
     options = {"max_new_tokens": 24, "return_dict_in_generate": True, **GREEDY, **STATIC}
     plain, ours = (target.generate(**left_padded([20]), **options, assistant_model=x) for x in (None, draft))
     assert ours.speculation.mode == "plain"
-    assert type(ours.past_key_values) is type(plain.past_key_values)
+    assert type(ours[CACHE]) is type(plain[CACHE])
     # Older hosts keep frequencies that grew once, so that plain generate does not repeat itself.
     assert ours.sequences.tolist() == plain.sequences.tolist() or not NEWER
 
@@ -630,7 +630,7 @@ def test_a_cache_of_the_users_beside_it_is_refused():
     target = tiny_target()
     call = {**left_padded([9]), "max_new_tokens": 5, "assistant_model": tiny_draft(target), **GREEDY, **STATIC}
     with pytest.raises(ValueError, match="`cache_implementation`"):
-        target.generate(**call, past_key_values=DynamicCache())
+        target.generate(**call, **{CACHE: DynamicCache()})
     assert target.generate(**call).shape == (1, 14)
 
 

@@ -8,7 +8,7 @@ generate.
 import pytest
 import torch
 from architectures import EXTRA, tiny_config
-from models import VOCAB, left_padded, tiny_draft
+from models import CACHE, VOCAB, left_padded, tiny_draft
 from node_criterion import worst_node_error
 from test_generate import SAMPLING, assert_same
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, DynamicCache
@@ -117,7 +117,7 @@ def test_turns_over_one_cache():
         cache, inputs = DynamicCache(config=model.config), first
         for _ in range(3):
             ids = model.generate(
-                **inputs, past_key_values=cache, max_new_tokens=15, do_sample=False, assistant_model=assistant
+                **inputs, **{CACHE: cache}, max_new_tokens=15, do_sample=False, assistant_model=assistant
             )
             ids = torch.cat((ids, torch.tensor([[5, 9, 4]])), dim=1)
             inputs = {

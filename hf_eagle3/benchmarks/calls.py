@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
-from transformers.generation.streamers import BaseStreamer
 
+from ..compat.outputs import BaseStreamer
 from ..generation.stats import SpeculationStats, record
 from .methods import PLAIN, Method
 from .timing import timed, without_eos

@@ -23,6 +23,7 @@ from unittest import mock
 import torch
 from transformers import AutoModelForCausalLM, CompileConfig, LlamaConfig, PreTrainedModel
 
+from ..compat.calls import compile_on_every_device
 from ..generation.decoding import Generation
 from ..generation.stats import record
 from ..generation.transfer import best_device
@@ -237,7 +238,7 @@ def compile_options(compiled: str, config: CompileConfig | None = None) -> tuple
     if compiled not in COMPILED:
         raise ValueError(f"`compiled` is {compiled!r}; known are {', '.join(map(repr, COMPILED))}.")
     config = copy.copy(config) if config is not None else CompileConfig()
-    config._compile_all_devices = True
+    compile_on_every_device(config)
     options = {"cache_implementation": "static", "compile_config": config}
     return (options if compiled != "none" else {}), (options if compiled == "both" else {})
 

@@ -17,6 +17,7 @@ from ..benchmarks.ceiling import Ceiling, probe, probe_tokens
 from ..benchmarks.runner import Runner
 from ..benchmarks.statistics import rows
 from ..benchmarks.work import Settings, Workload
+from ..compat.models import attention_name
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
 from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive
@@ -208,7 +209,7 @@ def describe(
             "draft": arguments.named_draft,
             "assistant": arguments.assistant,
             "dtype": str(target.dtype).removeprefix("torch."),
-            "attention": target.config._attn_implementation,
+            "attention": attention_name(target.config),
             "tasks": arguments.tasks,
             "limit": arguments.limit,
             "methods": [method.name for method in runner.methods],

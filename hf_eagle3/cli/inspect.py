@@ -21,6 +21,8 @@ from transformers import (
 )
 
 from .. import checkpoint
+from ..compat.calls import makes_dynamic_cache
+from ..compat.models import attention_name, auto_class_of, set_attention_name
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
 from ..hub import engines, registry
 from ..hub.export import ExportTarget
@@ -57,15 +59,15 @@ def run(arguments: argparse.Namespace) -> int:
 def empty_model(config, attention: str | None) -> PreTrainedModel:
     """The target without weights."""
     options = {"attn_implementation": attention} if attention else {}
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM):
-        if type(config) in auto._model_mapping:
-            with torch.device("meta"):
-                try:
-                    return auto.from_config(config, **options)
-                except ImportError:  # this FlashAttention is not installed here, where nothing is going to run
-                    model = auto.from_config(config, attn_implementation="eager")
-                    model.config._attn_implementation = attention
-                    return model
+    auto = auto_class_of(config, (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM))
+    if auto is not None:
+        with torch.device("meta"):
+            try:
+                return auto.from_config(config, **options)
+            except ImportError:  # this FlashAttention is not installed here, where nothing is going to run
+                model = auto.from_config(config, attn_implementation="eager")
+                set_attention_name(model.config, attention)
+                return model
     raise ValueError(f"`--target` is a {config.model_type} model, which is no language model.")
 
 
@@ -73,7 +75,7 @@ def empty_cache(model: PreTrainedModel) -> Cache | None:
     """What `generate` would begin with."""
     if model.config.is_encoder_decoder:
         return None
-    if model._supports_default_dynamic_cache():
+    if makes_dynamic_cache(model):
         return DynamicCache(config=model.config)
     return own_cache(model)
 
@@ -94,7 +96,7 @@ def describe_target(source: str, target: ExportTarget, attention: str | None) ->
         "layers": text.num_hidden_layers,
         "hidden_size": text.hidden_size,
         "vocab_size": text.vocab_size,
-        "attention": text._attn_implementation,
+        "attention": attention_name(text),
     }
     if mode.kind == "refused":
         return out

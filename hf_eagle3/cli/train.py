@@ -9,6 +9,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 
+from ..compat.training import last_checkpoint
 from ..modeling_eagle3 import Eagle3DraftModel
 from .loading import DTYPES, needs_extra
 
@@ -244,11 +245,9 @@ def token_counts(own: dict, samples, vocabulary: int) -> torch.Tensor:
 
 def checkpoint_to_resume(args) -> str | None:
     """`--resume-from-checkpoint true` means the last one, if there is any."""
-    from transformers.trainer_utils import get_last_checkpoint
-
     wish = args.resume_from_checkpoint
     if wish is None or str(wish).lower() == "false":
         return None
     if str(wish).lower() != "true":
         return wish
-    return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    return last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..compat.models import commit_of
 from ..configuration_eagle3 import Eagle3Config
 from ..target import Target
 from ..target_parts import head_options, shaped_logits, unwrap_peft
@@ -68,7 +69,7 @@ class Provenance:
         """That of features which `target` is about to make."""
         return cls(
             target=model.config.name_or_path,
-            revision=getattr(model.config, "_commit_hash", None),
+            revision=commit_of(model.config),
             fingerprint=fingerprint(model),
             target_layer_ids=target.layer_ids,
             hidden_size=target.config.hidden_size,

@@ -13,13 +13,13 @@ import functools
 from dataclasses import dataclass, field
 
 import torch
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from ..compat.models import AttentionInterface, registered_attention, sdpa_attention_forward
 from .grouped_attention import PACKED_QUERIES, grouped_attention, packed_mask
 
 
-WRAPPED = "_hf_eagle3_takes_tree_masks"
+WRAPPED = "_hf_eagle3_takes_tree_masks"  # holds the function that was registered before
+_WRAPPED_NAMES: set[str] = set()
 SHARED = "_hf_eagle3_shared"
 
 
@@ -42,7 +42,7 @@ def share_mask(mask: torch.Tensor, hides_nothing: bool) -> torch.Tensor:
 
 def take_tree_masks(name: str) -> None:
     """Let the attention implementation `name` take additive 4-D masks, and well; a second call does nothing."""
-    own = AttentionInterface()[name]
+    own = registered_attention(name)
     if WRAPPED in vars(own):
         return
     stand_in = own if name == "sdpa" else sdpa_attention_forward
@@ -63,8 +63,16 @@ def take_tree_masks(name: str) -> None:
         out = grouped_attention(query, key, value, mask, kwargs.get("scaling"))
         return out.transpose(1, 2).contiguous(), None
 
-    setattr(attention, WRAPPED, True)
+    setattr(attention, WRAPPED, own)
     AttentionInterface.register(name, attention)
+    _WRAPPED_NAMES.add(name)
+
+
+def release_tree_masks() -> None:
+    """Undo `take_tree_masks` for all implementations."""
+    for name in _WRAPPED_NAMES:
+        AttentionInterface.register(name, vars(registered_attention(name))[WRAPPED])
+    _WRAPPED_NAMES.clear()
 
 
 def _is_additive(mask) -> bool:

@@ -16,14 +16,12 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 
 from ..attention_inputs import Reach
-from ..target import DummyLayer, DynamicIndexedLayer
+from ..compat import caches
 from .transfer import kept_rows
 
 
-KEYS_AND_VALUES, INDEXER_KEYS = ("keys", "values"), "indexer_keys"
 GROWTH = 256  # slots added at least, when storage is full
 # Layers of one shape share storage, so that committing is one gather for all of them; but never more than this at
 # once, since taking over and growing hold two copies.
@@ -46,60 +44,37 @@ class Span:
         return self.write - self.start
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(caches.OwnLayer):
     """One target layer's keys and values, and its indexer's keys: views into a group's storage."""
-
-    is_compileable = False
 
     def __init__(self, span: Span):
         super().__init__()
         self.span = span
         self.is_sliding = span.window is not None
-        self.is_initialized = True
         self.indexer_keys: torch.Tensor | None = None
 
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: storage exists from the start."""
-
-    def update(self, key_states, value_states, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    def write(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a pass's nodes (A, h, n, d) behind the longest row; returns all slots up to their end."""
         start = self.span.offset
-        end = start + key_states.shape[2]
-        self.keys[:, :, start:end] = key_states
-        self.values[:, :, start:end] = value_states
+        end = start + keys.shape[2]
+        self.keys[:, :, start:end] = keys
+        self.values[:, :, start:end] = values
         return self.keys[:, :, :end], self.values[:, :, :end]
 
-    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+    def write_indexer(self, keys: torch.Tensor) -> torch.Tensor:
         """The same for the keys (A, n, d) of a layer's indexer, which stand in their own slots (A, 1, S, d)."""
         start = self.span.offset
-        end = start + indexer_key_states.shape[1]
-        self.indexer_keys[:, 0, start:end] = indexer_key_states
+        end = start + keys.shape[1]
+        self.indexer_keys[:, 0, start:end] = keys
         return self.indexer_keys[:, 0, :end]
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(columns, first column) of the host's mask for `query_length` queries."""
-        return self.span.offset + query_length, self.span.start
+    def columns_of_pass(self, num_queries: int) -> tuple[int, int]:
+        """(columns, first column) of the mask of a pass."""
+        return self.span.offset + num_queries, self.span.start
 
-    def get_seq_length(self) -> int:
+    def columns_before(self) -> int:
         """Slots before the nodes of this pass."""
         return self.span.write
-
-    def get_max_length(self) -> int:
-        """-1: slots grow as needed."""
-        return -1
-
-    # transformers before 5.13 asks by this name.
-    get_max_cache_shape = get_max_length
-
-
-def has_indexer(layer: CacheLayerMixin) -> bool:
-    """Whether a layer of the host's caches keys of an indexer, which chooses what its queries attend to."""
-    return isinstance(layer, DynamicIndexedLayer) and layer.is_indexer_initialized
-
-
-def _by_head(layer: CacheLayerMixin, name: str) -> torch.Tensor:
-    """An entry as (B, h, columns, d); an indexer's keys (B, columns, d) have one head."""
-    return getattr(layer, name)[:, None] if name == INDEXER_KEYS else getattr(layer, name)
 
 
 @dataclass
@@ -130,18 +105,18 @@ class SlotCache(Cache):
         self.groups: list[_Group] = []
         layers, sources = [], {}
         for index, layer in enumerate(cache.layers):
-            if isinstance(layer, DummyLayer) or not layer.is_initialized:
+            if not caches.holds_columns(layer):
                 layers.append(layer)
                 continue
-            window = layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
+            window = caches.window_of(layer)
             span = self.spans.setdefault(window, Span(window, length - layer.keys.shape[2], length))
             layers.append(SlotLayer(span))
-            for name in KEYS_AND_VALUES + (INDEXER_KEYS,) * has_indexer(layer):
-                self._join_group(span, index, name, _by_head(layer, name))
+            for name in caches.part_names(layer):
+                self._join_group(span, index, name, caches.part(layer, name))
                 sources[index, name] = layer
         super().__init__(layers=layers)
         for group in self.groups:
-            self._allocate(group, [_by_head(sources[entry], entry[1]) for entry in group.entries], sources)
+            self._allocate(group, [caches.part(sources[entry], entry[1]) for entry in group.entries], sources)
 
     def _join_group(self, span: Span, index: int, name: str, tensor: torch.Tensor) -> None:
         for group in reversed(self.groups):
@@ -170,7 +145,7 @@ class SlotCache(Cache):
         group.storage[:, :, :, used:] = 0  # slots that no row has filled are masked, and NaN times zero is NaN
         for place, (entry, source) in enumerate(zip(group.entries, sources, strict=True)):
             group.storage[place, :, :, :used] = source
-            setattr(layers[entry], entry[1], None)  # free the host's copy at once
+            caches.put_part(layers[entry], entry[1], None)  # free the host's copy at once
         self._view(group)
 
     def _view(self, group: _Group) -> None:
@@ -256,20 +231,16 @@ class SlotCache(Cache):
             if row_of_slot is not None:
                 order = torch.tensor(_inverse(row_of_slot), device=group.storage.device)
                 for place, (index, name) in enumerate(group.entries):
-                    part = self._ordinary(group, place, length, order)
-                    setattr(self.host.layers[index], name, part[:, 0] if name == INDEXER_KEYS else part)
+                    caches.put_part(self.host.layers[index], name, self._ordinary(group, place, length, order))
             group.storage = None
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, SlotLayer):
                 continue
             layer.keys = layer.values = layer.indexer_keys = None
-            host = self.host.layers[index]
             if row_of_slot is None:
-                vars(host).update(keys=None, values=None, is_initialized=False)
-                if has_indexer(host):
-                    vars(host).update(indexer_keys=None, is_indexer_initialized=False)
-            elif layer.is_sliding:
-                host.cumulative_length = length
+                caches.make_empty(self.host.layers[index])
+            else:
+                caches.set_length(self.host.layers[index], length)
 
     def _ordinary(self, group: _Group, place: int, length: int, order: torch.Tensor) -> torch.Tensor:
         """(B, h, columns, d) as plain generate leaves it: all columns, or a sliding layer's last window - 1."""

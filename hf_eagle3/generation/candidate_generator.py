@@ -7,8 +7,8 @@ through `decoding.py`. Shape letters: P committed tokens, T chain length, V targ
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
-from transformers.generation.candidate_generator import CandidateGenerator
 
+from ..compat.outputs import CandidateGenerator
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import Target
 from .drafting import Drafter, Entries

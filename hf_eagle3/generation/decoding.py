@@ -7,11 +7,12 @@ Shape letters: B rows of the batch, A active rows, N drafted nodes, T tree level
 """
 
 import torch
-from transformers import Cache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.cache_utils import DynamicCache
-from transformers.generation.streamers import BaseStreamer
+from transformers import Cache, DynamicCache, PreTrainedModel
 
 from .. import target as targets
+from ..compat.caches import cached_columns, is_user_provided
+from ..compat.calls import cache_of, pad_token_id, prefill, put_cache
+from ..compat.processors import length_limit
 from ..modeling_eagle3 import Eagle3DraftModel, at_places
 from ..target_parts import adapts_rows
 from . import tree as trees
@@ -21,7 +22,7 @@ from .drafting import Drafter, Entries, joined
 from .fallback import plain_decode, why_plain
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
-from .processors import Kind, StopChecker, TokenChooser, length_limit
+from .processors import Kind, StopChecker, TokenChooser
 from .ranking import Warp
 from .rows import Rows
 from .settings import settle
@@ -29,20 +30,13 @@ from .static_drafting import StaticDrafter
 from .static_pass import StaticPass, static_shapes
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
-from .target_pass import ChainPass, TreePass, cache_name, cached_columns, left_by_prompt, prepared_cache
+from .target_pass import ChainPass, TreePass, left_by_prompt, prepared_cache
 from .transfer import on_device
 from .verification import Walk, accepted_nodes, greedy_walk, refuse_nan, stepwise_walk
 
 
 def speculative_decode(
-    model: PreTrainedModel,
-    draft: Eagle3DraftModel,
-    input_ids: torch.Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    streamer: BaseStreamer | None,
-    model_kwargs: dict,
+    model: PreTrainedModel, draft: Eagle3DraftModel, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict
 ) -> GenerateEagle3Output | torch.Tensor:
     """
     What the host's `_sample` does, sooner: the same tokens, from a draft's proposals.
@@ -50,7 +44,9 @@ def speculative_decode(
     Args:
         model, draft: Target and draft.
         input_ids: Prompt, (B, P), left padded.
-        logits_processor, stopping_criteria, generation_config, streamer, model_kwargs: As the host prepared them.
+        prepared: `logits_processor`, `stopping_criteria`, `generation_config` and `streamer`, as `generate` prepared
+            them.
+        model_kwargs: The rest of what it prepared.
 
     Returns:
         Sequences (B, P + generated), or a [`GenerateEagle3Output`] with `return_dict_in_generate`.
@@ -58,11 +54,10 @@ def speculative_decode(
     Raises:
         ValueError: draft and target do not fit, the target allows no speculation, or logits are NaN.
     """
-    prepared = (input_ids, logits_processor, stopping_criteria, generation_config, streamer, model_kwargs)
-    plain = why_plain(model, input_ids, generation_config.max_length, model_kwargs)
+    plain = why_plain(model, input_ids, prepared["generation_config"].max_length, model_kwargs)
     if plain is not None:
-        return plain_decode(model, *prepared, *plain)
-    run = Generation(model, draft, *prepared)
+        return plain_decode(model, input_ids, prepared, model_kwargs, *plain)
+    run = Generation(model, draft, input_ids, model_kwargs=model_kwargs, **prepared)
     with run.target.attached(), torch.no_grad():
         try:
             run.prefill()
@@ -105,7 +100,7 @@ class Generation:
         self.stats.mode = "chain" if self.tree_config.is_chain else "tree"
         self.stats.reason = self.settings.mode.reason
         self.returns_cache = bool(generation_config.return_dict_in_generate)
-        self.returns_cache |= self.static is None and targets.is_users(self.cache)
+        self.returns_cache |= self.static is None and is_user_provided(self.cache)
         self.reporter = Reporter(streamer, self.stats)
         self.pending: list[Entries] = []
         self.passes: TreePass | ChainPass | None = None
@@ -119,20 +114,20 @@ class Generation:
         ids, kwargs = self.input_ids, self.model_kwargs
         before = cached_columns(self.cache, 0)
         with self.stats.phase("prefill"), self.target.capturing():
-            outputs = self.model._prefill(ids, self.config, kwargs | self.target.prefill_options)
+            outputs = prefill(self.model, ids, self.config, kwargs | self.target.prefill_options)
         features = self.target.features(outputs)  # (B, new columns, F)
         if self.static is not None:
             self.target.read_outputs()
             kwargs["output_hidden_states"] = True
-        self.cache = outputs.get(cache_name(kwargs), self.cache)
-        kwargs[cache_name(kwargs)] = self.cache
+        self.cache = cache_of(outputs) if cache_of(outputs) is not None else self.cache
+        put_cache(kwargs, self.cache)
         kwargs |= left_by_prompt(self.model, outputs, kwargs)
         columns = cached_columns(self.cache, before + features.shape[1])
         # Plain generate takes one token even where a criterion is met by the prompt.
         self.max_length = max(min(length_limit(self.criteria), self.config.max_length), ids.shape[1] + 1)
         width = self.max_length + self.tree_config.tree_depth + 2
         mask = kwargs.get("attention_mask")
-        self.rows = self.reporter.rows = Rows(ids, width, self.config._pad_token_tensor, columns, mask)
+        self.rows = self.reporter.rows = Rows(ids, width, pad_token_id(self.config), columns, mask)
         self.stopper = StopChecker(self.criteria, self.rows.ids)
         self.rows.pads_ended_rows = self.stopper.pads_finished_rows
         self.outputs = StepOutputs(self.config, self.rows.num_rows)

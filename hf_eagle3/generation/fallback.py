@@ -6,16 +6,16 @@ with padding on the left, or past a length where they choose among equal keys.
 """
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
-from transformers.generation.streamers import BaseStreamer
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..attention_inputs import length_dependent_rope
+from ..compat.caches import cached_columns
+from ..compat.calls import cache_of, put_cache, sample
 from ..target import KEY_LIMIT, UNPADDED_ONLY, decoding_mode
 from .outputs import GenerateEagle3Output
 from .static_pass import host_cache
-from .stats import new_stats, publish
-from .target_pass import cache_name, cached_columns
+from .stats import SpeculationStats, new_stats, publish
 
 
 logger = logging.get_logger(__name__)
@@ -29,7 +29,7 @@ def crosses_rope_threshold(
     if rope is None:
         return False
     threshold, changes_once = rope
-    lengths = torch.tensor([input_ids.shape[1] + cached_columns(model_kwargs.get(cache_name(model_kwargs)), 0)])
+    lengths = torch.tensor([input_ids.shape[1] + cached_columns(cache_of(model_kwargs), 0)])
     if model_kwargs.get("position_ids") is not None:
         lengths = model_kwargs["position_ids"][..., -1] + 1
     reach = int(lengths.max()) + max_length - input_ids.shape[1]
@@ -44,39 +44,28 @@ def why_plain(
         return "RoPE frequencies may change within the call", "Lower `max_new_tokens` to stay below that length."
     config, mask = model.config.get_text_config(decoder=True), model_kwargs.get("attention_mask")
     is_unsteady = config.model_type in UNPADDED_ONLY and mask is not None and not mask.all()
-    if is_unsteady and decoding_mode(model, model_kwargs.get(cache_name(model_kwargs))).kind != "refused":
+    if is_unsteady and decoding_mode(model, cache_of(model_kwargs)).kind != "refused":
         return "padding on the left changes what this model attends to", "Give prompts of one length."
     limit = getattr(config, KEY_LIMIT, None)
-    if limit is not None and max_length + cached_columns(model_kwargs.get(cache_name(model_kwargs)), 0) > limit:
+    if limit is not None and max_length + cached_columns(cache_of(model_kwargs), 0) > limit:
         # Equal tokens have equal gates in the first layer.
         return f"beyond `{KEY_LIMIT}` keys are chosen among ties", "Lower `max_new_tokens` to stay below that length."
     return None
 
 
 def plain_decode(
-    model: PreTrainedModel,
-    input_ids: torch.Tensor,
-    logits_processor: LogitsProcessorList,
-    stopping_criteria: StoppingCriteriaList,
-    generation_config: GenerationConfig,
-    streamer: BaseStreamer | None,
-    model_kwargs: dict,
-    reason: str,
-    remedy: str,
+    model: PreTrainedModel, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict, reason: str, remedy: str
 ) -> GenerateEagle3Output | torch.Tensor:
     """The host's `_sample`; its stats say "plain"."""
     logger.warning_once(f"{type(model).__name__} runs without speculation: {reason}. {remedy}")
     stats = new_stats()
     stats.mode, stats.reason = "plain", reason
-    if (cache := host_cache(model, generation_config, model_kwargs)) is not None:
-        model_kwargs["past_key_values"] = cache
-    out = model._sample(
-        input_ids,
-        logits_processor=logits_processor,
-        stopping_criteria=stopping_criteria,
-        generation_config=generation_config,
-        streamer=streamer,
-        **model_kwargs,
-    )
+    if (cache := host_cache(model, prepared["generation_config"], model_kwargs)) is not None:
+        put_cache(model_kwargs, cache)
+    return with_stats(sample(model, input_ids, prepared, model_kwargs), stats)
+
+
+def with_stats(out, stats: SpeculationStats) -> GenerateEagle3Output | torch.Tensor:
+    """What plain `generate` returned, with the stats of a call that drafted nothing."""
     publish(stats)
     return out if isinstance(out, torch.Tensor) else GenerateEagle3Output(**out, speculation=stats)

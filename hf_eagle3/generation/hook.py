@@ -1,24 +1,34 @@
-"""Makes `target.generate(..., assistant_model=draft)` reach our loop, and leaves every other assistant alone.
+"""What becomes of `target.generate(..., assistant_model=draft)`; every other assistant is left alone.
 
-Wraps three methods of the host's `GenerationMixin`, once per process: the validation of the generation mode, the
-decoding method for assistants, and (for "host_chain") the choice of a candidate generator. Refusals with their
-remedies live here.
+Refusals with their remedies live here. How a draft gets here is known to `compat/hooks.py`.
 """
 
-import functools
+import weakref
+from collections.abc import Callable
+from typing import Any
 
-from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
-from transformers.generation.configuration_utils import GenerationMode
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging
 
+from ..compat import hooks
+from ..compat.guard import Guard
+from ..compat.models import is_stateful
+from ..compat.outputs import is_assisted
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target_parts import unwrap_peft
+from ..target_parts import unwrapped
+from .attention import release_tree_masks
 from .candidate_generator import Eagle3CandidateGenerator
 from .decoding import speculative_decode
+from .fallback import with_stats
 from .static_pass import set_aside
+from .stats import new_stats
 
 
-WRAPPED = "_hf_eagle3_wrapped"
-# Options of the host that would be ignored or bent: what to do instead.
+logger = logging.get_logger(__name__)
+
+# Options of transformers that would be ignored or bent: what to do instead.
 REFUSED_OPTIONS = {
     "prompt_lookup_num_tokens": "prompt lookup is another way to draft; give either it or `assistant_model`",
     "use_mtp": "multi-token prediction is another way to draft; give either it or `assistant_model`",
@@ -30,11 +40,14 @@ REFUSED_OPTIONS = {
     "force_words_ids": "constrained beam search needs beams; leave `assistant_model` out",
     "constraints": "constrained beam search needs beams; leave `assistant_model` out",
 }
+HOST_CHAIN = "host_chain"
 
 
 def draft_of(assistant_model) -> Eagle3DraftModel | None:
-    """Our draft in `assistant_model`, itself or inside a PEFT wrapper; `None` for anyone else's assistant."""
-    model = unwrap_peft(assistant_model)
+    """Our draft in `assistant_model`, itself or wrapped (PEFT, `torch.compile`, DataParallel); else `None`."""
+    if not isinstance(assistant_model, nn.Module):
+        return None
+    model = unwrapped(assistant_model)
     return model if isinstance(model, Eagle3DraftModel) else None
 
 
@@ -47,15 +60,14 @@ def refuse_wrong_class(assistant_model) -> None:
         )
 
 
-def validate(
-    target: PreTrainedModel, draft: Eagle3DraftModel, mode: GenerationMode, config: GenerationConfig, given: dict
-):
+def refuse_options(target: PreTrainedModel, draft: Eagle3DraftModel, mode, config: GenerationConfig, given: dict):
     """
     Refuse what cannot be honoured.
 
     Raises:
         ValueError: the option, its value, and what to do instead.
     """
+    is_host_chain = draft.tree_config.tree_mode == HOST_CHAIN
     if target is draft:
         raise ValueError("`assistant_model` is the model itself; pass the draft that was trained for it.")
     if (config.num_beams or 1) > 1:
@@ -72,7 +84,7 @@ def validate(
             f"`cache_implementation` {config.cache_implementation!r} is not supported with a draft; leave it out (the "
             'dynamic cache), or give "static".'
         )
-    if config.cache_implementation == "static" and draft.tree_config.tree_mode == "host_chain":
+    if config.cache_implementation == "static" and is_host_chain:
         raise ValueError(
             "`cache_implementation` 'static' does not go with the tree mode 'host_chain', transformers' own loop; "
             "leave it out or take another `tree_mode`."
@@ -83,52 +95,71 @@ def validate(
         raise ValueError(
             "`assistant_tokenizer` has no meaning for an EAGLE-3 draft: it shares the target's vocabulary."
         )
-    if mode != GenerationMode.ASSISTED_GENERATION:
+    if not is_assisted(mode):
         raise ValueError(
             f"Generation mode {mode.value!r} does not go with a draft as `assistant_model`; leave one out."
         )
-
-
-def install() -> None:
-    """Wrap the host's methods; a second call does nothing."""
-    if WRAPPED in vars(GenerationMixin):
-        return
-    setattr(GenerationMixin, WRAPPED, True)
-    host_validate = GenerationMixin._validate_generation_mode
-    host_decode = GenerationMixin._assisted_decoding
-    host_candidates = GenerationMixin._get_candidate_generator
-
-    @functools.wraps(host_validate)
-    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
-        assistant = generation_mode_kwargs.get("assistant_model")
-        draft = draft_of(assistant)
-        if draft is None:
-            if assistant is not None:
-                refuse_wrong_class(assistant)
-            return host_validate(self, generation_mode, generation_config, generation_mode_kwargs)
-        validate(self, draft, generation_mode, generation_config, generation_mode_kwargs)
-        set_aside(generation_config)
-
-    @functools.wraps(host_decode)
-    def _assisted_decoding(self, input_ids, *args, assistant_model=None, **kwargs):
-        draft = draft_of(assistant_model)
-        if draft is None or draft.tree_config.tree_mode == "host_chain":
-            return host_decode(self, input_ids, *args, assistant_model=assistant_model, **kwargs)
-        for name in ("synced_gpus", "inputs_tensor", "assistant_tokenizer", "tokenizer"):
-            kwargs.pop(name, None)
-        arguments = {name: kwargs.pop(name) for name in ("logits_processor", "stopping_criteria", "generation_config")}
-        streamer = kwargs.pop("streamer", None)
-        return speculative_decode(self, draft, input_ids, *args, **arguments, streamer=streamer, model_kwargs=kwargs)
-
-    @functools.wraps(host_candidates)
-    def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
-        draft = draft_of(assistant_model)
-        if draft is None:
-            return host_candidates(self, *args, assistant_model=assistant_model, **kwargs)
-        return Eagle3CandidateGenerator(
-            self, draft, kwargs["input_ids"], kwargs["generation_config"], kwargs["logits_processor"]
+    if is_host_chain and is_stateful(target):
+        raise ValueError(
+            f"The tree mode 'host_chain' is transformers' own loop, which cannot go back to an earlier state of "
+            f"{type(target).__name__}. Take another `tree_mode`."
         )
 
-    GenerationMixin._validate_generation_mode = _validate_generation_mode
-    GenerationMixin._assisted_decoding = _assisted_decoding
-    GenerationMixin._get_candidate_generator = _get_candidate_generator
+
+class _Drafts:
+    """[`hooks.Handler`]: what is done with our drafts."""
+
+    def __init__(self, try_out: Callable[[], str | None]):
+        self.guard = Guard(try_out)
+        self._loaded_drafts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def draft_of(self, target: PreTrainedModel, assistant: Any) -> Eagle3DraftModel | None:
+        """Ours, or `None`; raises for a draft that was loaded as something else."""
+        if isinstance(assistant, str):
+            return self._loaded(target, assistant)
+        draft = draft_of(assistant)
+        if draft is None:
+            refuse_wrong_class(assistant)
+        return draft
+
+    def _loaded(self, target: PreTrainedModel, name: str) -> Eagle3DraftModel:
+        """The draft of a directory or Hub id, loaded once per target."""
+        known = self._loaded_drafts.setdefault(target, {})
+        if name not in known:
+            logger.info("Loading the draft %s for %s.", name, type(target).__name__)
+            known[name] = Eagle3DraftModel.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
+        return known[name]
+
+    def plain(self, target: PreTrainedModel, generate, given: dict) -> Any:
+        """The result of plain `generate` where drafts cannot be used, else `None`."""
+        fault = self.guard.refuses()
+        if fault is None:
+            return None
+        hooks.remove()
+        release_tree_masks()
+        stats = new_stats()
+        stats.mode, stats.reason = "plain", fault
+        own = {name: value for name, value in given.items() if name not in ("assistant_model", "assistant_tokenizer")}
+        return with_stats(generate(target, **own), stats)
+
+    def validate(self, target, draft, mode, config: GenerationConfig, given: dict) -> None:
+        """See `refuse_options`."""
+        refuse_options(target, draft, mode, config, given)
+        set_aside(config)
+
+    def decodes(self, draft: Eagle3DraftModel) -> bool:
+        """Whether our loop decodes."""
+        return draft.tree_config.tree_mode != HOST_CHAIN
+
+    def decode(self, target, draft, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
+        """See `speculative_decode`."""
+        return speculative_decode(target, draft, input_ids, prepared, model_kwargs)
+
+    def candidates(self, target, draft, *, input_ids, generation_config, logits_processor, **others):
+        """A chain's, for transformers' own loop."""
+        return Eagle3CandidateGenerator(target, draft, input_ids, generation_config, logits_processor)
+
+
+def install(try_out: Callable[[], str | None]) -> None:
+    """Let `generate` take drafts; a second call does nothing. For `try_out` see [`Guard`]."""
+    hooks.install(_Drafts(try_out))

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from transformers import GenerationConfig
-from transformers.generation import GenerateDecoderOnlyOutput
 
+from ..compat.outputs import DecoderOnlyOutput, cache_field
 from .stats import SpeculationStats
 from .verification import Walk
 
 
 @dataclass
-class GenerateEagle3Output(GenerateDecoderOnlyOutput):
+class GenerateEagle3Output(DecoderOnlyOutput):
     """
     The host's `GenerateDecoderOnlyOutput`, and what speculation did.
 
@@ -115,6 +115,6 @@ class StepOutputs:
             logits=kept(self.logits),
             attentions=kept(self.attentions),
             hidden_states=kept(self.hidden_states),
-            past_key_values=cache,
             speculation=stats,
+            **cache_field(cache),
         )

@@ -10,10 +10,9 @@ import enum
 from collections.abc import Sequence
 
 import torch
-from transformers import LogitsProcessorList
-from transformers.generation import logits_process as host
-from transformers.generation import stopping_criteria as host_stopping
+from transformers import LogitsProcessorList, StoppingCriteriaList
 
+from ..compat import processors as known
 from .noise import StepNoise
 
 
@@ -28,49 +27,9 @@ class Kind(enum.IntEnum):
 
 
 _KINDS: dict[type, Kind] = {
-    **dict.fromkeys(
-        (
-            host.TemperatureLogitsWarper,
-            host.TopKLogitsWarper,
-            host.TopPLogitsWarper,
-            host.TopHLogitsWarper,
-            host.MinPLogitsWarper,
-            host.TypicalLogitsWarper,
-            host.EpsilonLogitsWarper,
-            host.EtaLogitsWarper,
-            host.InfNanRemoveLogitsProcessor,
-            host.LogitNormalization,
-            host.SuppressTokensLogitsProcessor,
-        ),
-        Kind.PREFIX_FREE,
-    ),
-    **dict.fromkeys(
-        (
-            host.MinLengthLogitsProcessor,
-            host.MinNewTokensLengthLogitsProcessor,
-            host.NoRepeatNGramLogitsProcessor,
-            host.SequenceBiasLogitsProcessor,
-            host.NoBadWordsLogitsProcessor,
-            host.ForcedBOSTokenLogitsProcessor,
-            host.ForcedEOSTokenLogitsProcessor,
-            host.ExponentialDecayLengthPenalty,
-            host.SuppressTokensAtBeginLogitsProcessor,
-            host.WatermarkLogitsProcessor,
-            host_stopping.StopStringCriteria,
-            host_stopping.MaxLengthCriteria,
-            host_stopping.MaxTimeCriteria,
-            host_stopping.EosTokenCriteria,
-        ),
-        Kind.ROW_WISE,
-    ),
-    **dict.fromkeys(
-        (
-            host.RepetitionPenaltyLogitsProcessor,  # may ignore each row's own padding
-            host.EncoderNoRepeatNGramLogitsProcessor,
-            host.EncoderRepetitionPenaltyLogitsProcessor,
-        ),
-        Kind.ROW_IN_PLACE,
-    ),
+    **dict.fromkeys(known.PREFIX_FREE, Kind.PREFIX_FREE),
+    **dict.fromkeys(known.SEQUENCE_WISE, Kind.ROW_WISE),
+    **dict.fromkeys(known.SEQUENCE_IN_PLACE, Kind.ROW_IN_PLACE),
 }
 
 
@@ -147,12 +106,6 @@ class TokenChooser:
         return tokens, scores, probabilities[:, 0].isnan()  # one NaN score makes all probabilities NaN
 
 
-def length_limit(criteria: host_stopping.StoppingCriteriaList) -> float:
-    """The fewest tokens at which a length criterion ends a row, infinite without one."""
-    lengths = (c.max_length for c in criteria if type(c) is host_stopping.MaxLengthCriteria)
-    return min(lengths, default=float("inf"))
-
-
 class StopChecker:
     """
     Whether rows end, token by token, so that none gets one too many.
@@ -162,19 +115,16 @@ class StopChecker:
         ids: The batch's token buffer (B, columns).
     """
 
-    def __init__(self, criteria: host_stopping.StoppingCriteriaList, ids: torch.Tensor):
+    def __init__(self, criteria: StoppingCriteriaList, ids: torch.Tensor):
         self.criteria, self.ids = criteria, ids
         self.kind = kind_of(criteria)
-        simple = (host_stopping.MaxLengthCriteria, host_stopping.EosTokenCriteria, host_stopping.MaxTimeCriteria)
-        self._others = host_stopping.StoppingCriteriaList(c for c in criteria if type(c) not in simple)
-        self._timers = [c for c in criteria if type(c) is host_stopping.MaxTimeCriteria]
-        self.max_length = length_limit(criteria)
-        self._ends = {
-            token for c in criteria if type(c) is host_stopping.EosTokenCriteria for token in c.eos_token_id.tolist()
-        }
-        self.only_length = all(type(c) is host_stopping.MaxLengthCriteria for c in criteria)
-        # Plain generate pads rows after their end only if a criterion has an `eos_token_id`: the host's own test.
-        self.pads_finished_rows = any(hasattr(c, "eos_token_id") for c in criteria)
+        simple = (known.is_length_limit, known.is_end_of_sequence, known.is_timer)
+        self._others = StoppingCriteriaList(c for c in criteria if not any(is_kind(c) for is_kind in simple))
+        self._timers = [c for c in criteria if known.is_timer(c)]
+        self.max_length = known.length_limit(criteria)
+        self._ends = known.end_tokens(criteria)
+        self.only_length = all(known.is_length_limit(c) for c in criteria)
+        self.pads_finished_rows = known.pads_ended(criteria)
 
     def stopping_index(
         self, rows: list[int], lengths: list[int], new_tokens: list[list[int]], scores: tuple | None = None

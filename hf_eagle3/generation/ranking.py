@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from transformers import LogitsProcessorList
-from transformers.generation import logits_process as host
+
+from ..compat.processors import keep_top_k, keep_top_p, warping
 
 
 # Draft tokens considered for top-p: what lies beyond has no mass worth proposing, and a full sort per level is dear.
@@ -25,15 +26,7 @@ class Warp:
     @classmethod
     def of(cls, processors: LogitsProcessorList) -> "Warp":
         """What the host's own warpers among the processors do."""
-        values = {}
-        for p in processors:
-            if isinstance(p, host.TemperatureLogitsWarper):
-                values["temperature"] = p.temperature
-            elif isinstance(p, host.TopKLogitsWarper):
-                values["top_k"] = p.top_k
-            elif isinstance(p, host.TopPLogitsWarper):
-                values["top_p"] = float(p.top_p)
-        return cls(**values)
+        return cls(**warping(processors))
 
 
 def rank_children(
@@ -75,5 +68,5 @@ def rank_children(
 def truncated(logits: torch.Tensor, warp: Warp) -> torch.Tensor:
     """The request's top-k and top-p on the draft's own scores (1, D), by the host's warpers."""
     if warp.top_k is not None:
-        logits = host.TopKLogitsWarper(warp.top_k)(None, logits)
-    return logits if warp.top_p is None else host.TopPLogitsWarper(warp.top_p)(None, logits)
+        logits = keep_top_k(logits, warp.top_k)
+    return logits if warp.top_p is None else keep_top_p(logits, warp.top_p)

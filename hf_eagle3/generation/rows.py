@@ -15,7 +15,7 @@ class Rows:
     Args:
         input_ids: The prompt (B, P), left padded.
         width: Columns to make room for.
-        pad_token_id: What stands after a row's end; `None`: 0.
+        pad_token_id: What stands after a row's end.
         cache_length: Columns of the caches after prefill.
         attention_mask: (B, cache_length) with 0 at padding, or `None`.
     """
@@ -24,12 +24,12 @@ class Rows:
         self,
         input_ids: torch.Tensor,
         width: int,
-        pad_token_id: torch.Tensor | None,
+        pad_token_id: int,
         cache_length: int,
         attention_mask: torch.Tensor | None,
     ):
         self.num_rows, self.prompt_length = input_ids.shape
-        self.pad_token_id = 0 if pad_token_id is None else int(pad_token_id)
+        self.pad_token_id = pad_token_id
         self.ids = input_ids.new_full((self.num_rows, width), self.pad_token_id, dtype=torch.long)
         self.ids[:, : self.prompt_length] = input_ids
         self.cache_shift = cache_length - self.prompt_length

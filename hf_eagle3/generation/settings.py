@@ -4,8 +4,8 @@ what does not go together. Does not know rows, passes or caches' contents."""
 from dataclasses import dataclass
 
 from transformers import Cache, GenerationConfig
-from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from ..compat.caches import window_of
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import DecodingMode, Target, decoding_mode
 from ..target_parts import is_sharded
@@ -76,6 +76,6 @@ def _refuse_combinations(target: Target, mode: DecodingMode, cache: Cache, confi
             f"`prefill_chunk_size` ({config.prefill_chunk_size}) does not go with a draft on a compiled target, "
             "whose tapped layers show the last chunk only; leave it out or pass the uncompiled model."
         )
-    windows = any(isinstance(layer, DynamicSlidingWindowLayer) for layer in cache.layers)
+    windows = any(window_of(layer) is not None for layer in cache.layers)
     if config.return_dict_in_generate and config.output_attentions and windows and mode.kind == "tree":
         raise ValueError("`output_attentions` with sliding-window layers does not go with a draft; leave one out.")

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache
 
-from .cache import KEYS_AND_VALUES, SlotLayer, Span
+from ..compat.caches import KEYS_AND_VALUES, part, put_part
+from .cache import SlotLayer, Span
 
 
 ROUNDING = 128  # slots: calls of about the same length share shapes
@@ -73,12 +74,12 @@ class StaticSlotLayer(SlotLayer):
         super().__init__(span)
         self.keys, self.values, self.marks = keys, values, marks
 
-    def update(self, key_states, value_states, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    def write(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Move what the cycle before accepted, write a pass's nodes (B, h, n, d); returns all slots."""
         self.move()
-        write = self.marks.write[: key_states.shape[2]]
-        self.keys[:, :, write] = key_states
-        self.values[:, :, write] = value_states
+        write = self.marks.write[: keys.shape[2]]
+        self.keys[:, :, write] = keys
+        self.values[:, :, write] = values
         return self.keys, self.values
 
     def move(self) -> None:
@@ -87,15 +88,15 @@ class StaticSlotLayer(SlotLayer):
         for held in (self.keys, self.values):
             held[marks.rows, :, marks.goal] = held[marks.rows, :, marks.origin]
 
-    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+    def write_indexer(self, keys: torch.Tensor) -> torch.Tensor:
         """Raises: layers with an indexer are refused before they get here."""
         raise NotImplementedError("Static slots hold no keys of an indexer.")
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """(columns, first column) of the host's mask."""
+    def columns_of_pass(self, num_queries: int) -> tuple[int, int]:
+        """(columns, first column) of the mask of a pass."""
         return self.keys.shape[2], 0
 
-    def get_seq_length(self) -> torch.Tensor:
+    def columns_before(self) -> torch.Tensor:
         """Slots before the nodes of this pass, (); a tensor, since a number would be compiled in."""
         return self.marks.length
 
@@ -122,7 +123,7 @@ class StaticSlots(Cache):
             device = layer.keys.device
             if device not in self.marks:
                 self.marks[device] = Marks.on(device, num_rows, path_length, room)
-            storage = [fixed(_storage(getattr(layer, name), num_rows, num_slots)) for name in KEYS_AND_VALUES]
+            storage = [fixed(_storage(part(layer, name), num_rows, num_slots)) for name in KEYS_AND_VALUES]
             layers.append(StaticSlotLayer(span, *storage, self.marks[device]))
         super().__init__(layers=layers)
 
@@ -134,7 +135,7 @@ class StaticSlots(Cache):
             and self.num_slots >= num_slots
             and len(self.layers) == len(like.layers)
             and all(
-                _kind(getattr(own, name)) == _kind(getattr(layer, name))
+                _kind(part(own, name)) == _kind(part(layer, name))
                 for own, layer in zip(self.layers, like.layers, strict=True)
                 for name in KEYS_AND_VALUES
             )
@@ -144,11 +145,11 @@ class StaticSlots(Cache):
         """Take over the columns of `cache`, layer by layer; it is left empty."""
         for own, layer in zip(self.layers, cache.layers, strict=True):
             for name in KEYS_AND_VALUES:
-                held, source = getattr(own, name), getattr(layer, name)
+                held, source = part(own, name), part(layer, name)
                 # Zeros, not what an earlier call left: masked slots count nothing, but NaN times zero is NaN.
                 held[:, :, source.shape[2] :].zero_()
                 held[:, :, : source.shape[2]] = source
-                setattr(layer, name, None)
+                put_part(layer, name, None)
         self._rest()
 
     def begin_pass(self, write: int, shortest: int, num_nodes: int) -> None:

@@ -13,9 +13,10 @@ from collections.abc import Callable
 
 import torch
 from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from ..attention_inputs import needs_layer_inputs
+from ..compat.caches import DynamicLayer, SlidingLayer, new_static_cache, static_lengths
+from ..compat.calls import compiled_call, makes_dynamic_cache, put_cache, would_compile
 from ..target import DecodingMode, Target, decoding_mode
 from .rows import Rows
 from .settings import Settings
@@ -25,7 +26,7 @@ from .transfer import on_device
 from .tree import DraftTree, padded
 
 
-PLAIN_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
+PLAIN_LAYERS = (DynamicLayer, SlidingLayer)
 ASKED = "_hf_eagle3_static"  # among the attributes of a call's configuration
 KEPT_SLOTS = Shelf()  # by target
 # Targets that gave `hidden_states` before. For the first the host installs hooks under a lock, which dynamo cannot
@@ -56,7 +57,7 @@ def host_cache(model: PreTrainedModel, config: GenerationConfig, model_kwargs: d
     length = config.max_length - 1 + (0 if embeds is None else embeds.shape[1])
     # transformers 5.8 has no `max_cache_len`.
     length = max(length, config.to_dict().get("max_cache_len") or 0)
-    return StaticCache(config=model.config.get_text_config(decoder=True), max_cache_len=length)
+    return new_static_cache(model.config.get_text_config(decoder=True), length)
 
 
 class StaticShapes:
@@ -74,12 +75,12 @@ class StaticShapes:
 
     def __init__(self, model: PreTrainedModel, config: GenerationConfig, cache: StaticCache):
         self.model, self.config, self.host_cache = model, config, cache
-        self.compiles = model._valid_auto_compile_criteria({"past_key_values": cache}, config)
+        self.compiles = would_compile(model, cache, config)
 
     def forward(self, inputs: dict):
         """The outputs of the target's pass."""
         compiles = self.compiles and self.model in _SHOWED_STATES
-        call = self.model.get_compiled_call(self.config.compile_config) if compiles else self.model
+        call = compiled_call(self.model, self.config) if compiles else self.model
         self.new_cycle()
         outputs = call(**inputs, return_dict=True)
         _SHOWED_STATES.add(self.model)
@@ -96,7 +97,7 @@ class StaticShapes:
         Slots for `columns` and `room` more; for as many as the host's cache has, if those are more (`max_cache_len`),
         so that a later, longer call finds the same.
         """
-        return rounded(max(columns, *(layer.max_cache_len for layer in self.host_cache.layers)) + room)
+        return rounded(max(columns, *static_lengths(self.host_cache)) + room)
 
     def new_cycle(self) -> None:
         """A CUDA graph's outputs may be overwritten from here on."""
@@ -124,14 +125,14 @@ def static_shapes(model: PreTrainedModel, config: GenerationConfig, model_kwargs
         raise ValueError(
             "`output_attentions` with `cache_implementation` 'static' does not go with a draft; leave one out."
         )
-    model_kwargs["past_key_values"] = DynamicCache()
+    put_cache(model_kwargs, DynamicCache())
     return StaticShapes(model, config, host_cache(model, config, model_kwargs))
 
 
 def static_mode(model: PreTrainedModel) -> DecodingMode:
     """Whether a target takes trees over static shapes, and why not."""
     config = model.config.get_text_config(decoder=True)
-    cache = DynamicCache(config=config) if model._supports_default_dynamic_cache() else None
+    cache = DynamicCache(config=config) if makes_dynamic_cache(model) else None
     mode = decoding_mode(model, cache)
     if mode.kind != "tree":
         return mode

@@ -12,9 +12,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 import torch
-from transformers.generation.streamers import BaseStreamer
 
 from .. import metrics
+from ..compat.outputs import BaseStreamer
 from .planning import Choice
 
 

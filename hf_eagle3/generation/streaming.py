@@ -6,8 +6,7 @@ Shape letters: A active rows.
 import time
 from dataclasses import dataclass
 
-from transformers.generation.streamers import BaseStreamer
-
+from ..compat.outputs import BaseStreamer
 from .rows import Rows
 from .stats import CycleRecord, CycleStreamer, SpeculationStats
 from .tree import DraftTree

@@ -9,11 +9,13 @@ Shape letters: B rows, A active rows, N drafted nodes, V vocabulary, F features.
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging
 
 from ..attention_inputs import PassInputs, mask_argument, mask_kinds
-from ..target import TREE_ATTENTION, DummyLayer, Target, own_cache
+from ..compat.caches import DynamicLayer, EmptyLayer, drop_columns, select_sequences
+from ..compat.calls import BOOKKEEPING, cache_of, pass_inputs, put_cache, updated_kwargs
+from ..compat.models import attention_name
+from ..target import TREE_ATTENTION, Target, own_cache
 from .attention import share_mask, take_tree_masks
 from .cache import SlotCache, slot_positions, verification_masks
 from .rows import Rows
@@ -31,43 +33,19 @@ _PER_TOKEN = {
     "image_attention_mask": True,  # of the first Idefics
 }
 # Kept by this module, or meant for the prompt only.
-_BOOKKEEPING = {
-    "input_ids",
-    "inputs_embeds",
-    "attention_mask",
-    "position_ids",
-    "past_key_values",
-    "cache_params",
-    "cache_position",
-    "logits_to_keep",
-    *_PER_TOKEN,
-}
-
-
-def cache_name(model_kwargs: dict) -> str:
-    """The name under which the host prepared a cache."""
-    return "cache_params" if "cache_params" in model_kwargs else "past_key_values"
+_NOT_PASSED_ON = {*BOOKKEEPING, *_PER_TOKEN}
 
 
 def prepared_cache(model: PreTrainedModel, model_kwargs: dict) -> Cache | None:
-    """The cache that the host prepared; where it leaves that to the model, an empty one of the model's own class."""
-    name = cache_name(model_kwargs)
-    if model_kwargs.get(name) is None and (cache := own_cache(model)) is not None:
-        model_kwargs[name] = cache
-    return model_kwargs.get(name)
-
-
-def cached_columns(cache: Cache | None, otherwise: int) -> int:
-    """Columns of the first layer that counts them; recurrent layers do not."""
-    for layer in cache.layers if cache is not None else ():
-        if isinstance(layer, DynamicLayer) and layer.is_initialized:
-            return layer.get_seq_length()
-    return otherwise
+    """The cache that `generate` prepared; where it leaves that to the model, an empty one of the model's own class."""
+    if cache_of(model_kwargs) is None and (cache := own_cache(model)) is not None:
+        put_cache(model_kwargs, cache)
+    return cache_of(model_kwargs)
 
 
 def left_by_prompt(model: PreTrainedModel, outputs, model_kwargs: dict) -> dict:
     """What the prompt's pass hands to later ones beside the cache, by name: an image's states in the first Idefics."""
-    updated = model._update_model_kwargs_for_generation(outputs, dict(model_kwargs), is_encoder_decoder=False)
+    updated = updated_kwargs(model, outputs, model_kwargs)
     return {name: value for name, value in updated.items() if name not in model_kwargs}
 
 
@@ -85,7 +63,7 @@ class TreePass:
 
     def __init__(self, target: Target, rows: Rows, model_kwargs: dict, room: int, max_length: int):
         self.target, self.rows, self.dtype = target, rows, target.model.dtype
-        attention = target.config._attn_implementation
+        attention = attention_name(target.config)
         if attention not in TREE_ATTENTION:
             logger.warning_once(
                 f"{attention} takes no tree mask: it reads the prompt, and sdpa verifies the draft's trees. "
@@ -93,7 +71,7 @@ class TreePass:
             )
         if attention != "eager":
             take_tree_masks(attention)
-        self.host_cache: Cache = model_kwargs["past_key_values"]
+        self.host_cache: Cache = cache_of(model_kwargs)
         self.cache = self._slots(room, rows.prompt_length + rows.cache_shift, max_length + rows.cache_shift)
         # Layers of a sliding kind may stand in a cache without windows (a plain `DynamicCache()` of the user's).
         spans, any_span = self.cache.spans, next(iter(self.cache.spans.values()))
@@ -103,7 +81,7 @@ class TreePass:
         }
         self.order = list(range(rows.num_rows))  # original row of each storage row
         self.keeps_rows = True
-        self.extra = {name: value for name, value in model_kwargs.items() if name not in _BOOKKEEPING}
+        self.extra = {name: value for name, value in model_kwargs.items() if name not in _NOT_PASSED_ON}
         self.per_token = {
             name: model_kwargs[name][:, -1:] if goes_on else torch.zeros_like(model_kwargs[name][:, -1:])
             for name, goes_on in _PER_TOKEN.items()
@@ -148,20 +126,15 @@ class TreePass:
         node_columns = rows.prompt_length + rows.cache_shift - 1 + ahead
         by_slot = slot_positions(self.write, visible, node_columns) if self.target.layer_inputs.hooked else None
         given = PassInputs(masks, by_slot, node_columns)
-        inputs = model.prepare_inputs_for_generation(
-            tree.tokens,
-            next_sequence_length=num_nodes,
-            past_key_values=self.cache,
-            position_ids=positions,
-            is_first_iteration=False,
-            **{
-                name: value.expand(-1, num_nodes, *value.shape[2:])
-                for name, value in self._active(self.per_token).items()
-            },
-            **self._active(self.extra),
-        )
+        per_token = {
+            name: value.expand(-1, num_nodes, *value.shape[2:]) for name, value in self._active(self.per_token).items()
+        }
+        kwargs = {"position_ids": positions, **per_token, **self._active(self.extra)}
+        put_cache(kwargs, self.cache)
+        inputs = pass_inputs(model, tree.tokens, num_nodes, kwargs)
         # Phi-3's preparation takes a pass as long as its RoPE threshold for a prompt, and would leave the cache out.
-        inputs |= {"attention_mask": mask_argument(self.target.config, given), "past_key_values": self.cache}
+        put_cache(inputs, self.cache)
+        inputs["attention_mask"] = mask_argument(self.target.config, given)
         if self.target.takes_positions:
             prepared = inputs.get("position_ids", positions)
             if prepared is None or self.target.counts_padding:  # the model counts columns, padding included
@@ -245,8 +218,7 @@ class ChainPass:
 
     def __init__(self, target: Target, rows: Rows, model_kwargs: dict, room: int, max_length: int):
         self.target, self.rows, self.model_kwargs = target, rows, model_kwargs
-        self.name = cache_name(model_kwargs)
-        self.host_cache: Cache = model_kwargs[self.name]
+        self.host_cache: Cache = cache_of(model_kwargs)
         self.num_running = rows.num_rows
         self.saved: list[dict] | None = None
 
@@ -263,12 +235,8 @@ class ChainPass:
         ids = torch.cat((rows.ids[rows.active, : length - 1], tokens), dim=1)
         # The host's own bookkeeping for steps already taken, then for the tokens of this pass.
         kwargs = {name: value for name, value in self.model_kwargs.items() if name != "inputs_embeds"}
-        kwargs = model._update_model_kwargs_for_generation(
-            {}, kwargs, is_encoder_decoder=False, num_new_tokens=length - 1 - rows.prompt_length + count
-        )
-        inputs = model.prepare_inputs_for_generation(
-            ids, next_sequence_length=count, is_first_iteration=False, **kwargs
-        )
+        kwargs = updated_kwargs(model, {}, kwargs, num_new_tokens=length - 1 - rows.prompt_length + count)
+        inputs = pass_inputs(model, ids, count, kwargs)
         if self.target.keeps_logits:
             inputs["logits_to_keep"] = count
         with self.target.capturing(), self.target.stepping():
@@ -287,11 +255,11 @@ class ChainPass:
         rejected = self.tokens.shape[1] - longest
         tokens, is_changed = self._padded(self.tokens[:, :longest])
         layers = {type(layer) for layer in self.host_cache.layers}
-        if type(self.host_cache) is DynamicCache and layers <= {DynamicLayer, DummyLayer}:
+        if type(self.host_cache) is DynamicCache and layers <= {DynamicLayer, EmptyLayer}:
             for layer, saved in zip(self.host_cache.layers, self.saved[1:], strict=True):
                 # Cross-attention layers have an image's keys, which passes leave as they are.
                 if rejected and layer.keys is not None and layer.keys is not saved["keys"]:
-                    layer.keys, layer.values = layer.keys[..., :-rejected, :], layer.values[..., :-rejected, :]
+                    drop_columns(layer, rejected)
         elif rejected or is_changed:
             restore(self.host_cache, self.saved)
             self._run(tokens)
@@ -311,7 +279,7 @@ class ChainPass:
     def select_rows(self, kept: list[int], drop: bool) -> None:
         """Only the active rows at `kept` go on; `drop` is always true here (see `Generation`)."""
         index = torch.tensor(kept, device=self.rows.ids.device)
-        self.host_cache.reorder_cache(index)
+        select_sequences(self.host_cache, index)
         for name, value in self.model_kwargs.items():
             axis = -2 if name == "position_ids" else 0
             if isinstance(value, torch.Tensor) and value.dim() and value.shape[axis] == self.num_running:

@@ -15,6 +15,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from ..compat.models import commit_of
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit
@@ -68,7 +69,7 @@ class ExportTarget:
         From a directory or Hub id; `name` is the Hub id that the files shall name, if `source` is a directory.
         """
         config = AutoConfig.from_pretrained(source, revision=revision)
-        commit = getattr(config, "_commit_hash", None) or revision
+        commit = commit_of(config) or revision
         name = name or (None if Path(source).is_dir() else source)
         return cls(engines.TargetFacts.of(config, name, commit), config, source)
 

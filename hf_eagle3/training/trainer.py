@@ -13,6 +13,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from ..compat.training import prepared_inputs, use_one_device
 from ..data.collator import Eagle3DataCollator
 from ..data.features import CachedTarget
 from ..data.loading import tokenised
@@ -95,7 +96,7 @@ class Eagle3Trainer(Trainer):
         self.objective = args.objective()
         if args.n_gpu > 1:
             logger.warning("Training on one of %d GPUs; `accelerate launch` uses all.", args.n_gpu)
-            args._n_gpu = 1  # the Trainer would split batches by DataParallel
+            use_one_device(args)  # the Trainer would split batches by DataParallel
         model = self._prepare_draft(model, draft, args, peft_config)
         train_dataset = self._tokenised(train_dataset, processing_class, args, "Training data")
         if isinstance(eval_dataset, dict):
@@ -300,7 +301,7 @@ class Eagle3Trainer(Trainer):
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """The loss alone; figures are collected on the side."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = prepared_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
         return loss.detach(), None, None

@@ -4,7 +4,8 @@ generated."""
 from dataclasses import dataclass
 
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+
+from hf_eagle3.compat.caches import DynamicLayer
 
 
 @dataclass

@@ -23,6 +23,7 @@ from pair import Pair
 from transformers import set_seed
 
 from hf_eagle3 import CycleRecord, CycleStreamer, record
+from hf_eagle3.compat.calls import CACHE
 from hf_eagle3.generation.costs import forget_costs
 from hf_eagle3.generation.planning import Choice
 
@@ -176,8 +177,8 @@ class _Race:
         ids = torch.tensor([self.ids], device=target.device)
         cached = 0
         if self.caches is not None:
-            extra["past_key_values"] = fitted_cache(self.caches.pop(way, None), self.ids, target.config)
-            cached = extra["past_key_values"].get_seq_length()
+            extra[CACHE] = fitted_cache(self.caches.pop(way, None), self.ids, target.config)
+            cached = extra[CACHE].get_seq_length()
         set_seed(self.request.seed)
         with record() as stats:
             self.began = time.perf_counter()
@@ -197,7 +198,7 @@ class _Race:
             )
         self.events.put(done)
         if self.caches is not None:
-            self.caches[way] = KeptCache(extra["past_key_values"], (self.ids + tokens)[:-1])
+            self.caches[way] = KeptCache(extra[CACHE], (self.ids + tokens)[:-1])
         return done
 
 

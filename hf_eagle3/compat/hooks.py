@@ -1,0 +1,149 @@
+"""How a draft given to `generate` as `assistant_model` reaches this package.
+
+Wraps methods of transformers' `GenerationMixin`, once per process. The outermost is the public `generate`: on a
+transformers that is not known, a draft goes no further. Inside, the validation of the generation mode, the decoding
+method for assistants, and the choice of a candidate generator.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
+
+from .calls import MIXIN
+from .points import uses
+
+
+WRAPPED = "_hf_eagle3_wrapped"
+uses(
+    MIXIN,
+    "_validate_generation_mode",
+    "refusing what does not go together",
+    parameters=("generation_mode", "generation_config", "generation_mode_kwargs"),
+)
+uses(
+    MIXIN,
+    "_assisted_decoding",
+    "decoding with a draft",
+    parameters=(
+        "input_ids",
+        "logits_processor",
+        "stopping_criteria",
+        "generation_config",
+        "assistant_model",
+        "streamer",
+    ),
+)
+uses(
+    MIXIN,
+    "_get_candidate_generator",
+    "the tree mode 'host_chain'",
+    parameters=("input_ids", "generation_config", "logits_processor", "assistant_model"),
+)
+_OWN: dict[str, Callable] = {}  # transformers' own methods, by name
+# Prepared by `generate` for assisted decoding, and of no use to ours.
+_FOR_ASSISTANTS = ("synced_gpus", "inputs_tensor", "assistant_tokenizer", "tokenizer")
+
+
+class Handler(Protocol):
+    """What is done with a draft."""
+
+    def draft_of(self, target: PreTrainedModel, assistant: Any) -> Any:
+        """Our draft in an `assistant_model`; `None` for anyone else's assistant."""
+
+    def plain(self, target: PreTrainedModel, generate, given: dict) -> Any:
+        """The result without a draft where drafts cannot be used; `None` where they can."""
+
+    def validate(self, target: PreTrainedModel, draft: Any, mode: Any, config: GenerationConfig, given: dict) -> None:
+        """Raises ValueError for what cannot be honoured."""
+
+    def decodes(self, draft: Any) -> bool:
+        """Whether our own loop decodes, not transformers'."""
+
+    def decode(self, target: PreTrainedModel, draft: Any, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
+        """The result of the decoding method."""
+
+    def candidates(self, target: PreTrainedModel, draft: Any, **prepared) -> Any:
+        """The candidate generator for transformers' own loop."""
+
+
+def install(handler: Handler) -> None:
+    """Wrap; a second call does nothing."""
+    if WRAPPED in vars(GenerationMixin):
+        return
+    setattr(GenerationMixin, WRAPPED, True)
+    _wrap_generate(handler)
+    _wrap("_validate_generation_mode", functools.partial(_validation, handler))
+    _wrap("_assisted_decoding", functools.partial(_decoding, handler))
+    _wrap("_get_candidate_generator", functools.partial(_candidates, handler))
+
+
+def remove() -> None:
+    """Unwrap what lies behind `generate`."""
+    for name in _OWN:
+        setattr(GenerationMixin, name, _OWN[name])
+    _OWN.clear()
+
+
+def _wrap(name: str, wrapper) -> None:
+    own = vars(GenerationMixin).get(name)
+    if own is not None:  # else it is a missing point, and no draft gets as far
+        _OWN[name] = own
+        setattr(GenerationMixin, name, functools.wraps(own)(wrapper(own)))
+
+
+def _wrap_generate(handler: Handler) -> None:
+    own = GenerationMixin.generate
+    names = list(inspect.signature(own).parameters)
+    place = names.index("assistant_model") - 1 if "assistant_model" in names else len(names)
+
+    @functools.wraps(own)
+    def generate(self, *args, **kwargs):
+        assistant = args[place] if len(args) > place else kwargs.get("assistant_model")
+        draft = None if assistant is None else handler.draft_of(self, assistant)
+        if draft is None:
+            return own(self, *args, **kwargs)
+        given = dict(zip(names[1:], args, strict=False)) | kwargs | {"assistant_model": draft}
+        plain = handler.plain(self, own, given)
+        return own(self, **given) if plain is None else plain
+
+    GenerationMixin.generate = generate
+
+
+def _validation(handler: Handler, own):
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        assistant = generation_mode_kwargs.get("assistant_model")
+        draft = None if assistant is None else handler.draft_of(self, assistant)
+        if draft is None:
+            return own(self, generation_mode, generation_config, generation_mode_kwargs)
+        return handler.validate(self, draft, generation_mode, generation_config, generation_mode_kwargs)
+
+    return _validate_generation_mode
+
+
+def _decoding(handler: Handler, own):
+    def _assisted_decoding(self, input_ids, *args, assistant_model=None, **kwargs):
+        draft = None if assistant_model is None else handler.draft_of(self, assistant_model)
+        if draft is None or not handler.decodes(draft):
+            return own(self, input_ids, *args, assistant_model=assistant_model, **kwargs)
+        for name in _FOR_ASSISTANTS:
+            kwargs.pop(name, None)
+        names = ("logits_processor", "stopping_criteria", "generation_config")
+        prepared = dict(zip(names, args, strict=False)) | {name: kwargs.pop(name) for name in names if name in kwargs}
+        prepared["streamer"] = kwargs.pop("streamer", None)
+        return handler.decode(self, draft, input_ids, prepared, kwargs)
+
+    return _assisted_decoding
+
+
+def _candidates(handler: Handler, own):
+    def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
+        draft = None if assistant_model is None else handler.draft_of(self, assistant_model)
+        if draft is None:
+            return own(self, *args, assistant_model=assistant_model, **kwargs)
+        return handler.candidates(self, draft, **kwargs)
+
+    return _get_candidate_generator

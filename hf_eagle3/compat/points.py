@@ -1,0 +1,131 @@
+"""Points of contact with transformers: names that it does not promise to its users, and how each is found.
+
+The modules of this package declare theirs by `uses`, beside the code that needs them. What is not there becomes a
+stand-in that says so at its first use, so that importing always works. Does not know what the points are for.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from .versions import host_version, is_at_least
+
+
+# What fails without a point: drafting altogether, drafting fast with a logits processor, training, a command.
+GENERATE, PROCESSORS, TRAINING, COMMANDS = "generate", "processors", "training", "commands"
+
+
+class MissingPoint(RuntimeError):
+    """Something of transformers is not where it was."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """
+    A name of transformers.
+
+    Attributes:
+        owner: Dotted path of the module or class that holds it.
+        name: The name there.
+        used_for: What it is needed for.
+        scope: What fails without it.
+        since: The first version that has it; earlier ones do without.
+        parameters: Arguments that it must take.
+        holder: Makes an object that must have the attribute, instead of `owner` itself.
+        is_word: Whether `name` is an ordinary word, which other code may use as well.
+    """
+
+    owner: str
+    name: str
+    used_for: str
+    scope: str = GENERATE
+    since: str | None = None
+    parameters: tuple[str, ...] = ()
+    holder: Callable[[], Any] | None = None
+    is_word: bool = False
+
+    @property
+    def path(self) -> str:
+        """Owner's and own name, without modules."""
+        owner = self.owner.rsplit(".", 1)[-1]
+        return f"{owner}.{self.name}" if owner[:1].isupper() else self.name
+
+    def fault(self) -> str | None:
+        """What is wrong with the point in this transformers; `None`: nothing."""
+        if self.since is not None and not is_at_least(self.since):
+            return None
+        try:
+            found = getattr(resolved(self.owner) if self.holder is None else self.holder(), self.name)
+        except Exception as error:  # whatever a changed transformers raises
+            return f"missing ({type(error).__name__}: {error})".replace("\n", " ")
+        if not self.parameters:
+            return None
+        taken = inspect.signature(found).parameters
+        lacking = [f"`{name}`" for name in self.parameters if name not in taken]
+        return f"found without {', '.join(lacking)}" if lacking else None
+
+
+POINTS: list[Point] = []
+
+
+def uses(owner: str, name: str, used_for: str, **details) -> Any:
+    """Declare a point (see [`Point`]) and return what stands there, a stand-in if nothing does."""
+    point = Point(owner, name, used_for, **details)
+    POINTS.append(point)
+    if point.holder is not None:
+        return None
+    try:
+        return getattr(resolved(owner), name)
+    except (ImportError, AttributeError):
+        return _stand_in(f"{owner}.{name}")
+
+
+def first_fault(scopes: tuple[str, ...]) -> tuple[Point, str] | None:
+    """The first of the declared points of `scopes` with something wrong, and what it is."""
+    for point in POINTS:
+        if point.scope in scopes and (fault := point.fault()) is not None:
+            return point, fault
+    return None
+
+
+@cache
+def resolved(path: str) -> Any:
+    """
+    The module, or class in a module, at a dotted `path`.
+
+    Raises:
+        ImportError, AttributeError: there is none.
+    """
+    parts = path.split(".")
+    for count in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:count]))
+        except ModuleNotFoundError:
+            if count == 1:
+                raise
+            continue
+        for name in parts[count:]:
+            found = getattr(found, name)
+        return found
+    raise ImportError(path)
+
+
+class _Missing(type):
+    """Of classes that stand for something missing: they can be subclassed, and have no instances of their own."""
+
+    def __call__(cls, *args, **kwargs):
+        if "stands_for" in vars(cls):
+            raise MissingPoint(f"transformers {host_version} has no `{vars(cls)['stands_for']}`.")
+        return super().__call__(*args, **kwargs)
+
+
+def _stand_in(path: str) -> type:
+    return _Missing(path.rsplit(".", 1)[-1], (), {"stands_for": path})
+
+
+def is_missing(found: Any) -> bool:
+    """Whether `uses` found nothing and returned a stand-in."""
+    return isinstance(found, _Missing)
