@@ -257,10 +257,12 @@ class Target:
                 for i in self.layer_ids
             ]
             self._captured.clear()
-        else:
-            parts = [one_stream(outputs.hidden_states[i + 1], self.config) for i in self.layer_ids]
-        first = parts[0].device
-        return torch.cat([part.to(first) for part in parts], dim=-1)
+            return _side_by_side(parts)
+        return self.output_features(outputs)
+
+    def output_features(self, outputs) -> torch.Tensor:
+        """The same of a pass that was asked for `hidden_states`."""
+        return _side_by_side([one_stream(outputs.hidden_states[i + 1], self.config) for i in self.layer_ids])
 
     def on_input_device(self, ids: torch.Tensor) -> torch.Tensor:
         """Where the host puts its inputs; a model that is offloaded as a whole takes them from anywhere."""
@@ -336,6 +338,10 @@ class Target:
     def decoding_optimised(self):
         """Inside, experts run as plain `generate` runs them in single steps."""
         return optimised_for_decoding(self.model)
+
+
+def _side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([part.to(parts[0].device) for part in parts], dim=-1)
 
 
 def check_fit(config, draft: Eagle3Config) -> list[int]:

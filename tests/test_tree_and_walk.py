@@ -12,6 +12,7 @@ import torch
 from transformers import LogitsProcessorList
 
 from hf_eagle3.generation.processors import TokenChooser
+from hf_eagle3.generation.rows import Rows
 from hf_eagle3.generation.tree import DraftTree, ancestor_mask, best_first, chain, kept_nodes, root_only
 from hf_eagle3.generation.verification import greedy_walk, stepwise_walk
 
@@ -46,7 +47,9 @@ def logits_choosing(*tokens: int) -> torch.Tensor:
 def walks(tree: DraftTree, logits: torch.Tensor):
     """Both walks; they must agree wherever the first says a token is committed."""
     fast = greedy_walk(tree, logits)
-    chooser = TokenChooser(LogitsProcessorList(), None, torch.zeros(len(logits), 20, dtype=torch.long))
+    chooser = TokenChooser(
+        LogitsProcessorList(), None, Rows(torch.zeros(len(logits), 1, dtype=torch.long), 20, 0, 1, None)
+    )
     rows = list(range(len(logits)))
     slow = stepwise_walk(tree, logits, chooser, rows, [3] * len(rows), [0] * len(rows))
     assert fast.counts.tolist() == slow.counts.tolist()

@@ -185,6 +185,11 @@ def cached_columns(cache: Cache | None, otherwise: int) -> int:
     return otherwise
 
 
+def can_go_back(cache: Cache) -> bool:
+    """Whether transformers' own loop can drop rejected tokens: states of linear attention are recorded since 5.17."""
+    return hasattr(cache, "activate_past_recording") or not any(isinstance(part, StateLayer) for part in cache.layers)
+
+
 def select_sequences(cache: Cache, index: torch.Tensor) -> None:
     """Keep the sequences at `index` (A,)."""
     cache.reorder_cache(index)

@@ -63,6 +63,9 @@ class Handler(Protocol):
     def decodes(self, draft: Any) -> bool:
         """Whether our own loop decodes, not transformers'."""
 
+    def validate_cache(self, target: PreTrainedModel, model_kwargs: dict) -> None:
+        """Raises ValueError for a target or cache that transformers' own loop cannot draft for."""
+
     def decode(self, target: PreTrainedModel, draft: Any, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
         """The result of the decoding method."""
 
@@ -117,9 +120,10 @@ def _validation(handler: Handler, own):
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         assistant = generation_mode_kwargs.get("assistant_model")
         draft = None if assistant is None else handler.draft_of(self, assistant)
-        if draft is None:
-            return own(self, generation_mode, generation_config, generation_mode_kwargs)
-        return handler.validate(self, draft, generation_mode, generation_config, generation_mode_kwargs)
+        if draft is not None:
+            handler.validate(self, draft, generation_mode, generation_config, generation_mode_kwargs)
+        if draft is None or not handler.decodes(draft):  # transformers' own loop, whose refusals count then
+            own(self, generation_mode, generation_config, generation_mode_kwargs)
 
     return _validate_generation_mode
 
@@ -127,7 +131,10 @@ def _validation(handler: Handler, own):
 def _decoding(handler: Handler, own):
     def _assisted_decoding(self, input_ids, *args, assistant_model=None, **kwargs):
         draft = None if assistant_model is None else handler.draft_of(self, assistant_model)
-        if draft is None or not handler.decodes(draft):
+        if draft is None:
+            return own(self, input_ids, *args, assistant_model=assistant_model, **kwargs)
+        if not handler.decodes(draft):
+            handler.validate_cache(self, kwargs)
             return own(self, input_ids, *args, assistant_model=assistant_model, **kwargs)
         for name in _FOR_ASSISTANTS:
             kwargs.pop(name, None)

@@ -206,6 +206,12 @@ class SlotCache(Cache):
             goal = (columns[:, None] + steps - group.span.start).to(source.device)
             source[:, rows, :, goal] = source[:, rows, :, origin]
 
+    def clear_behind(self, columns: list[int]) -> None:
+        """Zero the slots behind each active row's `columns`."""
+        for group in self.groups:
+            for row, length in enumerate(columns):
+                group.storage[:, row, :, length - group.span.start :] = 0
+
     def select_rows(self, order: list[int], drop: bool) -> None:
         """
         Make the storage rows `order` the active ones.

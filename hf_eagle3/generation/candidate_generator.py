@@ -63,7 +63,7 @@ class Eagle3CandidateGenerator(CandidateGenerator):
             return input_ids, None
         # Of the last pass only the tokens that were accepted count; the newest token has no feature yet.
         num_features = input_ids.shape[1] - 1 - self.seen
-        features = torch.cat([outputs.hidden_states[i + 1] for i in self.target.layer_ids], dim=-1)[:, :num_features]
+        features = self.target.output_features(outputs)[:, :num_features]
         columns = torch.arange(self.seen, self.seen + num_features, device=input_ids.device)[None]
         tokens = input_ids[:, self.seen + 1 :]
         last = self.seen + num_features - 1

@@ -8,6 +8,7 @@ Shape letters: B rows of the batch, A active rows, N drafted nodes, T tree level
 
 import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.utils import logging
 
 from .. import target as targets
 from ..compat.caches import cached_columns, is_user_provided
@@ -32,7 +33,10 @@ from .stats import SpeculationStats, new_stats, publish
 from .streaming import Plan, Reporter
 from .target_pass import ChainPass, TreePass, left_by_prompt, prepared_cache
 from .transfer import on_device
-from .verification import Walk, accepted_nodes, greedy_walk, refuse_nan, stepwise_walk
+from .verification import Walk, accepted_nodes, greedy_walk, stepwise_walk
+
+
+logger = logging.get_logger(__name__)
 
 
 def speculative_decode(
@@ -63,14 +67,17 @@ def speculative_decode(
             run.prefill()
             with run.target.decoding_optimised():
                 while run.rows.active:
-                    tree = run.propose()
-                    with run.stats.phase("verify_forward"):
-                        logits, features, outputs = run.passes.verify(tree)
-                    with run.stats.phase("walk"):
-                        walk = run.walk(tree, logits)
-                        plan = run.judge(tree, walk)
+                    tree, plan = run.propose(), None
+                    while plan is None:
+                        with run.stats.phase("verify_forward"):
+                            logits, features, outputs = run.passes.verify(tree)
+                        with run.stats.phase("walk"):
+                            walk = run.walk(tree, logits)
+                            plan = run.judge(tree, walk)
+                        if plan is None:
+                            tree = run.without_draft()
                     with run.stats.phase("commit"):
-                        run.commit(tree, walk, plan, logits, features, outputs)
+                        run.commit(tree, walk, plan, features, outputs)
                     run.learn(tree, walk, plan)
                 run.complete_cache()
         finally:
@@ -104,6 +111,7 @@ class Generation:
         self.reporter = Reporter(streamer, self.stats)
         self.pending: list[Entries] = []
         self.passes: TreePass | ChainPass | None = None
+        self.drafts = True  # until the draft's scores are not finite
         if not self.target.uses_hooks:
             self.model_kwargs["output_hidden_states"] = True
 
@@ -128,7 +136,7 @@ class Generation:
         width = self.max_length + self.tree_config.tree_depth + 2
         mask = kwargs.get("attention_mask")
         self.rows = self.reporter.rows = Rows(ids, width, pad_token_id(self.config), columns, mask)
-        self.stopper = StopChecker(self.criteria, self.rows.ids)
+        self.stopper = StopChecker(self.criteria, self.rows)
         self.rows.pads_ended_rows = self.stopper.pads_finished_rows
         self.outputs = StepOutputs(self.config, self.rows.num_rows)
         logits = outputs.logits[:, -1:]
@@ -139,7 +147,7 @@ class Generation:
             tree = trees.root_only(self.rows.ids[:, 0])
             walk = self.walk(tree, logits)
             plan = self.judge(tree, walk)
-            self.outputs.add_prefill(walk, logits, outputs)
+            self.outputs.add_prefill(walk, outputs)
             del outputs
             self.rows.commit(plan.counts)
             self.rows.pad_done()
@@ -155,7 +163,7 @@ class Generation:
             device = rows.ids.device
             noise = StepNoise((rows.num_rows, vocab_size), device, None if draft_ids is None else draft_ids.to(device))
         self.noise = noise
-        self.chooser = TokenChooser(self.processors, noise, rows.ids)
+        self.chooser = TokenChooser(self.processors, noise, rows)
         self.is_stepwise = Kind.STEPWISE in (self.chooser.kind, self.stopper.kind)
         # Unknown processors may draw random numbers themselves: then noise is drawn at its step, not ahead of it.
         shares_noise = noise is not None and self.tree_config.shared_noise and not self.is_stepwise
@@ -191,9 +199,7 @@ class Generation:
         roots = self.target.on_input_device(rows.roots())
         rest = self.max_length - min(rows.active_lengths)
         depth = min(self.tree_config.tree_depth, rest - 1)
-        idle = rows.idle_places
-        # Ended rows that are shown to unknown processors stand on their own padding, one step at a time.
-        if depth < 1 or (idle and self.is_stepwise):
+        if depth < 1 or not self.drafts:
             return trees.root_only(roots)
         if self.stats.num_iterations == 0:  # the prompt: the draft's part of prefill; the first token is out by then
             self._feed("prefill")
@@ -206,9 +212,17 @@ class Generation:
         self._feed("draft_forward")
         with torch.autocast(self.drafter.device.type, enabled=False):
             tree = self.drafter.grow(roots, positions, sizes, rows.steps, rows.active, self.planner)
-        if idle:  # behind their end ended rows are fed padding, as in plain generate
-            tree.tokens[idle, 1:] = rows.pad_token_id
-        return tree.to(roots.device)
+        return trees.with_padding(tree.to(roots.device), rows.idle_places, rows.pad_token_id)
+
+    def without_draft(self) -> trees.DraftTree:
+        """
+        The cycle again as a plain step. One node's value that is not finite reaches all others of a pass, through
+        weights of zero; plain `generate` never runs that token.
+        """
+        self.passes.forget_nodes()
+        if self.planner is not None:
+            self.planner.abandon()
+        return trees.root_only(self.target.on_input_device(self.rows.roots()))
 
     def _feed(self, phase: str) -> None:
         """What the target has computed since the last draft."""
@@ -236,17 +250,26 @@ class Generation:
         """What a planned cycle cost and which of its nodes were accepted, for the next choices."""
         if self.planner is not None and self.planner.is_underway:
             is_timed, accepted = self.stats.synchronize or self.drafter.device.type == "cpu", None
+            counts = [count for count, is_live in zip(plan.accepted, plan.is_live, strict=True) if is_live]
             if tree.num_draft_tokens:
                 accepted = accepted_nodes(tree, walk, on_device(plan.accepted, tree.tokens.device))
-            self.planner.end(tree, accepted, plan.accepted, is_timed)
+                if len(counts) < len(plan.accepted):  # padding teaches nothing
+                    live = on_device([a for a, is_live in enumerate(plan.is_live) if is_live], tree.tokens.device)
+                    tree, accepted = tree.select_rows(live), accepted[live]
+            self.planner.end(tree, accepted, counts, is_timed)
 
-    def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk:
-        """Tokens chosen along the tree, on the device where plain generate chooses them."""
+    def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk | None:
+        """
+        Tokens chosen along the tree, on the device where plain generate chooses them. `None`: processors that must see
+        each step once would see NaN.
+        """
         device = self.rows.ids.device
         logits, tree = logits.to(device), tree.to(device)
-        if self.chooser.is_plain_argmax and not self.is_stepwise and self.outputs.scores is None:
+        if self.chooser.is_plain_argmax and not self.is_stepwise and not self.outputs.needs_steps:
             return greedy_walk(tree, logits)
         rows = self.rows
+        if self.is_stepwise and tree.num_draft_tokens and bool(logits[:, 0].isnan().any()):
+            return None
         self.flags: list[int | None] = [None] * len(rows.active)
 
         def check_stop(tokens, scores) -> bool:
@@ -256,8 +279,9 @@ class Generation:
             lengths = [length + done for length in rows.active_lengths]
             kept = None if self.outputs.scores is None else (*self.outputs.scores, *scores)
             found = self.stopper.stopping_index(rows.active, lengths, newest[:, -1:].tolist(), kept)
-            self.flags = [done if index == 0 else None for index in found]
-            return any(index == 0 for index in found)
+            is_new = [index == 0 and not rows.is_done[row] for index, row in zip(found, rows.active, strict=True)]
+            self.flags = [done if new else None for new in is_new]
+            return any(is_new)
 
         return stepwise_walk(
             tree,
@@ -266,12 +290,19 @@ class Generation:
             rows.active,
             rows.active_lengths,
             rows.steps,
-            keep_scores=self.outputs.scores is not None,
+            keep_scores=self.outputs.needs_steps,
             check_stop=check_stop if self.is_stepwise else None,
+            ended=rows.idle_places,
+            pad_token_id=rows.pad_token_id,
         )
 
-    def judge(self, tree: trees.DraftTree, walk: Walk) -> Plan:
-        """The cycle's one synchronisation: chosen tokens to the host; where rows end."""
+    def judge(self, tree: trees.DraftTree, walk: Walk | None) -> Plan | None:
+        """
+        The cycle's one synchronisation: chosen tokens to the host; where rows end. `None`: a token was chosen from
+        NaN, perhaps because of a drafted one.
+        """
+        if walk is None:
+            return None
         rows = self.rows
         if self.noise is not None and not self.lockstep and max(rows.steps) - min(rows.steps) > self.noise.max_skew:
             walk.hold_back()
@@ -281,7 +312,12 @@ class Generation:
             draft_nan = said.isnan().any(dim=1).to(walk.counts.device)
             facts += [draft_nan[:, None], walk.counts[:, None]]
         packed = torch.cat(facts, dim=1).tolist()
-        refuse_nan([row[walk.tokens.shape[1] :] for row in packed], rows)
+        width = walk.tokens.shape[1]
+        bad = [row for row, fact in zip(rows.active, packed, strict=True) if fact[width] and not rows.is_done[row]]
+        if bad and tree.num_draft_tokens:
+            return None
+        if bad:
+            raise ValueError(f"The target's logits are NaN (row {bad[0]}); its weights or its dtype are broken.")
         chosen = [row[-1] if tree.num_draft_tokens else 1 for row in packed]
         counts = list(chosen)
         if self.lockstep:  # without padding, the tokens of ended rows are still wanted
@@ -292,14 +328,18 @@ class Generation:
         stops = (
             self.flags if self.is_stepwise else self.stopper.stopping_index(rows.active, rows.active_lengths, tokens)
         )
+        is_live = [not rows.is_done[row] for row in rows.active]
         ends = self._ends(stops, counts)
-        tokens = [row[:count] for row, count in zip(tokens, counts, strict=True)]
+        own = [count if stop is None else stop + 1 for count, stop in zip(counts, stops, strict=True)]
+        own = [count * live for count, live in zip(own, is_live, strict=True)]
         return Plan(
-            tokens=tokens,
+            tokens=[row[:count] for row, count in zip(tokens, own, strict=True)],
             counts=counts,
-            accepted=[min(count, full - 1) for count, full in zip(counts, chosen, strict=True)],
-            is_cut=[end or count < full for end, count, full in zip(ends, counts, chosen, strict=True)],
+            accepted=[min(count, full - 1) for count, full in zip(own, chosen, strict=True)],
+            is_cut=[stop is not None or count < full for stop, count, full in zip(stops, own, chosen, strict=True)],
             ends=ends,
+            is_live=is_live,
+            is_draft_finite=not (tree.num_draft_tokens and any(fact[width + 1] for fact in packed)),
         )
 
     def _ends(self, stops: list[int | None], counts: list[int]) -> list[bool]:
@@ -319,11 +359,11 @@ class Generation:
         counts[:] = [last - rows.lengths[row] for row in rows.active]
         return [True] * len(stops)
 
-    def commit(self, tree, walk: Walk, plan: Plan, logits, features: torch.Tensor, outputs) -> None:
+    def commit(self, tree, walk: Walk, plan: Plan, features: torch.Tensor, outputs) -> None:
         """Move accepted slots down, queue their features for the draft, and let ended rows go."""
         rows, steps, longest = self.rows, self.rows.steps, max(plan.counts)
         nodes, device = walk.nodes.to(features.device), features.device
-        self.outputs.add(rows.active, steps, plan.counts, walk, logits, outputs, self.passes.attended)
+        self.outputs.add(rows.active, steps, plan.counts, walk, outputs, self.passes.attended)
         self.passes.keep(nodes, plan.counts)
         places = on_device([rows.cached_columns, [1 + p for p in rows.draft_positions]], device)[:, :, None]
         if longest == 1:  # the root alone, as in every plain step
@@ -341,11 +381,19 @@ class Generation:
                 last_column=max(rows.cached_columns) + longest - 1,
             )
         )
+        if not plan.is_draft_finite and self.drafts:
+            self.drafts = False
+            if self.planner is not None:
+                self.planner.abandon()
+            logger.warning_once(
+                "The draft's scores are NaN: its weights or its dtype are broken (float16 overflows where bfloat16 "
+                "does not). The rest runs without it: the same text, not faster."
+            )
         self.stats.num_iterations += 1
-        self.stats.num_draft_tokens += tree.num_draft_tokens * len(rows.active)
+        self.stats.num_draft_tokens += tree.num_draft_tokens * sum(plan.is_live)
         for a, row in enumerate(rows.active):
-            if not rows.is_done[row] or plan.ends[a]:
-                self.stats.count_cycle(row, plan.accepted[a], plan.counts[a], tree.max_depth, plan.is_cut[a])
+            if plan.is_live[a]:
+                self.stats.count_cycle(row, plan.accepted[a], len(plan.tokens[a]), tree.max_depth, plan.is_cut[a])
         rows.commit(plan.counts)
         rows.pad_done()
         self.reporter.report(tree, walk, plan)
@@ -366,12 +414,12 @@ class Generation:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     def complete_cache(self) -> None:
-        """A cache that outlives the call holds each ended row's last token as well, where others ran on."""
+        """A cache that outlives the call also holds padding behind sequences that ended before others."""
         rows = self.rows
         longest = max(rows.lengths)
         early = [row for row, length in enumerate(rows.lengths) if length < longest]
         if early and self.returns_cache and isinstance(self.passes, TreePass):
-            self.passes.cache_last_tokens(early)
+            self.passes.cache_padding(early)
 
     def close(self) -> None:
         """Nothing of ours stays: the host's cache is ordinary again, the generator where plain generate leaves it."""

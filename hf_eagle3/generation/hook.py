@@ -13,10 +13,13 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..compat import hooks
+from ..compat.caches import can_go_back
+from ..compat.calls import cache_of
 from ..compat.guard import Guard
 from ..compat.models import is_stateful
 from ..compat.outputs import is_assisted
 from ..modeling_eagle3 import Eagle3DraftModel
+from ..target import decoding_mode
 from ..target_parts import unwrapped
 from .attention import release_tree_masks
 from .candidate_generator import Eagle3CandidateGenerator
@@ -41,6 +44,10 @@ REFUSED_OPTIONS = {
     "constraints": "constrained beam search needs beams; leave `assistant_model` out",
 }
 HOST_CHAIN = "host_chain"
+NO_WAY_BACK = (
+    "The tree mode 'host_chain' is transformers' own loop, which cannot go back to an earlier state of {}. Take "
+    "another `tree_mode`."
+)
 
 
 def draft_of(assistant_model) -> Eagle3DraftModel | None:
@@ -100,10 +107,7 @@ def refuse_options(target: PreTrainedModel, draft: Eagle3DraftModel, mode, confi
             f"Generation mode {mode.value!r} does not go with a draft as `assistant_model`; leave one out."
         )
     if is_host_chain and is_stateful(target):
-        raise ValueError(
-            f"The tree mode 'host_chain' is transformers' own loop, which cannot go back to an earlier state of "
-            f"{type(target).__name__}. Take another `tree_mode`."
-        )
+        raise ValueError(NO_WAY_BACK.format(type(target).__name__))
 
 
 class _Drafts:
@@ -150,6 +154,15 @@ class _Drafts:
     def decodes(self, draft: Eagle3DraftModel) -> bool:
         """Whether our loop decodes."""
         return draft.tree_config.tree_mode != HOST_CHAIN
+
+    def validate_cache(self, target: PreTrainedModel, model_kwargs: dict) -> None:
+        """Transformers' own loop ends in bare errors, or in another text, where our modes are refused."""
+        cache = cache_of(model_kwargs)
+        mode = decoding_mode(target, cache)
+        if mode.kind == "refused":
+            raise ValueError(f"`assistant_model` cannot speed up {type(target).__name__}: {mode.reason}.")
+        if not can_go_back(cache):
+            raise ValueError(NO_WAY_BACK.format(type(target).__name__))
 
     def decode(self, target, draft, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
         """See `speculative_decode`."""

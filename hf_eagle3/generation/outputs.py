@@ -47,24 +47,28 @@ class StepOutputs:
         """Whether anything per step was asked for."""
         return any(x is not None for x in (self.scores, self.logits, self.hidden_states, self.attentions))
 
-    def add_prefill(self, walk: Walk, logits: torch.Tensor, outputs) -> None:
+    @property
+    def needs_steps(self) -> bool:
+        """Whether the walk must keep each step's scores and logits."""
+        return self.scores is not None or self.logits is not None
+
+    def add_prefill(self, walk: Walk, outputs) -> None:
         """Step 0: the prompt's own hidden states and attentions, whole."""
         if self.scores is not None:
             self.scores.append(walk.scores[0])
         if self.logits is not None:
-            self.logits.append(logits[:, -1].to(torch.float32, copy=True))
+            self.logits.append(walk.logits[0])
         if self.hidden_states is not None:
             self.hidden_states.append(outputs.hidden_states)
         if self.attentions is not None:
             self.attentions.append(outputs.attentions)
 
-    def add(self, rows: list[int], steps: list[int], counts: list[int], walk: Walk, logits, outputs, columns) -> None:
+    def add(self, rows: list[int], steps: list[int], counts: list[int], walk: Walk, outputs, columns) -> None:
         """
         A cycle's accepted nodes.
 
         Args:
             rows, steps, counts: Original rows, the step of each one's first token, and how many tokens it committed.
-            logits: (A, N + 1, V).
             outputs: The target's.
             columns: Function (active place, nodes of the path) -> slots a node attends to, for attentions.
         """
@@ -77,7 +81,7 @@ class StepOutputs:
                 if self.scores is not None:
                     self._put(self.scores, step + i, row, walk.scores[i][a])
                 if self.logits is not None:
-                    self._put(self.logits, step + i, row, logits[a, nodes[i]].float())
+                    self._put(self.logits, step + i, row, walk.logits[i][a])
                 if self.hidden_states is not None:
                     parts = [layer[a, nodes[i]][None] for layer in outputs.hidden_states]
                     self._put_layers(self.hidden_states, step + i, row, parts)
@@ -85,7 +89,7 @@ class StepOutputs:
                     self._put_attentions(step + i, row, outputs.attentions, a, nodes[: i + 1], columns)
 
     def _put_attentions(self, step, row, attentions, a, path, columns) -> None:
-        if attentions is None or attentions[0] is None:  # sdpa computes none; plain generate gives the same
+        if not attentions or attentions[0] is None:  # sdpa computes none; plain generate gives the same
             if len(self.attentions) <= step:
                 self.attentions.append(attentions)
             return

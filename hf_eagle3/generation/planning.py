@@ -115,6 +115,10 @@ class AutoPlanner:
         """Whether a cycle has begun that did not end yet."""
         return self._watch.is_running
 
+    def abandon(self) -> None:
+        """The cycle that has begun is not to count."""
+        self._watch.is_running = False
+
     # -- one cycle ----------------------------------------------------------------------------------------------------
 
     def begin(

@@ -14,6 +14,7 @@ from transformers import LogitsProcessorList, StoppingCriteriaList
 
 from ..compat import processors as known
 from .noise import StepNoise
+from .rows import Rows
 
 
 class Kind(enum.IntEnum):
@@ -56,11 +57,11 @@ class TokenChooser:
     Args:
         processors: The host's prepared list.
         noise: Steps' noise when sampling; `None` for greedy.
-        ids: The batch's token buffer (B, columns), original row order; prefixes are read from it.
+        rows: The batch; prefixes are read from its tokens.
     """
 
-    def __init__(self, processors: LogitsProcessorList, noise: StepNoise | None, ids: torch.Tensor):
-        self.processors, self.noise, self.ids = processors, noise, ids
+    def __init__(self, processors: LogitsProcessorList, noise: StepNoise | None, rows: Rows):
+        self.processors, self.noise, self.rows = processors, noise, rows
         self.kind = kind_of(processors)
 
     @property
@@ -69,11 +70,14 @@ class TokenChooser:
         return self.noise is None and self.kind == Kind.NONE
 
     def scores(self, logits: torch.Tensor, rows: list[int], lengths: list[int]) -> torch.Tensor:
-        """Processed scores (A, V) of `logits` (A, V) float32, row `rows[a]` having `lengths[a]` tokens so far."""
+        """
+        Processed scores (A, V) of `logits` (A, V) float32, row `rows[a]` having `lengths[a]` tokens so far. What
+        processors change in place is changed in `logits`, as in plain `generate`.
+        """
         if self.kind == Kind.NONE:
             return logits
         if self.kind == Kind.PREFIX_FREE:
-            return self.processors(self.ids[: len(rows), :1], logits)
+            return self.processors(self.rows.ids[: len(rows), :1], logits)
         groups: dict[int, list[int]] = {}
         for index, length in enumerate(lengths):
             groups.setdefault(length, []).append(index)
@@ -81,29 +85,37 @@ class TokenChooser:
             return self._one_length(logits, rows, lengths[0])
         out = torch.empty_like(logits)
         for length, members in groups.items():
-            out[members] = self._one_length(logits[members], [rows[i] for i in members], length)
+            part = logits[members]
+            out[members] = self._one_length(part, [rows[i] for i in members], length)
+            logits[members] = part
         return out
 
     def _one_length(self, logits: torch.Tensor, rows: list[int], length: int) -> torch.Tensor:
-        if len(rows) == self.ids.shape[0] and rows == sorted(rows):
-            return self.processors(self.ids[:, :length], logits)
+        if len(rows) == self.rows.ids.shape[0] and rows == sorted(rows):
+            return self.processors(self.rows.ids[:, :length], logits)
         if self.kind == Kind.ROW_WISE:
-            return self.processors(self.ids[rows, :length], logits)
-        everyone = logits.new_zeros(self.ids.shape[0], logits.shape[1])
+            return self.processors(self.rows.ids[rows, :length], logits)
+        everyone = logits.new_zeros(self.rows.ids.shape[0], logits.shape[1])
         everyone[rows] = logits
-        return self.processors(self.ids[:, :length], everyone)[rows]
+        scores = self.processors(self.rows.ids[:, :length], everyone)[rows]
+        logits.copy_(everyone[rows])
+        return scores
 
     def choose(
         self, logits: torch.Tensor, rows: list[int], lengths: list[int], steps: list[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(tokens (A,), processed scores (A, V), is NaN (A,)) of one step; `logits` (A, V) in the target's dtype."""
-        scores = self.scores(logits.to(torch.float32, copy=True), rows, lengths)
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        (tokens (A,), processed scores (A, V), logits (A, V) float32, is NaN (A,)) of one step; `logits` (A, V) in the
+        target's dtype.
+        """
+        logits = logits.to(torch.float32, copy=True)
+        scores = self.scores(logits, rows, lengths)
         if self.noise is None:
             best = scores.max(dim=-1)
-            return best.indices, scores, best.values.isnan()
+            return best.indices, scores, logits, best.values.isnan()
         probabilities = scores.softmax(dim=-1)
         tokens = (probabilities / self.noise.at(steps, rows)).argmax(dim=-1)
-        return tokens, scores, probabilities[:, 0].isnan()  # one NaN score makes all probabilities NaN
+        return tokens, scores, logits, probabilities[:, 0].isnan()  # one NaN score makes all probabilities NaN
 
 
 class StopChecker:
@@ -112,11 +124,11 @@ class StopChecker:
 
     Args:
         criteria: The host's prepared list.
-        ids: The batch's token buffer (B, columns).
+        rows: The batch; prefixes are read from its tokens.
     """
 
-    def __init__(self, criteria: StoppingCriteriaList, ids: torch.Tensor):
-        self.criteria, self.ids = criteria, ids
+    def __init__(self, criteria: StoppingCriteriaList, rows: Rows):
+        self.criteria, self.rows = criteria, rows
         self.kind = kind_of(criteria)
         simple = (known.is_length_limit, known.is_end_of_sequence, known.is_timer)
         self._others = StoppingCriteriaList(c for c in criteria if not any(is_kind(c) for is_kind in simple))
@@ -139,7 +151,7 @@ class StopChecker:
             scores: As plain generate passes them, for criteria that look at them.
         """
         found: list[int | None] = [None] * len(rows)
-        out_of_time = self._timers and any(bool(c(self.ids[:1, :1], None).any()) for c in self._timers)
+        out_of_time = self._timers and any(bool(c(self.rows.ids[:1, :1], None).any()) for c in self._timers)
         for a, (length, tokens) in enumerate(zip(lengths, new_tokens, strict=True)):
             for index, token in enumerate(tokens):
                 if token in self._ends or out_of_time or length + index + 1 >= self.max_length:
@@ -160,9 +172,9 @@ class StopChecker:
             if not here:
                 continue
             if self.kind == Kind.ROW_WISE:
-                done = self._others(self.ids[[rows[a] for a in here], :length], scores).tolist()
+                done = self._others(self.rows.ids[[rows[a] for a in here], :length], scores).tolist()
             else:
-                everyone = self._others(self.ids[:, :length], scores).tolist()
+                everyone = self._others(self.rows.ids[:, :length], scores).tolist()
                 done = [everyone[rows[a]] for a in here]
             for a, is_done in zip(here, done, strict=True):
                 if is_done:

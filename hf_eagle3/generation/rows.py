@@ -10,11 +10,14 @@ import torch
 from .transfer import on_device
 
 
+GROWTH = 256  # columns that there is room for at first, behind the prompt
+
+
 class Rows:
     """
     Args:
         input_ids: The prompt (B, P), left padded.
-        width: Columns to make room for.
+        width: Columns that may be needed at most; room is made as tokens are written.
         pad_token_id: What stands after a row's end.
         cache_length: Columns of the caches after prefill.
         attention_mask: (B, cache_length) with 0 at padding, or `None`.
@@ -30,7 +33,9 @@ class Rows:
     ):
         self.num_rows, self.prompt_length = input_ids.shape
         self.pad_token_id = pad_token_id
-        self.ids = input_ids.new_full((self.num_rows, width), self.pad_token_id, dtype=torch.long)
+        self.width = width
+        room = min(width, self.prompt_length + GROWTH)
+        self.ids = input_ids.new_full((self.num_rows, room), self.pad_token_id, dtype=torch.long)
         self.ids[:, : self.prompt_length] = input_ids
         self.cache_shift = cache_length - self.prompt_length
         self.active = list(range(self.num_rows))  # original row numbers, in the caches' storage order
@@ -43,7 +48,7 @@ class Rows:
         if attention_mask is not None:
             mask = attention_mask[:, :cache_length].bool()
             self.num_visible = mask.sum(dim=1).tolist()
-            self.visible = torch.nn.functional.pad(mask, (0, width), value=True)
+            self.visible = torch.nn.functional.pad(mask, (0, room), value=True)
 
     @property
     def steps(self) -> list[int]:
@@ -94,9 +99,21 @@ class Rows:
         places = on_device([self.active, self.active_lengths], self.ids.device)
         return self.ids[places[0], places[1] - 1]
 
+    def reserve(self, columns: int) -> None:
+        """Room for `columns` more behind the longest row."""
+        room = self.ids.shape[1]
+        missing = max(self.lengths) + columns - room
+        if missing <= 0:
+            return
+        missing = max(missing, min(room, self.width - room))  # twice as much, up to what may be needed
+        self.ids = torch.nn.functional.pad(self.ids, (0, missing), value=self.pad_token_id)
+        if self.visible is not None:
+            self.visible = torch.nn.functional.pad(self.visible, (0, missing), value=True)
+
     def write(self, tokens: torch.Tensor) -> None:
         """Put `tokens` (A, n) behind each active row's tokens, without committing them yet."""
         width = tokens.shape[1]
+        self.reserve(width)
         if len(self.active) == 1:
             row = self.active[0]
             self.ids[row, self.lengths[row] : self.lengths[row] + width] = tokens[0]

@@ -165,6 +165,14 @@ class StaticSlots(Cache):
             marks.origin.copy_(origin)
             marks.goal.copy_(goal)
 
+    def clear_behind(self, columns: list[int]) -> None:
+        """Zero the slots behind each row's `columns`; nothing is left to move."""
+        self._rest()
+        for own in self.layers:
+            for row, length in enumerate(columns):
+                own.keys[row, :, length:] = 0
+                own.values[row, :, length:] = 0
+
     def _rest(self) -> None:
         for marks in self.marks.values():
             marks.origin.copy_(marks.goal)

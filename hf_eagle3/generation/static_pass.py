@@ -216,6 +216,16 @@ class StaticPass(TreePass):
         origin[on_device(self.rows.active, nodes.device), : nodes.shape[1]] = self.write + nodes
         self.cache.keep(origin, goal)
 
+    def forget_nodes(self) -> None:
+        """As `TreePass.forget_nodes`; of rows that ended all slots stay masked."""
+        rows = self.rows
+        self.cache.clear_behind([length - 1 + rows.cache_shift for length in rows.lengths])
+
+    @property
+    def longest_chain(self) -> int:
+        """As many nodes as a pass commits."""
+        return min(self.path_length, self.sizes[-1])
+
     def select_rows(self, kept: list[int], drop: bool) -> None:
         """Rows that ended stay where they are."""
 

@@ -15,13 +15,26 @@ from .verification import Walk
 
 @dataclass
 class Plan:
-    """Of each active row, known on the host: tokens chosen and committed, draft tokens among them, whether it ends."""
+    """
+    What a cycle commits, per active sequence, known on the CPU.
+
+    Attributes:
+        tokens: The sequence's own tokens; none for one that ended in an earlier cycle and is kept as padding.
+        counts: Tokens committed, padding included.
+        accepted: Draft tokens among its own.
+        is_cut: Whether something cut the cycle short: the sequence's end, or others that it waits for.
+        ends: Whether it leaves the batch.
+        is_live: Whether it had not ended before this cycle.
+        is_draft_finite: Whether the draft's scores were numbers, for all sequences.
+    """
 
     tokens: list[list[int]]
     counts: list[int]
     accepted: list[int]
     is_cut: list[bool]
     ends: list[bool]
+    is_live: list[bool]
+    is_draft_finite: bool
 
 
 class Reporter:
@@ -44,8 +57,9 @@ class Reporter:
             return
         rows = self.rows
         if isinstance(self.streamer, CycleStreamer):
-            for a in range(len(rows.active)):
-                self.streamer.on_cycle(self._record(a, tree, walk, plan))
+            for a, is_live in enumerate(plan.is_live):
+                if is_live:
+                    self.streamer.on_cycle(self._record(a, tree, walk, plan))
         going = [rows.lengths[row] for row, end in zip(rows.active, plan.ends, strict=True) if not end]
         self._stream_up_to(min(going) if going else max(rows.lengths))
 

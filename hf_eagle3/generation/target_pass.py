@@ -20,11 +20,12 @@ from .attention import share_mask, take_tree_masks
 from .cache import SlotCache, slot_positions, verification_masks
 from .rows import Rows
 from .transfer import on_device
-from .tree import DraftTree, root_only
+from .tree import DraftTree, chain
 
 
 logger = logging.get_logger(__name__)
 
+PADDING_CHUNK = 256  # tokens of a pass of padding, for sequences that ended before others
 # What the prompt gives per token, and whether generated tokens go on with its last value or have zeros.
 _PER_TOKEN = {
     "token_type_ids": True,
@@ -185,6 +186,10 @@ class TreePass:
         if nodes.shape[1] > 1 or min(self.rows.cached_columns) < self.write:  # else roots that stand where they belong
             self.cache.keep(self.write, self.lengths, nodes)
 
+    def forget_nodes(self) -> None:
+        """Undo the last pass: what it left in slots that are masked may not be finite."""
+        self.cache.clear_behind(self.rows.cached_columns)
+
     def select_rows(self, kept: list[int], drop: bool) -> None:
         """Only the active rows at `kept` go on; `drop`: nobody will ask for the others' keys and values."""
         self.cache.select_rows(kept, drop)
@@ -192,17 +197,29 @@ class TreePass:
         others = [] if drop else [place for place in range(len(self.order)) if place not in kept]
         self.order = [self.order[place] for place in kept + others]
 
-    def cache_last_tokens(self, rows: list[int]) -> None:
+    @property
+    def longest_chain(self) -> int:
+        """Most tokens of a pass of padding."""
+        return PADDING_CHUNK
+
+    def cache_padding(self, ended: list[int]) -> None:
         """
-        Rows that ended before others: plain generate runs their last token too, so a later turn can attend to it.
+        Fill the caches of sequences that ended before others as plain `generate` does, which feeds them padding until
+        all have ended: a later turn may attend to it.
         """
-        self.rows.active = rows
-        kept = [self.order.index(row) for row in rows]
-        self.select_rows(kept, drop=False)
-        tree = root_only(self.target.on_input_device(self.rows.roots()))
-        self.verify(tree)
-        self.keep(torch.zeros_like(tree.tokens), [1] * len(rows))
-        self.rows.active = []
+        rows, lengths = self.rows, list(self.rows.lengths)
+        longest = max(lengths)
+        while ended := [row for row in ended if rows.lengths[row] < longest]:
+            rows.active = ended
+            self.select_rows([self.order.index(row) for row in ended], drop=False)
+            count = min(longest - min(rows.active_lengths), self.longest_chain)
+            roots = self.target.on_input_device(rows.roots())
+            padding = roots.new_full((len(ended), count - 1), rows.pad_token_id)
+            self.verify(chain(roots, padding, torch.zeros_like(padding, dtype=torch.float32)))
+            self.keep(torch.arange(count, device=roots.device).expand(len(ended), -1), [count] * len(ended))
+            for row in ended:
+                rows.lengths[row] = min(rows.lengths[row] + count, longest)
+        rows.active, rows.lengths = [], lengths
 
     def close(self, is_wanted: bool) -> Cache:
         """The host's cache, an ordinary one again of all columns but the last token's, which is not cached."""
@@ -263,6 +280,11 @@ class ChainPass:
         elif rejected or is_changed:
             restore(self.host_cache, self.saved)
             self._run(tokens)
+        self.saved = None
+
+    def forget_nodes(self) -> None:
+        """Undo the last pass."""
+        restore(self.host_cache, self.saved)
         self.saved = None
 
     def _padded(self, tokens: torch.Tensor) -> tuple[torch.Tensor, bool]:

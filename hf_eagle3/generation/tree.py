@@ -95,6 +95,26 @@ def _behind_root(values: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(values, (1, 0))
 
 
+def with_padding(tree: DraftTree, places: list[int], pad_token_id: int) -> DraftTree:
+    """
+    `tree` with other trees for the sequences at `places`, which have ended: a chain of padding tokens, as deep as the
+    tree or its nodes allow. So their caches hold what plain `generate` feeds them.
+    """
+    if not places or tree.num_draft_tokens == 0:
+        return tree
+    out = tree._each(torch.clone)
+    length = min(tree.max_depth, tree.num_draft_tokens)
+    node = torch.arange(tree.tokens.shape[1], device=tree.tokens.device)
+    is_in_chain = node <= length  # the rest hangs below the root, its outputs discarded
+    parents = torch.where(is_in_chain, node - 1, 0)
+    out.tokens[places, 1:] = pad_token_id
+    out.parents[places] = parents
+    out.depths[places] = torch.where(is_in_chain, node, 1)
+    out.ancestors[places] = ancestor_mask(parents[None], length)[0]
+    out.scores[places] = 0.0
+    return out
+
+
 def padded(tree: DraftTree, num_nodes: int) -> DraftTree:
     """`tree` filled up to `num_nodes` nodes, the root included, with children of the root for nobody to look at."""
     missing = num_nodes - tree.tokens.shape[1]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 import torch
 
 from .processors import Kind, TokenChooser
-from .rows import Rows
 from .transfer import on_device
 from .tree import DraftTree
 
@@ -28,7 +27,7 @@ class Walk:
         tokens (`torch.LongTensor` of shape `(A, T + 1)`): The chosen tokens; meaningless past the end.
         counts (`torch.LongTensor` of shape `(A,)`): Tokens to commit: accepted draft tokens + 1.
         is_nan (`torch.BoolTensor` of shape `(A,)`): A chosen token came from NaN scores.
-        scores: Processed scores (A, V) float32 per token, kept only if asked for.
+        scores, logits: Per token, (A, V) float32, after and before processors; kept only if asked for.
     """
 
     nodes: torch.Tensor
@@ -36,6 +35,7 @@ class Walk:
     counts: torch.Tensor
     is_nan: torch.Tensor
     scores: list[torch.Tensor] = field(default_factory=list)
+    logits: list[torch.Tensor] = field(default_factory=list)
 
     def hold_back(self) -> None:
         """Lockstep: every row commits as many tokens as the slowest. The others choose the same tokens again later."""
@@ -83,6 +83,8 @@ def stepwise_walk(
     steps: list[int],
     keep_scores: bool = False,
     check_stop=None,
+    ended: list[int] | None = None,
+    pad_token_id: int = 0,
 ) -> Walk:
     """
     The walk level by level, for sampling and processors.
@@ -92,31 +94,38 @@ def stepwise_walk(
         rows: Original row numbers.
         lengths: Tokens each row has, the root included; a step's token is written behind them into the chooser's ids.
         steps: Steps each row has behind it: the number of the one chosen first.
-        keep_scores: Keep processed scores.
+        keep_scores: Keep scores and logits.
         check_stop: Lockstep: called with (tokens so far, their kept scores) after each step; True ends the walk.
             Given, the walk also ends when any row has no child to step into.
+        ended: Places of sequences that ended and are kept as padding: they get `pad_token_id`.
     """
     active = len(rows)
     node = torch.zeros(active, dtype=torch.long, device=logits.device)
     alive = torch.ones(active, dtype=torch.bool, device=logits.device)
     counts = torch.zeros_like(node)
     is_nan = torch.zeros_like(alive)
-    nodes, tokens, kept = [], [], []
+    nodes, tokens, kept, raws = [], [], [], []
     waits = logits.device.type == "cpu" or check_stop is not None
     index = torch.arange(active, device=logits.device)
+    chooser.rows.reserve(tree.max_depth + 1)
     needs_prefix = chooser.kind > Kind.PREFIX_FREE or check_stop is not None
     places = on_device([rows, lengths], logits.device) if needs_prefix else None
     for depth in range(tree.max_depth + 1):
         at_node = logits[index, node]
-        token, scores, nan = chooser.choose(at_node, rows, [n + depth for n in lengths], [s + depth for s in steps])
+        token, scores, raw, nan = chooser.choose(
+            at_node, rows, [n + depth for n in lengths], [s + depth for s in steps]
+        )
         is_nan |= alive & nan
+        if ended:
+            token = token.index_fill(0, on_device(ended, token.device), pad_token_id)
         if needs_prefix:
-            chooser.ids[places[0], places[1] + depth] = token
+            chooser.rows.ids[places[0], places[1] + depth] = token
         nodes.append(node)
         tokens.append(token)
         counts += alive
         if keep_scores:
             kept.append(scores)
+            raws.append(raw)
         if check_stop is not None and check_stop(tokens, kept):
             break
         child = (tree.tokens == token[:, None]) & (tree.parents == node[:, None])
@@ -124,13 +133,4 @@ def stepwise_walk(
         if waits and not (alive.all() if check_stop is not None else alive.any()):
             break
         node = torch.where(alive, child.int().argmax(dim=1), 0)
-    return Walk(torch.stack(nodes, dim=1), torch.stack(tokens, dim=1), counts, is_nan, kept)
-
-
-def refuse_nan(facts: list[list[int]], rows: Rows) -> None:
-    """`facts` per active row: whether the target's scores were NaN, and after a draft whether its were."""
-    bad = [row for row, fact in zip(rows.active, facts, strict=True) if fact[0] and not rows.is_done[row]]
-    if bad:
-        raise ValueError(f"The target's logits are NaN (row {bad[0]}); its weights or its dtype are broken.")
-    if any(any(fact[1:2]) for fact in facts):
-        raise ValueError("The draft's logits are NaN; its weights or its dtype are broken.")
+    return Walk(torch.stack(nodes, dim=1), torch.stack(tokens, dim=1), counts, is_nan, kept, raws)
