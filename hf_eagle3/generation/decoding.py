@@ -20,6 +20,7 @@ from . import tree as trees
 from .costs import context_bucket, cost_table
 from .draft_state import attach_state, prompt_entries
 from .drafting import Drafter, Entries, joined
+from .ending import Ending, Plan
 from .fallback import plain_decode, why_plain
 from .noise import StepNoise
 from .outputs import GenerateEagle3Output, StepOutputs
@@ -30,7 +31,7 @@ from .settings import settle
 from .static_drafting import StaticDrafter
 from .static_pass import StaticPass, static_shapes
 from .stats import SpeculationStats, new_stats, publish
-from .streaming import Plan, Reporter
+from .streaming import Reporter
 from .target_pass import ChainPass, TreePass, left_by_prompt, prepared_cache
 from .transfer import on_device
 from .verification import Walk, accepted_nodes, greedy_walk, stepwise_walk
@@ -73,7 +74,7 @@ def speculative_decode(
                             logits, features, outputs = run.passes.verify(tree)
                         with run.stats.phase("walk"):
                             walk = run.walk(tree, logits)
-                            plan = run.judge(tree, walk)
+                            plan = run.ending.resolve(tree, walk)
                         if plan is None:
                             tree = run.without_draft()
                     with run.stats.phase("commit"):
@@ -152,7 +153,7 @@ class Generation:
         with self.stats.phase("prefill"):
             tree = trees.root_only(self.rows.ids[:, 0])
             walk = self.walk(tree, logits)
-            plan = self.judge(tree, walk)
+            plan = self.ending.resolve(tree, walk)
             self.outputs.add_prefill(walk, outputs)
             del outputs
             self.rows.commit(plan.counts)
@@ -189,11 +190,13 @@ class Generation:
             self.passes = (ChainPass if chain_only else TreePass)(*given)
         # Without an EOS criterion plain generate lets ended rows run on with real tokens until all have ended. The
         # host's cache cannot lose rows that it must hand back, nor unknown processors rows that they may look at.
-        unpadded = not self.rows.pads_ended_rows and not self.stopper.only_length
+        rows = self.rows
+        unpadded = not rows.pads_ended_rows and not self.stopper.only_length
         keeps_cache = chain_only and (self.returns_cache or type(self.cache) is not DynamicCache)
         keeps_rows = unpadded or self.is_stepwise or keeps_cache or adapts_rows(self.model)
-        self.runs_on = keeps_rows and self.rows.num_rows > 1
+        self.runs_on = keeps_rows and rows.num_rows > 1
         self.lockstep = self.passes.lockstep or self.is_stepwise or self.runs_on
+        self.ending = Ending(rows, self.stopper, self.noise, self.lockstep, self.runs_on)
 
     # -- one cycle ----------------------------------------------------------------------------------------------------
 
@@ -276,7 +279,7 @@ class Generation:
         rows = self.rows
         if self.is_stepwise and tree.num_draft_tokens and bool(logits[:, 0].isnan().any()):
             return None
-        self.flags: list[int | None] = [None] * len(rows.active)
+        stops: list[int | None] = [None] * len(rows.active)
 
         def check_stop(tokens, scores) -> bool:
             newest = torch.stack(tokens, dim=1)
@@ -286,10 +289,10 @@ class Generation:
             kept = None if self.outputs.scores is None else (*self.outputs.scores, *scores)
             found = self.stopper.stopping_index(rows.active, lengths, newest[:, -1:].tolist(), kept)
             is_new = [index == 0 and not rows.is_done[row] for index, row in zip(found, rows.active, strict=True)]
-            self.flags = [done if new else None for new in is_new]
+            stops[:] = [done if new else None for new in is_new]
             return any(is_new)
 
-        return stepwise_walk(
+        walk = stepwise_walk(
             tree,
             logits,
             self.chooser,
@@ -301,69 +304,8 @@ class Generation:
             ended=rows.idle_places,
             pad_token_id=rows.pad_token_id,
         )
-
-    def judge(self, tree: trees.DraftTree, walk: Walk | None) -> Plan | None:
-        """
-        The cycle's one synchronisation: chosen tokens to the host; where rows end. `None`: a token was chosen from
-        NaN, perhaps because of a drafted one.
-        """
-        if walk is None:
-            return None
-        rows = self.rows
-        if self.noise is not None and not self.lockstep and max(rows.steps) - min(rows.steps) > self.noise.max_skew:
-            walk.hold_back()
-        facts = [walk.tokens, walk.is_nan[:, None]]
-        if tree.num_draft_tokens:  # else there is one token of each row, and the draft said nothing
-            said = tree.scores if tree.log_probs is None else tree.log_probs
-            draft_nan = said.isnan().any(dim=1).to(walk.counts.device)
-            facts += [draft_nan[:, None], walk.counts[:, None]]
-        packed = torch.cat(facts, dim=1).tolist()
-        width = walk.tokens.shape[1]
-        bad = [row for row, fact in zip(rows.active, packed, strict=True) if fact[width] and not rows.is_done[row]]
-        if bad and tree.num_draft_tokens:
-            return None
-        if bad:
-            raise ValueError(f"The target's logits are NaN (row {bad[0]}); its weights or its dtype are broken.")
-        chosen = [row[-1] if tree.num_draft_tokens else 1 for row in packed]
-        counts = list(chosen)
-        if self.lockstep:  # without padding, the tokens of ended rows are still wanted
-            idle = rows.idle_places
-            counts = [min(count for a, count in enumerate(counts) if a not in idle)] * len(counts)
-        tokens = [row[:count] for row, count in zip(packed, counts, strict=True)]
-        rows.write(walk.tokens)
-        stops = (
-            self.flags if self.is_stepwise else self.stopper.stopping_index(rows.active, rows.active_lengths, tokens)
-        )
-        is_live = [not rows.is_done[row] for row in rows.active]
-        ends = self._ends(stops, counts)
-        own = [count if stop is None else stop + 1 for count, stop in zip(counts, stops, strict=True)]
-        own = [count * live for count, live in zip(own, is_live, strict=True)]
-        return Plan(
-            tokens=[row[:count] for row, count in zip(tokens, own, strict=True)],
-            counts=counts,
-            accepted=[min(count, full - 1) for count, full in zip(own, chosen, strict=True)],
-            is_cut=[stop is not None or count < full for stop, count, full in zip(stops, own, chosen, strict=True)],
-            ends=ends,
-            is_live=is_live,
-            is_draft_finite=not (tree.num_draft_tokens and any(fact[width + 1] for fact in packed)),
-        )
-
-    def _ends(self, stops: list[int | None], counts: list[int]) -> list[bool]:
-        """Which active rows end now; shortens `counts` to their ends."""
-        rows = self.rows
-        if not self.runs_on:
-            for a, stop in enumerate(stops):
-                counts[a] = counts[a] if stop is None else stop + 1
-            return [stop is not None for stop in stops]
-        for row, stop in zip(rows.active, stops, strict=True):
-            if stop is not None and not rows.is_done[row]:
-                rows.is_done[row] = True
-                rows.ends[row] = rows.lengths[row] + stop + 1
-        if not all(rows.is_done):
-            return [False] * len(stops)
-        last = max(rows.ends.values())
-        counts[:] = [last - rows.lengths[row] for row in rows.active]
-        return [True] * len(stops)
+        walk.stops = stops if self.is_stepwise else None
+        return walk
 
     def commit(self, tree, walk: Walk, plan: Plan, features: torch.Tensor, outputs) -> None:
         """Move accepted slots down, queue their features for the draft, and let ended rows go."""

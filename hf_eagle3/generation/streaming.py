@@ -4,37 +4,13 @@ Shape letters: A active rows.
 """
 
 import time
-from dataclasses import dataclass
 
 from ..compat.outputs import BaseStreamer
+from .ending import Plan
 from .rows import Rows
 from .stats import CycleRecord, CycleStreamer, SpeculationStats
 from .tree import DraftTree
 from .verification import Walk
-
-
-@dataclass
-class Plan:
-    """
-    What a cycle commits, per active sequence, known on the CPU.
-
-    Attributes:
-        tokens: The sequence's own tokens; none for one that ended in an earlier cycle and is kept as padding.
-        counts: Tokens committed, padding included.
-        accepted: Draft tokens among its own.
-        is_cut: Whether something cut the cycle short: the sequence's end, or others that it waits for.
-        ends: Whether it leaves the batch.
-        is_live: Whether it had not ended before this cycle.
-        is_draft_finite: Whether the draft's scores were numbers, for all sequences.
-    """
-
-    tokens: list[list[int]]
-    counts: list[int]
-    accepted: list[int]
-    is_cut: list[bool]
-    ends: list[bool]
-    is_live: list[bool]
-    is_draft_finite: bool
 
 
 class Reporter:

@@ -27,6 +27,7 @@ class Walk:
         tokens (`torch.LongTensor` of shape `(A, T + 1)`): The chosen tokens; meaningless past the end.
         counts (`torch.LongTensor` of shape `(A,)`): Tokens to commit: accepted draft tokens + 1.
         is_nan (`torch.BoolTensor` of shape `(A,)`): A chosen token came from NaN scores.
+        stops: Per sequence, the token after which it ends, if that was asked after each step; else `None`.
         scores, logits: Per token, (A, V) float32, after and before processors; kept only if asked for.
     """
 
@@ -36,6 +37,7 @@ class Walk:
     is_nan: torch.Tensor
     scores: list[torch.Tensor] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
+    stops: list[int | None] | None = None
 
     def hold_back(self) -> None:
         """Lockstep: every row commits as many tokens as the slowest. The others choose the same tokens again later."""
