@@ -15,6 +15,7 @@ LAYERS = (
     (
         "_version",
         "checkpoint",
+        "dialects",
         "vocabulary",
         "metrics",
         "tree_config",

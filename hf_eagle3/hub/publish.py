@@ -9,9 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .._version import __version__
 from ..configuration_eagle3 import hub_identity
@@ -22,6 +29,8 @@ from .custom_generate import write_custom_generate
 from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, resolved
 from .measured import read_benchmark
 
+
+logger = logging.get_logger(__name__)
 
 CARD = "README.md"
 MESSAGE = "Upload EAGLE-3 draft"
@@ -60,7 +69,12 @@ class Publication:
             revision = revision or draft.config.target_revision
             try:
                 return ExportTarget.load(name, name, revision) if name else UNKNOWN_TARGET
-            except (OSError, ValueError):  # gated, elsewhere, or with code of its own: its name is known all the same
+            except (OSError, ValueError) as error:  # gated, offline, or with code of its own
+                logger.warning(
+                    f"The configuration of `{name}`, the target that the draft names, could not be read "
+                    f"({' '.join(str(error).split())}). The card names it all the same; whether the draft fits it, "
+                    "which layers it taps and how long a text it serves are not checked. Give --target a directory."
+                )
                 return ExportTarget(engines.TargetFacts(name, revision))
         config = self.target.config if isinstance(self.target, PreTrainedModel) else self.target
         known_name, known_revision = hub_identity(config)
@@ -184,9 +198,22 @@ def push_to_hub(
 
 
 def _earlier_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:
-    """The card that an author may have written by hand."""
-    try:
-        path = api.hf_hub_download(repo_id, CARD, revision=revision)
-    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
-        return None
-    return Path(path).read_text(encoding="utf-8")
+    """
+    The card that an author may have written by hand; of a branch that is still to be made, what it will start with.
+
+    Raises:
+        OSError: the Hub does not tell whether there is one.
+    """
+    with tempfile.TemporaryDirectory() as empty:  # a card in the usual cache may be older than the Hub's
+        try:
+            path = api.hf_hub_download(repo_id, CARD, revision=revision, cache_dir=empty)
+        except (LocalEntryNotFoundError, GatedRepoError) as error:  # kinds of the two below that do not mean "none"
+            raise OSError(
+                f"The Hub does not tell whether `{repo_id}` has a {CARD} already, which a push would replace "
+                f"({' '.join(str(error.__cause__ or error).split())}); try again later."
+            ) from error
+        except RevisionNotFoundError:
+            return _earlier_card(api, repo_id, None)
+        except (EntryNotFoundError, RepositoryNotFoundError):
+            return None
+        return Path(path).read_text(encoding="utf-8")
