@@ -30,7 +30,7 @@ LAYERS = (
     ("training", "benchmarks"),
     ("__init__", "cli", "embedded"),
 )
-COME_WITH_TRANSFORMERS = {"huggingface_hub", "packaging", "safetensors"}
+COME_WITH_TRANSFORMERS = {"huggingface_hub", "packaging", "safetensors", "yaml"}
 
 
 def layer_of(parts: tuple[str, ...]) -> int:

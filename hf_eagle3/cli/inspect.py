@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub.errors import NotASafetensorsRepoError
 from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +19,7 @@ from transformers import (
     DynamicCache,
     PreTrainedModel,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .. import checkpoint
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
@@ -121,18 +122,17 @@ def num_parameters(config: Eagle3Config) -> int:
 
 def stored_shapes(source: str) -> dict[str, torch.Tensor] | None:
     """Every stored tensor, empty, by its native name, from the heads of the files; `None` for `.bin` files."""
-    if Path(source).is_dir():
-        files = sorted(Path(source).glob("*.safetensors"))
-        if not files:
+    if Path(source).is_dir() or is_offline_mode():
+        if not any(checkpoint.has_file(source, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
             return None
         shapes = {}
-        for path in files:
+        for path in checkpoint.weight_files(source):
             with safe_open(path, framework="pt") as file:
                 shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     else:
         try:
             found = HfApi().get_safetensors_metadata(source)
-        except (NotASafetensorsRepoError, HfHubHTTPError):
+        except NotASafetensorsRepoError:
             return None
         shapes = {name: info.shape for part in found.files_metadata.values() for name, info in part.tensors.items()}
     return {checkpoint.native_name(name): torch.empty(shape, device="meta") for name, shape in shapes.items()}
@@ -144,7 +144,7 @@ def describe_draft(source: str, target: ExportTarget | None) -> dict:
     config = Eagle3Config.from_dict(raw)
     stored = stored_shapes(source)
     if stored is not None:
-        config = config.changed(checkpoint.fields_from_names(stored))
+        config = config.changed(checkpoint.fields_from_names(stored, config))
     dialect = engines.SPECULATORS if "speculators_model_type" in raw else engines.PLAIN
     out = {
         "name": source,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import CONFIG_NAME
 
 from .. import checkpoint
 from ..configuration_eagle3 import Eagle3Config
@@ -13,7 +14,6 @@ from ..generation.transfer import best_device
 from ..modeling_eagle3 import Eagle3DraftModel
 
 
-ADAPTER_CONFIG = "adapter_config.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -76,9 +76,9 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
         base: Draft of an adapter. Default: `base/` beside it, or what the adapter names.
         hub: `revision`, `subfolder`.
     """
-    if not checkpoint.has_file(source, ADAPTER_CONFIG, **hub):
+    if not is_adapter(source, **hub):
         if base is not None:
-            raise ValueError(f"`--base {base}`: {source} is no adapter (it has no {ADAPTER_CONFIG}); leave it out.")
+            raise ValueError(f"`--base {base}`: {source} is no adapter (no {checkpoint.ADAPTER_CONFIG}); leave it out.")
         raw = checkpoint.load_config(source, **hub)
         # What the configuration says of the precision may not be the file's; converting changes no weight.
         config = Eagle3Config.from_dict({k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")})
@@ -96,6 +96,16 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
     merged = PeftModel.from_pretrained(draft, source, **known).merge_and_unload(safe_merge=True)
     merged.config.name_or_path = source
     return merged.eval()
+
+
+def is_adapter(source: str, **hub) -> bool:
+    """Whether a directory or Hub id is that of a LoRA adapter; not one where the Hub is silent and a draft is cached."""
+    try:
+        return checkpoint.has_file(source, checkpoint.ADAPTER_CONFIG, **hub)
+    except checkpoint.HubUnreachableError:
+        if checkpoint.has_file(source, CONFIG_NAME, **hub | {"local_files_only": True}):
+            return False
+        raise
 
 
 def new_folder(path: str, option: str) -> Path:
