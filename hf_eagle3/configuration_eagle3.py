@@ -35,6 +35,9 @@ NUM_TAPPED_LAYERS = 3  # low, middle, high: EAGLE-3, section 3.1
 # Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence, so they are written only if
 # set.
 OPTIONAL_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "use_qk_norm", "embed_trained")
+# In the place of a weight file's name, which transformers alone looks at (and refuses, as it is none): files say `llama`
+# for the engines' sake, and a draft of the whole vocabulary would load as a Llama with random layers.
+NOT_A_MODEL = "none for transformers' own classes: this is an EAGLE-3 draft, load it with hf_eagle3.Eagle3DraftModel"
 # What transformers keeps in every configuration and no reader of a draft needs.
 HOST_BOOKKEEPING = ("_name_or_path", "id2label", "label2id")
 
@@ -309,6 +312,7 @@ class Eagle3Config(PreTrainedConfig):
                 "use_aux_hidden_state": True,
             }
         out.update({name: True for name in OPTIONAL_FLAGS if getattr(self, name)})
+        out["transformers_weights"] = NOT_A_MODEL
         if not self.has_lm_head and self.has_vocabulary_mapping:
             out["has_lm_head"] = False  # else a reader cannot tell whether it was lost
         return out

@@ -5,15 +5,18 @@ writers
 """
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from conftest import DATA
+from models import VOCAB, tiny_draft, tiny_target
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from hf_eagle3 import Eagle3Config, Eagle3DraftModel
+from hf_eagle3 import Eagle3Config, Eagle3DraftModel, embedded
+from hf_eagle3.cli import main
 
 
 PARITY = DATA / "parity"
@@ -333,6 +336,16 @@ def test_the_wrong_class_says_so(folder, tmp_path):
         Eagle3DraftModel.from_pretrained(folder).generate(torch.ones(1, 3, dtype=torch.long))
 
 
+@pytest.mark.parametrize("draft_vocab_size", [6, VOCAB], ids=["reduced", "whole vocabulary"])
+def test_transformers_own_classes_refuse_a_draft(tmp_path, draft_vocab_size):
+    """Of the whole vocabulary every shape would fit, and all layers would be random."""
+    tiny_draft(tiny_target(), draft_vocab_size=draft_vocab_size).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"load it with hf_eagle3\.Eagle3DraftModel"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is LlamaConfig  # as engines read it
+    Eagle3DraftModel.from_pretrained(tmp_path)
+
+
 def test_a_view_shares_weights_and_nothing_else(folder):
     draft = Eagle3DraftModel.from_pretrained(folder)
     view = draft.with_tree("chain", tree_depth=3)
@@ -358,3 +371,19 @@ def test_tapped_layers_of_shallow_targets_are_distinct():
         assert Eagle3Config.from_target(target).target_layer_ids == ids
     with pytest.raises(ValueError, match="at least 2"):
         Eagle3Config.from_target(AutoConfig.for_model("llama", num_hidden_layers=1))
+
+
+def test_written_files_are_for_whoever_the_umask_lets_read(tmp_path):
+    draft = tiny_draft(tiny_target())
+    before = os.umask(0o022)
+    try:
+        for name, size in (("one", "50GB"), ("sharded", "20KB")):
+            draft.save_pretrained(tmp_path / name, max_shard_size=size)
+        main(["convert", str(tmp_path / "one"), str(tmp_path / "plain")])
+        target = ["--target", str(embedded.TARGET), "--target-name", "org/target"]
+        main(["convert", str(embedded.DRAFT), str(tmp_path / "speculators"), "--to", "speculators", *target])
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len([path for path in files if path.suffix == ".safetensors"]) > 4
+    assert {path.name: oct(path.stat().st_mode) for path in files} == {path.name: oct(0o100644) for path in files}

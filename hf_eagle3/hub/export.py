@@ -15,6 +15,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import CONFIG_NAME
 
+from ..checkpoint import share_weights
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit
@@ -34,6 +35,7 @@ NOT_OF_A_LAYER = (
     "eagle_config",
     "embed_trained",
     "fc_norm",
+    "has_lm_head",
     "norm_before_fc",
     "norm_before_residual",
     "norm_output",
@@ -43,6 +45,7 @@ NOT_OF_A_LAYER = (
     "target_name_or_path",
     "target_revision",
     "transformers_version",
+    "transformers_weights",
     "use_qk_norm",
 )
 
@@ -195,6 +198,7 @@ def _save_speculators(
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draft.generation_config.save_pretrained(folder)
     save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
+    share_weights(folder)
 
 
 def speculators_config(config: Eagle3Config, facts: engines.TargetFacts) -> dict:
@@ -231,6 +235,7 @@ def speculators_config(config: Eagle3Config, facts: engines.TargetFacts) -> dict
         "fc_norm": config.fc_norm,
         "norm_output": config.norm_output,
         "embed_requires_grad": config.embed_trained,
+        "has_lm_head": plain.get("has_lm_head"),
         "eagle_aux_hidden_state_layer_ids": [i + 1 for i in config.target_layer_ids or ()] or None,
         "tie_word_embeddings": False,
     }
