@@ -285,10 +285,10 @@ def _weight_files(path_or_id: str, hub_arguments: dict) -> list[str]:
     )
 
 
-def share_weights(folder: str | Path) -> None:
+def share_weights(folder: str | Path, neighbour: str = CONFIG_NAME) -> None:
     """
-    Weight files in `folder` may be read by whoever may read its `config.json`: safetensors writes them for their owner
-    alone, whatever the umask.
+    Weight files in `folder` may be read by whoever may read the file `neighbour` beside them: safetensors writes them
+    for their owner alone, whatever the umask.
     """
     for file in Path(folder).glob("*.safetensors"):
-        shutil.copymode(Path(folder, CONFIG_NAME), file)
+        shutil.copymode(Path(folder, neighbour), file)

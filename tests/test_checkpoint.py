@@ -241,9 +241,15 @@ BROKEN = {
         r"`d2t` of \S*draft maps 64 draft ids outside the target's 0..127, first of them 0 to \d",
     ),
     "d2t below zero": (lambda t: t["d2t"].select(0, 5).fill_(-7), "maps 1 draft ids outside .* first of them 5 to -2"),
-    "d2t twice the same": (lambda t: t["d2t"].select(0, 1).fill_(int(t["d2t"][0]) - 1), "maps 2 draft ids to the same"),
+    "d2t twice the same": (
+        lambda t: t["d2t"].select(0, 1).fill_(int(t["d2t"][0]) - 1),
+        "maps 2 draft ids to the same",
+    ),
     "d2t of ids": (lambda t: t["d2t"].add_(torch.arange(64)), "holds target ids where offsets belong"),
-    "d2t of ids, no t2d": (lambda t: (t["d2t"].add_(torch.arange(64)), t.pop("t2d")), "holds target ids where offsets"),
+    "d2t of ids, no t2d": (
+        lambda t: (t["d2t"].add_(torch.arange(64)), t.pop("t2d")),
+        "holds target ids where offsets",
+    ),
     "d2t that was cast": (lambda t: t.update(d2t=t["d2t"] * 1.37), r"`d2t` .*holds fractions \(torch.float32\)"),
     "twice": (
         lambda t: t.update({"layers.0.mlp.up_proj.weight": torch.ones(2)}),

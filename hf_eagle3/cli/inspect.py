@@ -27,6 +27,7 @@ from ..hub import engines, registry
 from ..hub.export import ExportTarget
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit, decoding_mode, own_cache
+from .loading import adapter_base, is_adapter
 
 
 HELP = "how a target would be sped up and what a draft for it needs; how a draft fits (no weights are loaded)"
@@ -120,29 +121,32 @@ def num_parameters(config: Eagle3Config) -> int:
         return Eagle3DraftModel(config).num_parameters()
 
 
-def stored_shapes(source: str) -> dict[str, torch.Tensor] | None:
+def stored_shapes(source: str, **hub) -> dict[str, torch.Tensor] | None:
     """Every stored tensor, empty, by its native name, from the heads of the files; `None` for `.bin` files."""
     if Path(source).is_dir() or is_offline_mode():
-        if not any(checkpoint.has_file(source, name) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        if not any(checkpoint.has_file(source, name, **hub) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
             return None
         shapes = {}
-        for path in checkpoint.weight_files(source):
+        for path in checkpoint.weight_files(source, **hub):
             with safe_open(path, framework="pt") as file:
                 shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     else:
         try:
-            found = HfApi().get_safetensors_metadata(source)
+            found = HfApi().get_safetensors_metadata(source, **hub)
         except NotASafetensorsRepoError:
             return None
         shapes = {name: info.shape for part in found.files_metadata.values() for name, info in part.tensors.items()}
     return {checkpoint.native_name(name): torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-def describe_draft(source: str, target: ExportTarget | None) -> dict:
-    """What `inspect` says of a draft, alone or beside a target."""
-    raw = checkpoint.load_config(source)
+def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
+    """What `inspect` says of a draft, alone or beside a target; of an adapter, what it says of its base."""
+    if is_adapter(source):
+        base, revision = adapter_base(source)
+        return describe_draft(base, target, revision=revision) | {"name": source, "adapter_of": base}
+    raw = checkpoint.load_config(source, **hub)
     config = Eagle3Config.from_dict(raw)
-    stored = stored_shapes(source)
+    stored = stored_shapes(source, **hub)
     if stored is not None:
         config = config.changed(checkpoint.fields_from_names(stored, config))
     dialect = engines.SPECULATORS if "speculators_model_type" in raw else engines.PLAIN
