@@ -35,8 +35,8 @@ NUM_TAPPED_LAYERS = 3  # low, middle, high: EAGLE-3, section 3.1
 # Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence, so they are written only if
 # set.
 OPTIONAL_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "use_qk_norm", "embed_trained")
-# In the place of a weight file's name, which transformers alone looks at (and refuses, as it is none): files say `llama`
-# for the engines' sake, and a draft of the whole vocabulary would load as a Llama with random layers.
+# Stands where transformers alone looks for a weight file's name, and is refused as it is none: files say `llama` for
+# the engines' sake, so that a draft of the whole vocabulary would load as a Llama with random layers.
 NOT_A_MODEL = "none for transformers' own classes: this is an EAGLE-3 draft, load it with hf_eagle3.Eagle3DraftModel"
 # What transformers keeps in every configuration and no reader of a draft needs.
 HOST_BOOKKEEPING = ("_name_or_path", "id2label", "label2id")

@@ -25,7 +25,7 @@ LAYERS = (
         "target_parts",
         "target",
     ),
-    ("modeling_eagle3",),
+    ("modeling_eagle3", "fitting"),
     ("generation", "data", "hub"),
     ("training", "benchmarks"),
     ("__init__", "cli", "embedded"),

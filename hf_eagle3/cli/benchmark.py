@@ -19,7 +19,7 @@ from ..benchmarks.statistics import rows
 from ..benchmarks.work import Settings, Workload
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive
+from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive, tokenizer_note
 
 
 HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
@@ -83,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     target = load_target(arguments)
     draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments, target)
     tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+    if arguments.draft != RANDOM and (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
+        print(f"hf-eagle3 benchmark: {note}", file=sys.stderr)
     chosen = methods.parse(arguments.methods, draft, load_assistant(arguments, target, tokenizer))
     settings = Settings(
         temperatures=distinct(arguments.temperatures),

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
     Cache,
     DynamicCache,
     PreTrainedModel,
@@ -23,11 +24,12 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from .. import checkpoint
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
+from ..fitting import fit_notes
 from ..hub import engines, registry
 from ..hub.export import ExportTarget
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit, decoding_mode, own_cache
-from .loading import adapter_base, is_adapter
+from .loading import TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
 
 
 HELP = "how a target would be sped up and what a draft for it needs; how a draft fits (no weights are loaded)"
@@ -170,6 +172,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         try:
             out["target_layer_ids"] = check_fit(target.config.get_text_config(decoder=True), config)
             out["fits"] = True
+            out["notes"] = notes(source, config, target)
         except ValueError as error:
             out["fits"], out["why_not"] = False, str(error)
     facts = target.facts if target is not None else engines.TargetFacts()
@@ -179,6 +182,14 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         for engine in engines.READERS[dialect]
     }
     return out
+
+
+def notes(draft: str, config: Eagle3Config, target: ExportTarget) -> list[str]:
+    """What does not match although the draft runs: names, sizes of vocabularies, tokenizers where both are there."""
+    found = fit_notes(target.config, config, target.facts.name)
+    if any(checkpoint.has_file(target.source, name) for name in TOKENIZER_FILES):
+        found.append(tokenizer_note(draft, AutoTokenizer.from_pretrained(target.source)))
+    return [note for note in found if note is not None]
 
 
 def table(title: str, part: dict) -> str:
@@ -194,6 +205,8 @@ def table(title: str, part: dict) -> str:
             rows += [(label, text) for text in known(value)]
         elif name == "needs":
             rows += [("a draft for it", text) for text in needs(value)]
+        elif name == "notes":
+            rows += [("note", text) for text in value]
         elif isinstance(value, dict):
             rows += [(label, f"{key}: {'; '.join(x) if isinstance(x, list) else x}") for key, x in value.items()]
         else:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 
 from .. import checkpoint
 from ..configuration_eagle3 import Eagle3Config
@@ -14,6 +14,8 @@ from ..generation.transfer import best_device
 from ..modeling_eagle3 import Eagle3DraftModel
 
 
+logger = logging.get_logger(__name__)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 BASE = "base"  # folder beside an adapter
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -53,8 +55,10 @@ def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
     """Target, draft (with the tree asked for) and tokenizer."""
-    target = load_target(arguments)
-    return target, with_tree(load_draft(arguments, target), arguments), AutoTokenizer.from_pretrained(arguments.target)
+    target, tokenizer = load_target(arguments), AutoTokenizer.from_pretrained(arguments.target)
+    if (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
+        logger.warning(note)
+    return target, with_tree(load_draft(arguments, target), arguments), tokenizer
 
 
 def load_target(arguments: argparse.Namespace) -> PreTrainedModel:
@@ -101,7 +105,7 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
         draft = load_any_draft(base, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source} is an adapter over `{base}`, which does not load: {error} Or name it: --base."
+            f"{source} is an adapter over `{base}`, which does not load: {error} Name the right one by --base."
         ) from error
     merged = PeftModel.from_pretrained(draft, source, **known).merge_and_unload(safe_merge=True)
     merged.config.name_or_path = merged.name_or_path = source
@@ -128,8 +132,28 @@ def adapter_base(source: str, **hub) -> tuple[str, str | None]:
     return named, config.revision
 
 
+def tokenizer_note(draft: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Where a draft carries a tokenizer, as trainers save it: how it differs from its target's in the ids of both."""
+    try:
+        if not any(checkpoint.has_file(draft, name) for name in TOKENIZER_FILES):
+            return None
+        own = AutoTokenizer.from_pretrained(draft)
+    except (OSError, ValueError) as error:
+        return (
+            f"The tokenizer beside the draft cannot be read, so it is not compared ({' '.join(str(error).split())})."
+        )
+    mine, theirs = ({place: token for token, place in t.get_vocab().items()} for t in (own, tokenizer))
+    other = [place for place in sorted(mine.keys() & theirs.keys()) if mine[place] != theirs[place]]
+    if not other:
+        return None
+    return (
+        f"The draft was trained with another tokenizer: {len(other)} ids stand for other tokens, the first of them "
+        f"{other[0]}: {mine[other[0]]!r} there, {theirs[other[0]]!r} in the target's. Few tokens will be accepted."
+    )
+
+
 def is_adapter(source: str, **hub) -> bool:
-    """Whether a directory or Hub id is that of a LoRA adapter; not one where the Hub is silent and a draft is cached."""
+    """Whether a directory or Hub id is that of a LoRA adapter; none if the Hub is silent and a draft is cached."""
     try:
         return checkpoint.has_file(source, checkpoint.ADAPTER_CONFIG, **hub)
     except checkpoint.HubUnreachableError:

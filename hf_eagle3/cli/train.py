@@ -9,6 +9,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 
+from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
 from .loading import BASE, DTYPES, needs_extra
 
@@ -146,7 +147,7 @@ def first_draft(start: str | None, own: dict, args, target, samples) -> Eagle3Dr
     from ..training import new_draft
 
     if start:
-        return Eagle3DraftModel.from_pretrained(start, dtype=torch.float32)
+        return fit_to(Eagle3DraftModel.from_pretrained(start, dtype=torch.float32), target)
     set_seed(args.seed)
     vocabulary = target.config.get_text_config(decoder=True).vocab_size
     size = own["draft_vocab_size"] or min(DEFAULT_DRAFT_VOCABULARY, vocabulary)

@@ -10,6 +10,7 @@ import functools
 from transformers import GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.generation.configuration_utils import GenerationMode
 
+from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target_parts import unwrap_peft
 from .candidate_generator import Eagle3CandidateGenerator
@@ -118,6 +119,7 @@ def install() -> None:
             kwargs.pop(name, None)
         arguments = {name: kwargs.pop(name) for name in ("logits_processor", "stopping_criteria", "generation_config")}
         streamer = kwargs.pop("streamer", None)
+        draft = fit_to(draft, self)
         return speculative_decode(self, draft, input_ids, *args, **arguments, streamer=streamer, model_kwargs=kwargs)
 
     @functools.wraps(host_candidates)

@@ -13,15 +13,18 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, logging
 
 from ..checkpoint import share_weights
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config
+from ..fitting import fit_notes, fitted
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit
 from ..target_parts import head_rows
 from . import engines
 
+
+logger = logging.get_logger(__name__)
 
 SHARD_SIZE = "50GB"  # transformers' own
 # RoPE kinds whose frequencies do not depend on `max_position_embeddings`: there it is a length of a table only.
@@ -97,8 +100,13 @@ def resolved(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = F
     Raises:
         ValueError: they do not fit.
     """
-    config, facts = draft.config, target.facts
-    changes = {}
+    facts = target.facts
+    if target.config is not None:
+        for note in fit_notes(target.config, draft.config, facts.name):
+            logger.warning(note)
+        check_fit(target.config.get_text_config(decoder=True), draft.config)
+        draft = fitted(draft, target.config.get_text_config(decoder=True).vocab_size)
+    config, changes = draft.config, {}
     if facts.name is not None:
         changes |= {"target_name_or_path": facts.name, "target_revision": facts.revision}
     if target.config is not None:

@@ -144,8 +144,8 @@ class Eagle3Trainer(Trainer):
             model = get_peft_model(model, peft_config)
         elif model is not draft and not draft.name_or_path:
             logger.warning(
-                "The adapter that is saved will not name its base, as the draft inside it was never saved or loaded. Give "
-                "the plain draft as `model` and `peft_config`: then the base is kept in `base/` of `output_dir`."
+                "The adapter that is saved will not name its base, as the draft inside it was never saved or loaded. "
+                "Give the plain draft as `model` and `peft_config`: then the base is kept in `base/` of `output_dir`."
             )
         return model
 
