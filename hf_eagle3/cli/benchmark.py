@@ -18,8 +18,17 @@ from ..benchmarks.runner import Runner
 from ..benchmarks.statistics import rows
 from ..benchmarks.work import Settings, Workload
 from ..configuration_eagle3 import Eagle3Config
+from ..data.features import fingerprint
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive, tokenizer_note
+from .loading import (
+    add_device_arguments,
+    load_any_draft,
+    load_draft,
+    load_target,
+    needs_extra,
+    positive,
+    tokenizer_note,
+)
 
 
 HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
@@ -208,6 +217,9 @@ def describe(
         "settings": {
             "target": arguments.named_target,
             "draft": arguments.named_draft,
+            "target_fingerprint": fingerprint(target),
+            # Of the file, whose precision need not be the run's.
+            "draft_fingerprint": None if arguments.draft == RANDOM else fingerprint(load_any_draft(arguments.draft)),
             "assistant": arguments.assistant,
             "dtype": str(target.dtype).removeprefix("torch."),
             "attention": target.config._attn_implementation,

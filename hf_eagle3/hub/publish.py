@@ -4,8 +4,9 @@ Uploading, resuming, checksums and tokens are huggingface_hub's. Does not know t
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
@@ -22,6 +23,7 @@ from transformers.utils import logging
 
 from .._version import __version__
 from ..configuration_eagle3 import hub_identity
+from ..data.features import fingerprint
 from ..modeling_eagle3 import Eagle3DraftModel
 from . import engines
 from .card import LIBRARY, CardFacts, write_card
@@ -58,6 +60,12 @@ class Publication:
     license: str | None = None
     tags: Iterable[str] = ()
     dialect: str = engines.PLAIN
+
+    def target_fingerprint(self, target: ExportTarget) -> Callable[[], str] | None:
+        """Computes the fingerprint of the target's weights, where they are at hand."""
+        if isinstance(self.target, PreTrainedModel):
+            return partial(fingerprint, self.target)
+        return None if target.source is None else lambda: fingerprint(target.weights())
 
     def export_target(self, draft: Eagle3DraftModel) -> ExportTarget:
         """The target as far as it is known."""
@@ -107,7 +115,9 @@ def write_repository(
     if publication.benchmark is not None:
         drafts = (repo_id, draft.config.name_or_path)
         targets = (target.facts.name, draft.config.target_name_or_path, target.source)
-        measured = read_benchmark(publication.benchmark, drafts, targets)
+        measured = read_benchmark(
+            publication.benchmark, drafts, targets, fingerprint(draft), publication.target_fingerprint(target)
+        )
     facts = CardFacts(
         repository=repo_id,
         target=target.facts,
