@@ -304,7 +304,7 @@ def test_a_tree_that_the_hub_keeps_silent_about_is_said(hub, pair, caplog):  # n
     assert "The default tree of `user/draft` is not known" in caplog.text
 
 
-def test_a_cached_draft_needs_no_hub(hub, pair, tmp_path, monkeypatch):  # noqa: F811
+def test_a_cached_draft_needs_no_hub(hub, pair, tmp_path, caplog):  # noqa: F811
     """No answer to anything, and nobody said "offline": what was loaded once loads again, absent files and all."""
     pair[1].save_pretrained(tmp_path / "draft")
     (tmp_path / "draft" / "generation_config.json").unlink()
@@ -312,6 +312,7 @@ def test_a_cached_draft_needs_no_hub(hub, pair, tmp_path, monkeypatch):  # noqa:
     load_any_draft("user/draft")
     hub.silent = {"config.json", "model.safetensors", "generation_config.json", "adapter_config.json"}
     assert same_weights(load_any_draft("user/draft"), pair[1])
+    assert "default tree" not in caplog.text, "that there is none is in the cache"
 
 
 def test_inspect_does_not_guess_where_the_hub_does_not_answer(hub, pair, capsys):  # noqa: F811

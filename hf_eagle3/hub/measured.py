@@ -1,7 +1,7 @@
 """Figures for a model card, from the JSON file that `hf-eagle3 benchmark` wrote and from nowhere else.
 
-A file about another draft or target is refused: by their weights where it has fingerprints of them, else by name. Does not
-know how figures are made or shown.
+A file about another draft or target is refused: by their weights where it has fingerprints of them, else by name.
+Does not know how figures are made or shown.
 """
 
 import json
