@@ -31,7 +31,11 @@ def target_ids(d2t: torch.Tensor) -> torch.Tensor:
 
 
 def complete_mapping(
-    d2t: torch.Tensor | None, t2d: torch.Tensor | None, draft_vocab_size: int, vocab_size: int, source: str
+    d2t: torch.Tensor | None,
+    t2d: torch.Tensor | None,
+    draft_vocab_size: int,
+    vocab_size: int,
+    source: str = "the draft",
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """
     A stored mapping, checked and completed: `t2d` follows from `d2t` and may be absent. `None` where D == V.
