@@ -1,19 +1,21 @@
 """`Eagle3Config`: the shape of a draft model and what it reads of its target.
 
 Knows the plain `config.json` that SGLang, vLLM and the original EAGLE code read, and writes nothing else. Reading the
-other dialects is `checkpoint.py`'s work. Does not know any target model beyond its configuration's numbers.
+other dialects is `dialects.py`'s work. Does not know any target model beyond its configuration's numbers.
 """
 
 import copy
+import functools
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .checkpoint import read_config
 from .compat.models import commit_of
+from .dialects import read_config
 
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
@@ -34,6 +36,9 @@ NUM_TAPPED_LAYERS = 3  # low, middle, high: EAGLE-3, section 3.1
 # Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence, so they are written only if
 # set.
 OPTIONAL_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "use_qk_norm", "embed_trained")
+# Stands where transformers alone looks for a weight file's name, and is refused as it is none: files say `llama` for
+# the engines' sake, so that a draft of the whole vocabulary would load as a Llama with random layers.
+NOT_A_MODEL = "none for transformers' own classes: this is an EAGLE-3 draft, load it with hf_eagle3.Eagle3DraftModel"
 # What transformers keeps in every configuration and no reader of a draft needs.
 HOST_BOOKKEEPING = ("_name_or_path", "id2label", "label2id")
 
@@ -257,10 +262,13 @@ class Eagle3Config(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "Eagle3Config":
-        """A configuration from a parsed `config.json` of any dialect."""
+        """
+        A configuration from a parsed `config.json` of any dialect; fields given as `kwargs` stand whatever it says.
+        """
         source = config_dict.get("_name_or_path") or "the dictionary"
+        overrides = {name: kwargs.pop(name) for name in own_fields() & kwargs.keys()}
         try:
-            return super().from_dict(read_config(config_dict, source), **kwargs)
+            return super().from_dict(read_config(config_dict, source, overrides), **kwargs)
         except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"{source} is no configuration of a draft: {' '.join(str(error).split())}") from error
 
@@ -304,6 +312,9 @@ class Eagle3Config(PreTrainedConfig):
                 "use_aux_hidden_state": True,
             }
         out.update({name: True for name in OPTIONAL_FLAGS if getattr(self, name)})
+        out["transformers_weights"] = NOT_A_MODEL
+        if not self.has_lm_head and self.has_vocabulary_mapping:
+            out["has_lm_head"] = False  # else a reader cannot tell whether it was lost
         return out
 
     def to_diff_dict(self) -> dict:
@@ -316,6 +327,13 @@ class Eagle3Config(PreTrainedConfig):
             for key, value in self.to_dict().items()
             if value is not None and not (key in base and value == base[key]) and key not in HOST_BOOKKEEPING
         }
+
+
+@functools.cache
+def own_fields() -> frozenset[str]:
+    """Fields of `Eagle3Config` that may be given where a draft is loaded, and `rope_theta`, a part of one."""
+    names = {f.name for f in fields(Eagle3Config)} - {f.name for f in fields(PreTrainedConfig)}
+    return frozenset(names - {"dtype", "torch_dtype"} | {"rope_theta"})
 
 
 def hub_identity(config: PreTrainedConfig) -> tuple[str | None, str | None]:

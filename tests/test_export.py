@@ -187,6 +187,7 @@ RULES = {
     "tapped-layers-unknown": ({"target_layer_ids": None}, {VLLM: "!", SGLANG: "!"}),
     "tapped-layers-order": ({"target_layer_ids": [15, 1, 28]}, {VLLM: "!", SGLANG: "!"}),
     "tapped-layers-fixed": ({"target_layer_ids": [2, 15, 28]}, {ORIGINAL: "!"}),
+    "tapped-last-layer": ({"target_layer_ids": [23, 27, 31]}, {SGLANG: "x"}),
     "fusion-skipped": ({"target_layer_ids": [15]}, {SGLANG: "!", ORIGINAL: "!"}),
     "norm-before-residual": ({"norm_before_residual": True}, {SGLANG: "!", ORIGINAL: "!"}),
     "qk-norm": ({"use_qk_norm": True}, {SGLANG: "!", ORIGINAL: "!"}),

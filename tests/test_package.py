@@ -16,6 +16,7 @@ LAYERS = (
         "_version",
         "compat",
         "checkpoint",
+        "dialects",
         "vocabulary",
         "metrics",
         "tree_config",
@@ -25,14 +26,14 @@ LAYERS = (
         "target_parts",
         "target",
     ),
-    ("modeling_eagle3",),
+    ("modeling_eagle3", "fitting"),
     ("generation", "data", "hub"),
     ("training", "benchmarks"),
     ("__init__", "cli", "embedded"),
 )
 # Files that run the whole package, beside those that the whole package asks.
 ON_TOP = (("compat", "contract"), ("compat", "__main__"))
-COME_WITH_TRANSFORMERS = {"huggingface_hub", "packaging", "safetensors"}
+COME_WITH_TRANSFORMERS = {"huggingface_hub", "packaging", "safetensors", "yaml"}
 
 
 def layer_of(parts: tuple[str, ...]) -> int:

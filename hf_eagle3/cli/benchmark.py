@@ -19,8 +19,17 @@ from ..benchmarks.statistics import rows
 from ..benchmarks.work import Settings, Workload
 from ..compat.models import attention_name
 from ..configuration_eagle3 import Eagle3Config
+from ..data.features import fingerprint
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive
+from .loading import (
+    add_device_arguments,
+    load_any_draft,
+    load_draft,
+    load_target,
+    needs_extra,
+    positive,
+    tokenizer_note,
+)
 
 
 HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
@@ -84,6 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
     target = load_target(arguments)
     draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments, target)
     tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+    if arguments.draft != RANDOM and (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
+        print(f"hf-eagle3 benchmark: {note}", file=sys.stderr)
     chosen = methods.parse(arguments.methods, draft, load_assistant(arguments, target, tokenizer))
     settings = Settings(
         temperatures=distinct(arguments.temperatures),
@@ -207,6 +218,9 @@ def describe(
         "settings": {
             "target": arguments.named_target,
             "draft": arguments.named_draft,
+            "target_fingerprint": fingerprint(target),
+            # Of the file, whose precision need not be the run's.
+            "draft_fingerprint": None if arguments.draft == RANDOM else fingerprint(load_any_draft(arguments.draft)),
             "assistant": arguments.assistant,
             "dtype": str(target.dtype).removeprefix("torch."),
             "attention": attention_name(target.config),

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow", action="append", default=[], metavar="RULE", help="export in spite of this rule; repeatable"
     )
     parser.add_argument("--store-head", action="store_true", help="store the target's head rows if the draft has none")
-    parser.add_argument("--base", help="of an adapter: the draft it changes (default: its base/, or as it says)")
+    parser.add_argument("--base", help="of an adapter: the draft it changes (default: the one it names)")
     parser.add_argument("--revision", help="branch, tag or commit of the draft")
     parser.add_argument("--subfolder", help="of the draft's repository")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from .. import checkpoint
 from ..configuration_eagle3 import Eagle3Config
@@ -13,7 +14,9 @@ from ..generation.transfer import best_device
 from ..modeling_eagle3 import Eagle3DraftModel
 
 
-ADAPTER_CONFIG = "adapter_config.json"
+logger = logging.get_logger(__name__)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+BASE = "base"  # folder beside an adapter
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -52,8 +55,10 @@ def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
 
 def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
     """Target, draft (with the tree asked for) and tokenizer."""
-    target = load_target(arguments)
-    return target, with_tree(load_draft(arguments, target), arguments), AutoTokenizer.from_pretrained(arguments.target)
+    target, tokenizer = load_target(arguments), AutoTokenizer.from_pretrained(arguments.target)
+    if (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
+        logger.warning(note)
+    return target, with_tree(load_draft(arguments, target), arguments), tokenizer
 
 
 def load_target(arguments: argparse.Namespace) -> PreTrainedModel:
@@ -63,8 +68,14 @@ def load_target(arguments: argparse.Namespace) -> PreTrainedModel:
 
 
 def load_draft(arguments: argparse.Namespace, target: PreTrainedModel) -> Eagle3DraftModel:
-    """The draft in its target's precision and beside it."""
-    return Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(target.device).eval()
+    """The draft, or what an adapter makes of its base, in its target's precision and beside it."""
+    if not is_adapter(arguments.draft):
+        draft = Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype)
+    else:
+        draft = load_any_draft(arguments.draft)
+        for parameter in draft.parameters():  # merged before it is rounded; buffers keep their precision
+            parameter.data = parameter.data.to(target.dtype)
+    return draft.to(target.device).eval()
 
 
 def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
@@ -73,29 +84,82 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
 
     Args:
         source: Directory or Hub id of a draft or of an adapter.
-        base: Draft of an adapter. Default: `base/` beside it, or what the adapter names.
+        base: Draft of an adapter. Default: see [`adapter_base`].
         hub: `revision`, `subfolder`.
     """
-    if not checkpoint.has_file(source, ADAPTER_CONFIG, **hub):
+    if not is_adapter(source, **hub):
         if base is not None:
-            raise ValueError(f"`--base {base}`: {source} is no adapter (it has no {ADAPTER_CONFIG}); leave it out.")
+            raise ValueError(
+                f"`--base {base}`: {source} is no adapter (no {checkpoint.ADAPTER_CONFIG}); leave it out."
+            )
         raw = checkpoint.load_config(source, **hub)
         # What the configuration says of the precision may not be the file's; converting changes no weight.
         config = Eagle3Config.from_dict({k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")})
         return Eagle3DraftModel.from_pretrained(source, config=config, dtype="auto", **hub).eval()
     needs_extra("train", ("peft",))
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     known = {name: value for name, value in hub.items() if value is not None}
-    if base is None and (Path(source) / "base").is_dir():
-        base = str(Path(source) / "base")
-    base = base or PeftConfig.from_pretrained(source, **known).base_model_name_or_path
-    if not base:
-        raise ValueError(f"{source} is an adapter and does not say of which draft; give --base.")
-    draft = load_any_draft(base)
+    base, revision = (base, None) if base else adapter_base(source, **hub)
+    try:
+        draft = load_any_draft(base, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{source} is an adapter over `{base}`, which does not load: {error} Name the right one by --base."
+        ) from error
     merged = PeftModel.from_pretrained(draft, source, **known).merge_and_unload(safe_merge=True)
-    merged.config.name_or_path = source
+    merged.config.name_or_path = merged.name_or_path = source
     return merged.eval()
+
+
+def adapter_base(source: str, **hub) -> tuple[str, str | None]:
+    """
+    Directory or Hub id, and revision, of the draft that an adapter changes: the one that it names, or `base/` beside
+    it, where `Eagle3Trainer` keeps one that has no name.
+    """
+    needs_extra("train", ("peft",))
+    from peft import PeftConfig
+
+    config = PeftConfig.from_pretrained(source, **{name: value for name, value in hub.items() if value is not None})
+    named = config.base_model_name_or_path
+    beside = [str(Path(folder, BASE)) for folder in (source, Path(source).parent) if Path(folder, BASE).is_dir()]
+    if named in (None, "", "None"):  # the text, in adapters of earlier versions
+        if not beside:
+            raise ValueError(f"{source} is an adapter and does not say of which draft; give --base.")
+        return beside[0], None
+    if beside and Path(named).name == BASE and not Path(named).is_dir():  # the folder was moved since
+        return beside[0], None
+    return named, config.revision
+
+
+def tokenizer_note(draft: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Where a draft carries a tokenizer, as trainers save it: how it differs from its target's in the ids of both."""
+    try:
+        if not any(checkpoint.has_file(draft, name) for name in TOKENIZER_FILES):
+            return None
+        own = AutoTokenizer.from_pretrained(draft)
+    except (OSError, ValueError) as error:
+        return (
+            f"The tokenizer beside the draft cannot be read, so it is not compared ({' '.join(str(error).split())})."
+        )
+    mine, theirs = ({place: token for token, place in t.get_vocab().items()} for t in (own, tokenizer))
+    other = [place for place in sorted(mine.keys() & theirs.keys()) if mine[place] != theirs[place]]
+    if not other:
+        return None
+    return (
+        f"The draft was trained with another tokenizer: {len(other)} ids stand for other tokens, the first of them "
+        f"{other[0]}: {mine[other[0]]!r} there, {theirs[other[0]]!r} in the target's. Few tokens will be accepted."
+    )
+
+
+def is_adapter(source: str, **hub) -> bool:
+    """Whether a directory or Hub id is that of a LoRA adapter; none if the Hub is silent and a draft is cached."""
+    try:
+        return checkpoint.has_file(source, checkpoint.ADAPTER_CONFIG, **hub)
+    except checkpoint.HubUnreachableError:
+        if checkpoint.has_file(source, checkpoint.CONFIG_NAME, **hub | {"local_files_only": True}):
+            return False
+        raise
 
 
 def new_folder(path: str, option: str) -> Path:

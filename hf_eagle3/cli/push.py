@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--commit-message", help="default: Upload EAGLE-3 draft")
-    parser.add_argument("--base", help="of an adapter: the draft it changes (default: its base/, or as it says)")
+    parser.add_argument("--base", help="of an adapter: the draft it changes (default: the one it names)")
 
 
 def is_hub_id(source: str | None) -> bool:

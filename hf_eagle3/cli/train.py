@@ -10,8 +10,9 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 
 from ..compat.training import last_checkpoint
+from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import DTYPES, needs_extra
+from .loading import BASE, DTYPES, needs_extra
 
 
 HELP = "train a draft for a target by training-time test"
@@ -45,7 +46,10 @@ OPTIONS = {
         "help": "field of Eagle3Config, e.g. intermediate_size=4096 or target_layer_ids=[1,15,28]; repeatable",
     },
     "--random-start": {"action": "store_true", "help": "random head and fusion, as the original code"},
-    "--lora-rank": {"type": int, "help": "train a LoRA adapter of this rank; a merged draft is saved too"},
+    "--lora-rank": {
+        "type": int,
+        "help": "train a LoRA adapter of this rank over --draft; a merged draft is saved too",
+    },
     "--target-dtype": {"choices": DTYPES, "help": "of the target (default: auto)"},
     "--target-device-map": {"help": "e.g. auto: spread the target over devices (default: one device)"},
 }
@@ -91,17 +95,18 @@ def run(arguments: argparse.Namespace) -> int:
     if own["features"] and own["eval_data"]:
         raise ValueError("`--eval-data` does not go with `--features`: a part of the features is held out instead.")
     args = Eagle3TrainingArguments.from_recipe(own["recipe"] or "paper", **settings)
+    start = draft_to_start_from(own, args)
 
     tokenizer = AutoTokenizer.from_pretrained(own["target"])
     target = load_target(own, args)
     if own["features"]:
         data = FeatureDataset(own["features"])
-        draft = first_draft(own, args, target, data.tokens())
+        draft = first_draft(start, own, args, target, data.tokens())
         data, held_out = split_off(data)
         target = CachedTarget(own["features"], target, tokenizer)
     else:
         data, held_out = load_data(own, tokenizer, args)
-        draft = first_draft(own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
+        draft = first_draft(start, own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
     trainer = Eagle3Trainer(
         model=draft,
         target_model=target,
@@ -125,24 +130,30 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def first_draft(own: dict, args, target, samples) -> Eagle3DraftModel:
-    """
-    The draft to begin with; `samples` choose its vocabulary. An adapter needs the same one again when it resumes.
-    """
+def draft_to_start_from(own: dict, args) -> str | None:
+    """Directory or Hub id of the draft that is trained on, `None` for a new one."""
+    base = Path(args.output_dir) / BASE
+    if own["draft"] or not own["lora_rank"]:
+        return own["draft"]
+    if checkpoint_to_resume(args) and base.is_dir():  # a run of an earlier version
+        return str(base)
+    raise ValueError(
+        f"`--lora-rank` {own['lora_rank']} adapts a draft that is trained already: name it with `--draft`. A new one, "
+        "with random layers, is trained as a whole: leave `--lora-rank` out."
+    )
+
+
+def first_draft(start: str | None, own: dict, args, target, samples) -> Eagle3DraftModel:
+    """The draft to begin with: `start`, or a new one, whose vocabulary `samples` choose."""
     from ..training import new_draft
 
-    base = Path(args.output_dir) / "base"
-    start = own["draft"] or (str(base) if own["lora_rank"] and checkpoint_to_resume(args) else None)
     if start:
-        return Eagle3DraftModel.from_pretrained(start, dtype=torch.float32)
+        return fit_to(Eagle3DraftModel.from_pretrained(start, dtype=torch.float32), target)
     set_seed(args.seed)
     vocabulary = target.config.get_text_config(decoder=True).vocab_size
     size = own["draft_vocab_size"] or min(DEFAULT_DRAFT_VOCABULARY, vocabulary)
     counts = token_counts(own, samples, vocabulary) if size < vocabulary else None
-    draft = new_draft(target, size, counts, not own["random_start"], **draft_options(own["draft_option"]))
-    if own["lora_rank"] and args.process_index == 0:
-        draft.save_pretrained(str(base))
-    return draft
+    return new_draft(target, size, counts, not own["random_start"], **draft_options(own["draft_option"]))
 
 
 def lora_config(rank: int | None):

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoint import share_weights
 from ..compat.models import commit_of
 from ..configuration_eagle3 import Eagle3Config
 from ..target import Target
@@ -222,6 +223,7 @@ class FeatureWriter:
             self.provenance.shards.append(len(chosen))
             self.provenance.contents.append(content_hash(samples[i] for i in chosen))
             self.provenance.write(self.folder)
+            share_weights(self.folder, PROVENANCE)
             written += len(chosen)
             if progress is not None:
                 progress.update(len(chosen))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 from ..configuration_eagle3 import Eagle3Config
 from ..tree_config import TreeConfig
@@ -74,7 +75,7 @@ def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = Non
         tags=list(dict.fromkeys((*TAGS, *facts.tags))),
     )
     if earlier:
-        card = ModelCard(earlier, ignore_metadata_errors=True)
+        card = _readable(earlier)
         own = data.to_dict()
         kept = {name: value for name, value in card.data.to_dict().items() if name not in own}
         kept["tags"] = list(dict.fromkeys((*own["tags"], *(card.data.tags or ()))))
@@ -83,6 +84,16 @@ def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = Non
         text, count = re.subn(pattern, lambda _: body, card.text.strip("\n") + "\n", flags=re.DOTALL)
         body = text if count else f"{body}\n{text}"
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _readable(text: str) -> ModelCard:
+    try:
+        return ModelCard(text)
+    except (ValueError, YAMLError) as error:
+        raise ValueError(
+            f"The metadata of the card that is there cannot be read ({' '.join(str(error).split())}), and would be "
+            "lost; mend it on the Hub, or remove it."
+        ) from error
 
 
 def _body(config: Eagle3Config, facts: CardFacts) -> str:

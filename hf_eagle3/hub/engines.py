@@ -118,6 +118,12 @@ def _unchecked_layers(case: Case) -> bool:
     return case.draft.target_layer_ids is not None and case.usual_layers is None
 
 
+def _last_layer(case: Case) -> bool:
+    ids, count = case.draft.target_layer_ids, case.target.num_layers
+    is_served = "GptOssForCausalLM" in case.target.architectures
+    return ids is not None and count is not None and count - 1 in ids and not is_served
+
+
 def _short_positions(case: Case) -> bool:
     served = case.target.max_position_embeddings
     return served is not None and case.draft.max_position_embeddings < served
@@ -151,6 +157,14 @@ RULES = (
         True,
         _unusual_layers,
         "reads `hidden_states` [2, n//2, n-3] always",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "tapped-last-layer",
+        (SGLANG,),
+        False,
+        _last_layer,
+        "gives the last layer's output for gpt-oss targets only, and stops at features of another width for others",
         OTHER_ENGINE,
     ),
     Rule(

@@ -6,6 +6,7 @@ checkpoints and logging are the Trainer's.
 """
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from ..checkpoint import ADAPTER_CONFIG, share_weights
 from ..compat.training import prepared_inputs, use_one_device
 from ..data.collator import Eagle3DataCollator
 from ..data.features import CachedTarget
@@ -136,8 +138,24 @@ class Eagle3Trainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
+            if not draft.name_or_path:  # by which the adapter names its base
+                draft.name_or_path = str(Path(args.output_dir) / "base")
+                if args.should_save:
+                    draft.save_pretrained(draft.name_or_path)
             model = get_peft_model(model, peft_config)
+        elif model is not draft and not draft.name_or_path:
+            logger.warning(
+                "The adapter that is saved will not name its base, as the draft inside it was never saved or loaded. "
+                "Give the plain draft as `model` and `peft_config`: then the base is kept in `base/` of `output_dir`."
+            )
         return model
+
+    def save_model(self, output_dir: str | None = None, **kwargs) -> None:
+        """`Trainer.save_model`, of a draft or its adapter; readable as the umask says."""
+        super().save_model(output_dir, **kwargs)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and (folder / ADAPTER_CONFIG).is_file():
+            share_weights(folder, ADAPTER_CONFIG)
 
     @staticmethod
     def _tokenised(dataset, tokenizer, args: Eagle3TrainingArguments, name: str):
