@@ -16,6 +16,7 @@ import pytest
 
 from hf_eagle3 import embedded
 from hf_eagle3.cli import COMMANDS, main, parser
+from hf_eagle3.cli.train import parents
 
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +123,7 @@ def snippets(text: str) -> Iterator[str]:
 
 def parsers_of(command: str) -> dict[str, argparse.ArgumentParser]:
     """The parser of a command, and of its tasks where it has some, by name."""
-    chosen = subcommands(parser(command))[command]
+    chosen = subcommands(parser(command, parents() if command == "train" else None))[command]
     return {command: chosen} | {f"{command} {task}": part for task, part in subcommands(chosen).items()}
 
 

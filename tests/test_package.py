@@ -17,6 +17,7 @@ LAYERS = (
         "checkpoint",
         "vocabulary",
         "metrics",
+        "training_options",
         "tree_config",
         "configuration_eagle3",
         "attention_inputs",
@@ -27,7 +28,7 @@ LAYERS = (
     ("modeling_eagle3",),
     ("generation", "data", "hub"),
     ("training", "benchmarks"),
-    ("__init__", "cli", "embedded"),
+    ("__init__", "__main__", "cli", "embedded"),
 )
 COME_WITH_TRANSFORMERS = {"huggingface_hub", "packaging", "safetensors"}
 

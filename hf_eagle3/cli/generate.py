@@ -13,30 +13,10 @@ from .. import metrics
 from ..benchmarks.timing import timed
 from ..generation.costs import relative_costs
 from ..generation.stats import SpeculationStats, record
-from .loading import add_pair_arguments, add_tree_arguments, encode, load_pair
+from .loading import encode, load_pair
 
 
-HELP = "generate text with a draft; show tokens/s, acceptance and where time goes"
 WARM_UP_TOKENS = 8
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_pair_arguments(parser)
-    parser.add_argument("--prompt", required=True, help="the text, or - for standard input")
-    parser.add_argument("--raw", action="store_true", help="do not wrap the prompt in the tokenizer's chat template")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--top-k", type=int, default=0, help="0: off (default: 0)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="1: off (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    add_tree_arguments(parser)
-    parser.add_argument(
-        "--compare", action="store_true", help="also run plain generate: speedup, and whether tokens agree"
-    )
-    parser.add_argument(
-        "--explain", action="store_true", help="also show what the tree mode auto chose, and the costs it chose by"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON line at the end instead of the table")
 
 
 def run(arguments: argparse.Namespace) -> int:

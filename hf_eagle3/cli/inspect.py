@@ -22,23 +22,15 @@ from transformers import (
 
 from .. import checkpoint
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
-from ..hub import engines, registry
+from ..hub import dialects, engines, registry
 from ..hub.export import ExportTarget
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit, decoding_mode, own_cache
 
 
-HELP = "how a target would be sped up and what a draft for it needs; how a draft fits (no weights are loaded)"
 YES = {True: "yes", False: "no"}
 SERVED = "would be served as it is"
 FLAGS = (*OPTIONAL_FLAGS, "attention_bias", "mlp_bias")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", help="directory or Hub id of a target")
-    parser.add_argument("--draft", help="directory or Hub id of a draft")
-    parser.add_argument("--attention", help="the target's attn_implementation (default: its own)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -145,7 +137,7 @@ def describe_draft(source: str, target: ExportTarget | None) -> dict:
     stored = stored_shapes(source)
     if stored is not None:
         config = config.changed(checkpoint.fields_from_names(stored))
-    dialect = engines.SPECULATORS if "speculators_model_type" in raw else engines.PLAIN
+    dialect = dialects.SPECULATORS if "speculators_model_type" in raw else dialects.PLAIN
     out = {
         "name": source,
         "dialect": dialect,
@@ -172,7 +164,7 @@ def describe_draft(source: str, target: ExportTarget | None) -> dict:
     found = engines.findings(engines.Case(config, dialect, facts))
     out["engines"] = {
         engine: [f"{f.rule.name}: {f.rule.consequence}" for f in found if f.engine == engine] or SERVED
-        for engine in engines.READERS[dialect]
+        for engine in dialects.READERS[dialect]
     }
     return out
 

@@ -14,40 +14,6 @@ from ..modeling_eagle3 import Eagle3DraftModel
 
 
 ADAPTER_CONFIG = "adapter_config.json"
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def positive(text: str) -> int:
-    """An argument type: a whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", required=True, help="directory or Hub id of the target model")
-    parser.add_argument("--draft", required=True, help="directory or Hub id of its EAGLE-3 draft model")
-    add_device_arguments(parser, "both models")
-
-
-def add_device_arguments(parser: argparse.ArgumentParser, models: str) -> None:
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help=f"of {models} (default: auto)")
-    parser.add_argument("--device", help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
-
-
-def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tree",
-        choices=("auto", "static", "chain"),
-        default=None,
-        help="shape of the draft (default: the draft's own)",
-    )
-    parser.add_argument("--num-draft-tokens", type=int, help="nodes verified per cycle, the root not counted")
-    parser.add_argument("--tree-depth", type=int, help="levels below the root")
-    parser.add_argument("--tree-top-k", type=int, help="children per node, and nodes expanded per level")
-    parser.add_argument(
-        "--no-shared-noise", action="store_true", help="when sampling, rank by the draft's probability alone"
-    )
 
 
 def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:

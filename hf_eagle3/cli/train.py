@@ -10,66 +10,25 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
 
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import DTYPES, needs_extra
+from .loading import needs_extra
+from .options.train import DEFAULT_DRAFT_VOCABULARY, OPTIONS, SWITCHES, with_default
 
 
-HELP = "train a draft for a target by training-time test"
 EXTRA = ("accelerate", "datasets")
-DEFAULT_DRAFT_VOCABULARY = 32000  # the original code's, where the target knows more tokens
 MOST_HELD_OUT, HELD_OUT_SHARE = 200, 0.02
 COUNTED_FROM_STREAM = 10_000  # samples of a stream that choose the draft vocabulary
 LORA_MODULES = ["fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-# What to train on what; the training arguments themselves come from their dataclass.
-OPTIONS = {
-    "--recipe": {"choices": ("paper", "specforge", "speculators"), "help": "a whole recipe (default: paper)"},
-    "--target": {"help": "directory or Hub id of the target model"},
-    "--train-data": {"help": "preset (sharegpt, ultrachat-200k, openthoughts-114k-math), file, folder or Hub id"},
-    "--train-split": {"help": "default: train"},
-    "--eval-data": {"help": "default: 2 %% of the training data, 1 to 200 samples, are held out"},
-    "--eval-split": {"help": "default: train"},
-    "--streaming": {"action": "store_true", "help": "read the data while training; needs --max-steps"},
-    "--features": {"help": "folder of `prepare features`: train on these instead of running the target"},
-    "--draft": {"help": "go on from this draft instead of a new one"},
-    "--draft-vocab-size": {
-        "type": int,
-        "help": f"tokens the draft can propose (default: {DEFAULT_DRAFT_VOCABULARY}, or all if the target "
-        "knows no more)",
-    },
-    "--vocabulary": {"help": "file of `prepare vocabulary`; default: counted in the training data"},
-    "--draft-option": {
-        "action": "append",
-        "metavar": "NAME=VALUE",
-        "help": "field of Eagle3Config, e.g. intermediate_size=4096 or target_layer_ids=[1,15,28]; repeatable",
-    },
-    "--random-start": {"action": "store_true", "help": "random head and fusion, as the original code"},
-    "--lora-rank": {"type": int, "help": "train a LoRA adapter of this rank; a merged draft is saved too"},
-    "--target-dtype": {"choices": DTYPES, "help": "of the target (default: auto)"},
-    "--target-device-map": {"help": "e.g. auto: spread the target over devices (default: one device)"},
-}
-SWITCHES = [
-    name[2:] for name, settings in OPTIONS.items() if settings.get("action") == "store_true"
-]  # without a value
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to train on what (also as keys of --config)")
-    for name, settings in OPTIONS.items():
-        group.add_argument(name, default=argparse.SUPPRESS, **settings)
-    parser.epilog = "--config FILE: YAML or JSON with any of these options; flags win over it."
-
-
 def parents() -> list[argparse.ArgumentParser]:
     """transformers' training arguments and ours, from the dataclass; nothing is set that was not given."""
-    try:
-        from ..training.arguments import Eagle3TrainingArguments
-    except ImportError:  # said by `run`
-        return []
+    needs_extra("train", EXTRA)
+    from ..training.arguments import Eagle3TrainingArguments
+
     parser = HfArgumentParser(Eagle3TrainingArguments, add_help=False, allow_abbrev=False)
     for action in parser._actions:
-        if action.help and action.default not in (None, argparse.SUPPRESS, ""):
-            action.help += f" (default: {action.default})".replace("%", "%%")
+        if action.help:
+            action.help = with_default(action.help, action.default)
         action.default = argparse.SUPPRESS
         if action.dest == "report_to":  # a list, although its annotation says otherwise
             action.nargs = "+"
@@ -77,12 +36,11 @@ def parents() -> list[argparse.ArgumentParser]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    needs_extra("train", EXTRA)
     from ..data.features import CachedTarget, FeatureDataset
     from ..training import Eagle3Trainer, Eagle3TrainingArguments
 
     logging.basicConfig(format="%(message)s")
-    settings = {name: value for name, value in vars(arguments).items() if name != "command"}
+    settings = {name: value for name, value in vars(arguments).items() if name not in ("command", "show_traceback")}
     own = {name: settings.pop(name, None) for name in (option[2:].replace("-", "_") for option in OPTIONS)}
     for name in ("target", *(() if own["features"] else ("train_data",))):
         if own[name] is None:

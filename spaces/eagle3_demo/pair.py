@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import hf_eagle3
 from hf_eagle3 import embedded
 from hf_eagle3.cli import loading
+from hf_eagle3.cli.options.shared import DTYPES
 
 
 WARM_UP_TOKENS = 16
@@ -38,8 +39,8 @@ class Settings:
                 f"A {given} is given without a {missing}. Give both, or neither for the embedded pair "
                 "(HF_EAGLE3_TARGET and HF_EAGLE3_DRAFT, or --target and --draft)."
             )
-        if self.dtype not in loading.DTYPES:
-            raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; known are {', '.join(loading.DTYPES)}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; known are {', '.join(DTYPES)}.")
 
     @classmethod
     def from_environment(cls) -> "Settings":

@@ -1,0 +1,98 @@
+"""Which errors are the caller's mistake, told in one line, and which are bugs, shown with their traceback.
+
+A mistake is what this package refuses by a `raise` of its own (each names argument, value and remedy), what the
+operating system or the Hub reports, and what another library says of a file or id that the caller named (`explained`).
+Any other error, a ValueError among them, comes from a line that should not have failed.
+"""
+
+import dis
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+
+PACKAGE = __name__.partition(".")[0]
+REFUSALS = (ValueError, FloatingPointError)
+HTTP_LIBRARIES = ("httpx", "httpx2", "requests")  # which one is under huggingface_hub depends on its version
+BAD_REPOSITORY_ID = "HFValidationError"  # huggingface_hub's
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LONGEST_REASON = 400
+
+
+class UserError(ValueError):
+    """A mistake of the caller, in one line."""
+
+
+@contextmanager
+def explained(what: str, remedy: str) -> Iterator[None]:
+    """
+    What other libraries raise about something that the caller named becomes one line: what, their reason, the remedy.
+
+    Args:
+        what: E.g. "`--target` ./model cannot be loaded".
+        remedy: A sentence.
+
+    Raises:
+        UserError: instead of another library's error. Our own errors, and bugs in our own code, pass unchanged.
+    """
+    try:
+        yield
+    except Exception as error:
+        if module_of(last_frame(error)).partition(".")[0] == PACKAGE or disk_is_full(error):
+            raise
+        raise UserError(f"{what}: {reason(error)} {remedy}") from error
+
+
+def in_one_line(error: Exception) -> str | None:
+    """The message for the caller; `None` for a bug."""
+    kinds = type(error).__mro__  # by name, so that no library is imported to find out
+    if any(kind.__module__.partition(".")[0] in HTTP_LIBRARIES for kind in kinds):
+        return f"the Hub cannot be reached ({error})."
+    if disk_is_full(error):
+        return f"{reason(error)} Free some space, or write to another disk."
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"{reason(error)} Take smaller batches, `--dtype bfloat16`, or another `--device`."
+    if isinstance(error, OSError) or any(kind.__name__ == BAD_REPOSITORY_ID for kind in kinds):
+        return str(error)
+    if isinstance(error, REFUSALS) and is_refusal(error):
+        return str(error)
+    return None
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a `raise` of this package made it, rather than a line that failed."""
+    frame = last_frame(error)
+    opcode = frame.tb_frame.f_code.co_code[frame.tb_lasti] if frame is not None else None
+    return opcode == dis.opmap["RAISE_VARARGS"] and module_of(frame).partition(".")[0] == PACKAGE
+
+
+def last_frame(error: BaseException) -> TracebackType | None:
+    """Where it was raised."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return frame
+
+
+def module_of(frame: TracebackType | None) -> str:
+    """Name of the module whose code a frame runs."""
+    return "" if frame is None else frame.tb_frame.f_globals.get("__name__") or ""
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether writing failed for want of space; safetensors and torch say so in words only."""
+    if isinstance(error, OSError):
+        return error.errno in FULL_DISK
+    text = str(error)
+    return any(f"(os error {number})" in text for number in FULL_DISK) or "PytorchStreamWriter failed writing" in text
+
+
+def reason(error: Exception) -> str:
+    """Another library's message as a sentence in one line, with the kind of error where that says more."""
+    text = " ".join(str(error).split())
+    if len(text) > LONGEST_REASON:
+        text = text[:LONGEST_REASON].rsplit(" ", 1)[0] + " ..."
+    if not isinstance(error, (ValueError, OSError)):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if text.endswith((".", "!", "?")) else text + "."
