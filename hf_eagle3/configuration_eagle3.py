@@ -5,12 +5,15 @@ other dialects is `checkpoint.py`'s work. Does not know any target model beyond 
 """
 
 import copy
+import math
 import re
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .checkpoint import read_config
 
@@ -186,8 +189,23 @@ class Eagle3Config(PreTrainedConfig):
             )
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"`sliding_window` is {self.sliding_window}; give at least 1, or None for no window.")
+        self._check_numerics()
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("`norm_before_fc` and `fc_norm` are both set; a checkpoint carries one of them.")
+
+    def _check_numerics(self) -> None:
+        """What would otherwise be a bare KeyError while the model is built, or NaN and no rotation while it runs."""
+        rope = self.rope_parameters
+        kinds = ("default", *ROPE_INIT_FUNCTIONS)
+        for name, value, known in (
+            ("hidden_act", self.hidden_act, tuple(ACT2FN)),
+            ("rope_parameters['rope_type']", rope.get("rope_type", "default"), kinds),
+        ):
+            if value not in known:
+                raise ValueError(f"`{name}` is {value!r}; transformers knows {', '.join(known)}.")
+        for name, value in (("rope_theta", rope["rope_theta"]), ("rms_norm_eps", self.rms_norm_eps)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"`{name}` is {value}; give a positive number, e.g. the target's.")
 
     @property
     def fused_features_size(self) -> int:

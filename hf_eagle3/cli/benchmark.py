@@ -8,7 +8,7 @@ from collections import Counter
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .. import embedded
 from ..benchmarks import environment, methods, prompts, report
@@ -18,7 +18,7 @@ from ..benchmarks.statistics import rows
 from ..benchmarks.work import Settings, Workload
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import load_draft, load_target, needs_extra
+from .loading import dtype_for, load_causal_lm, load_draft, load_target, load_tokenizer, needs_extra, usable_device
 from .options.benchmark import EMBEDDED, RANDOM
 
 
@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = load_tasks(arguments)
     target = load_target(arguments)
     draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments, target)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+    tokenizer = load_tokenizer(arguments.target)
     chosen = methods.parse(arguments.methods, draft, load_assistant(arguments, target, tokenizer))
     settings = Settings(
         temperatures=distinct(arguments.temperatures),
@@ -85,6 +85,7 @@ def complete(arguments: argparse.Namespace) -> None:
     arguments.named_draft = arguments.draft
     if arguments.draft == EMBEDDED:
         arguments.draft = str(embedded.DRAFT)
+    arguments.dtype = dtype_for(arguments.target, arguments.dtype, usable_device(arguments.device))
     arguments.methods = arguments.methods or methods.default_names(arguments.assistant is not None)
     arguments.tasks = arguments.tasks or ([EMBEDDED] if ships else list(prompts.HUB_SETS))
     if set(arguments.tasks) & set(prompts.HUB_SETS):
@@ -119,11 +120,11 @@ def load_assistant(arguments: argparse.Namespace, target: PreTrainedModel, token
     """The small model beside the target; with both tokenizers where their vocabularies differ."""
     if arguments.assistant is None:
         return None
-    model = AutoModelForCausalLM.from_pretrained(arguments.assistant, dtype=target.dtype).to(target.device).eval()
+    model = load_causal_lm("--assistant", arguments.assistant, dtype=target.dtype).to(target.device).eval()
     sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (target, model)]
     if sizes[0] == sizes[1]:
         return methods.Assistant(model, {})
-    own = AutoTokenizer.from_pretrained(arguments.assistant)
+    own = load_tokenizer(arguments.assistant, "--assistant")
     return methods.Assistant(model, {"tokenizer": tokenizer, "assistant_tokenizer": own})
 
 

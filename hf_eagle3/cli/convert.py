@@ -3,7 +3,8 @@
 import argparse
 
 from ..hub.export import UNKNOWN_TARGET, ExportTarget, export
-from .loading import load_any_draft, new_folder
+from .loading import MODEL_REMEDY, load_any_draft, new_folder
+from .mistakes import explained
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -13,7 +14,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     target = UNKNOWN_TARGET
     if arguments.target:
-        target = ExportTarget.load(arguments.target, arguments.target_name, arguments.target_revision)
+        with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
+            target = ExportTarget.load(arguments.target, arguments.target_name, arguments.target_revision)
     found = export(
         draft, arguments.output, arguments.to, target, arguments.engine, arguments.allow, arguments.store_head
     )

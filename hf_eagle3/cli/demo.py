@@ -9,7 +9,7 @@ import torch
 from .. import embedded, metrics
 from ..benchmarks.timing import timed
 from ..generation.stats import CycleRecord, CycleStreamer, record
-from .loading import encode, with_tree
+from .loading import encode, usable_device, with_tree
 
 
 ACCEPTED, OWN, FAINT, PLAIN = "\033[32m", "\033[1m", "\033[2m", "\033[0m"
@@ -40,7 +40,7 @@ class Painter(CycleStreamer):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    target, draft, tokenizer = embedded.load_pair(device=arguments.device)
+    target, draft, tokenizer = embedded.load_pair(device=usable_device(arguments.device))
     draft = with_tree(draft, arguments)
     colored = arguments.color == "always" or (
         arguments.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ

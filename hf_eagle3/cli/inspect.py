@@ -26,6 +26,8 @@ from ..hub import dialects, engines, registry
 from ..hub.export import ExportTarget
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit, decoding_mode, own_cache
+from .loading import MODEL_REMEDY
+from .mistakes import explained
 
 
 YES = {True: "yes", False: "no"}
@@ -34,11 +36,10 @@ FLAGS = (*OPTIONAL_FLAGS, "attention_bias", "mlp_bias")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    if not (arguments.target or arguments.draft):
-        raise ValueError("Name a `--target`, a `--draft` or both.")
     report, target = {}, None
     if arguments.target:
-        target = ExportTarget.load(arguments.target)
+        with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
+            target = ExportTarget.load(arguments.target)
         report["target"] = describe_target(arguments.target, target, arguments.attention)
     if arguments.draft:
         report["draft"] = describe_draft(arguments.draft, target)
@@ -74,7 +75,8 @@ def describe_target(source: str, target: ExportTarget, attention: str | None) ->
     """What `inspect` says of a target, by the names of its JSON."""
     config = target.config
     text = config.get_text_config(decoder=True)
-    model = empty_model(config, attention)
+    with explained(f"`--target` {source} cannot be built", "See its config.json and `--attention`."):
+        model = empty_model(config, attention)
     mode = decoding_mode(model, empty_cache(model))
     out = {
         "name": target.facts.name or source,

@@ -1,36 +1,134 @@
 """What several commands share: loading a pair, devices, prompts."""
 
 import argparse
+import math
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from .. import checkpoint
+from .. import checkpoint, embedded
 from ..configuration_eagle3 import Eagle3Config
 from ..generation.transfer import best_device
 from ..modeling_eagle3 import Eagle3DraftModel
+from .mistakes import PACKAGE, UserError, explained, is_raised_by
+from .options.shared import refuse_unused_sizes
 
 
 ADAPTER_CONFIG = "adapter_config.json"
+MODEL_REMEDY = (
+    "Give the directory or Hub id of a model that this transformers knows, and see that its files are whole."
+)
 
 
 def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
     """Target, draft (with the tree asked for) and tokenizer."""
     target = load_target(arguments)
-    return target, with_tree(load_draft(arguments, target), arguments), AutoTokenizer.from_pretrained(arguments.target)
+    return target, with_tree(load_draft(arguments, target), arguments), load_tokenizer(arguments.target)
 
 
 def load_target(arguments: argparse.Namespace) -> PreTrainedModel:
     """The target in the precision and on the device asked for."""
-    target = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=arguments.dtype)
-    return target.to(arguments.device or best_device()).eval()
+    device = usable_device(arguments.device)
+    dtype = dtype_for(arguments.target, arguments.dtype, device)
+    return load_causal_lm("--target", arguments.target, dtype=dtype).to(device).eval()
+
+
+def load_causal_lm(flag: str, source: str, **options) -> PreTrainedModel:
+    """
+    A causal LM that was named by the option `flag`.
+
+    Raises:
+        UserError: there is none, it is a draft, or its files are broken.
+    """
+    with explained(f"`{flag}` {source} cannot be loaded", MODEL_REMEDY):
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    refuse_wrong_config(f"`{flag}` {source}", config)
+    with explained(f"`{flag}` {source} cannot be loaded", MODEL_REMEDY):
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+
+
+def refuse_wrong_config(what: str, config: dict) -> None:
+    """
+    Raises:
+        UserError: the `config.json` of a draft, or of a model that can compute nothing but NaN.
+    """
+    if config.get("draft_vocab_size") is not None or "speculators_model_type" in config:
+        raise UserError(f"{what} is an EAGLE-3 draft, not a target model; are `--target` and `--draft` swapped?")
+    for name, value in numbers_of(config):
+        if math.isnan(value) or (name.endswith("rope_theta") and not 0 < value < math.inf):
+            raise UserError(f"{what} has `{name}` {value} in its config.json; correct the file.")
+
+
+def numbers_of(config: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(name, value) of every float in a configuration, nested ones too."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from numbers_of(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            yield prefix + name, value
+
+
+def load_tokenizer(source: str, flag: str = "--target") -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that was named by the option `flag`."""
+    with explained(f"The tokenizer of `{flag}` {source} cannot be loaded", "Save it into the model's directory."):
+        return AutoTokenizer.from_pretrained(source)
+
+
+def usable_device(name: str | None, option: str = "`--device`") -> str:
+    """
+    The device asked for by `option`, by default the accelerator where there is one.
+
+    Raises:
+        UserError: it is not there.
+    """
+    device = name or best_device()
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        known = " or ".join(dict.fromkeys((best_device(), "cpu")))
+        why = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{option} {device!r} cannot be used: {why}. This machine has {known}.") from None
+    return device
+
+
+def dtype_for(source: str, dtype: str, device: str) -> str:
+    """
+    "auto" is what the files say, but float32 for the embedded pair on a CPU: in bfloat16 near-ties depend on how many
+    tokens a pass has, which the tree mode "auto" chooses by measured time, so that its text would change between runs.
+    """
+    is_embedded = Path(source).resolve() == embedded.TARGET.resolve()
+    return "float32" if dtype == "auto" and is_embedded and torch.device(device).type == "cpu" else dtype
 
 
 def load_draft(arguments: argparse.Namespace, target: PreTrainedModel) -> Eagle3DraftModel:
     """The draft in its target's precision and beside it."""
-    return Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(target.device).eval()
+    return read_draft(arguments.draft, dtype=target.dtype).to(target.device).eval()
+
+
+def read_draft(source: str, **options) -> Eagle3DraftModel:
+    """
+    The draft that was named by `--draft`, where it stands.
+
+    Raises:
+        ValueError: it cannot be loaded; the message names it.
+    """
+    try:
+        with explained(f"`--draft` {source} cannot be loaded", MODEL_REMEDY):
+            return Eagle3DraftModel.from_pretrained(source, **options)
+    except ValueError as error:
+        if source in str(error) or not is_raised_by(error, (PACKAGE,)):
+            raise
+        raise UserError(f"`--draft` {source}: {error}") from error
 
 
 def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
@@ -55,11 +153,13 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
     known = {name: value for name, value in hub.items() if value is not None}
     if base is None and (Path(source) / "base").is_dir():
         base = str(Path(source) / "base")
-    base = base or PeftConfig.from_pretrained(source, **known).base_model_name_or_path
+    with explained(f"The adapter {source} cannot be loaded", MODEL_REMEDY):
+        base = base or PeftConfig.from_pretrained(source, **known).base_model_name_or_path
     if not base:
         raise ValueError(f"{source} is an adapter and does not say of which draft; give --base.")
     draft = load_any_draft(base)
-    merged = PeftModel.from_pretrained(draft, source, **known).merge_and_unload(safe_merge=True)
+    with explained(f"The adapter {source} cannot be loaded", MODEL_REMEDY):
+        merged = PeftModel.from_pretrained(draft, source, **known).merge_and_unload(safe_merge=True)
     merged.config.name_or_path = source
     return merged.eval()
 
@@ -83,7 +183,9 @@ def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3D
     }
     if arguments.no_shared_noise:
         sizes["shared_noise"] = False
-    return draft.with_tree(arguments.tree or draft.tree_config.tree_mode, **sizes)
+    mode = arguments.tree or draft.tree_config.tree_mode
+    refuse_unused_sizes(arguments, mode)
+    return draft.with_tree(mode, **sizes)
 
 
 def encode(
@@ -92,9 +194,10 @@ def encode(
     """Token ids of one prompt, as a chat turn where the tokenizer has a template and `raw` is not asked for."""
     if tokenizer.chat_template is not None and not raw:
         messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        with explained("The prompt does not go through the tokenizer's chat template", "`--raw` leaves it out."):
+            inputs = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+            )
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
     inputs.pop("token_type_ids", None)

@@ -15,7 +15,7 @@ from types import TracebackType
 PACKAGE = __name__.partition(".")[0]
 REFUSALS = (ValueError, FloatingPointError)
 HTTP_LIBRARIES = ("httpx", "httpx2", "requests")  # which one is under huggingface_hub depends on its version
-BAD_REPOSITORY_ID = "HFValidationError"  # huggingface_hub's
+BAD_REPOSITORY_ID, OUT_OF_MEMORY = "HFValidationError", "OutOfMemoryError"  # huggingface_hub's and torch's
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LONGEST_REASON = 400
 
@@ -25,46 +25,55 @@ class UserError(ValueError):
 
 
 @contextmanager
-def explained(what: str, remedy: str) -> Iterator[None]:
+def explained(what: str, remedy: str, by: tuple[str, ...] = ()) -> Iterator[None]:
     """
     What other libraries raise about something that the caller named becomes one line: what, their reason, the remedy.
 
     Args:
         what: E.g. "`--target` ./model cannot be loaded".
         remedy: A sentence.
+        by: Only where a `raise` in a module whose name begins so made the error. Default: whatever made it.
 
     Raises:
-        UserError: instead of another library's error. Our own errors, and bugs in our own code, pass unchanged.
+        UserError: instead of another library's error. Our own refusals, bugs in our own code, a full disk and an
+            unreachable Hub pass unchanged.
     """
     try:
         yield
     except Exception as error:
-        if module_of(last_frame(error)).partition(".")[0] == PACKAGE or disk_is_full(error):
+        is_ours = module_of(last_frame(error)).startswith(PACKAGE)
+        is_bug = is_ours and type(error).__module__ == "builtins" and not isinstance(error, OSError)
+        if is_bug or is_raised_by(error, (PACKAGE,)) or disk_is_full(error) or is_from_http(error):
+            raise
+        if by and not is_raised_by(error, by):
             raise
         raise UserError(f"{what}: {reason(error)} {remedy}") from error
 
 
 def in_one_line(error: Exception) -> str | None:
     """The message for the caller; `None` for a bug."""
-    kinds = type(error).__mro__  # by name, so that no library is imported to find out
-    if any(kind.__module__.partition(".")[0] in HTTP_LIBRARIES for kind in kinds):
+    names = [kind.__name__ for kind in type(error).__mro__]  # no library is imported to find out
+    if is_from_http(error):
         return f"the Hub cannot be reached ({error})."
     if disk_is_full(error):
         return f"{reason(error)} Free some space, or write to another disk."
-    if type(error).__name__ == "OutOfMemoryError":
+    if OUT_OF_MEMORY in names:
         return f"{reason(error)} Take smaller batches, `--dtype bfloat16`, or another `--device`."
-    if isinstance(error, OSError) or any(kind.__name__ == BAD_REPOSITORY_ID for kind in kinds):
-        return str(error)
-    if isinstance(error, REFUSALS) and is_refusal(error):
-        return str(error)
-    return None
+    is_refusal = isinstance(error, REFUSALS) and is_raised_by(error, (PACKAGE,))
+    return str(error) if is_refusal or isinstance(error, OSError) or BAD_REPOSITORY_ID in names else None
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether a `raise` of this package made it, rather than a line that failed."""
+def is_raised_by(error: Exception, modules: tuple[str, ...]) -> bool:
+    """Whether a `raise` made it, rather than a line that failed, in a module whose name begins as one of `modules`."""
     frame = last_frame(error)
-    opcode = frame.tb_frame.f_code.co_code[frame.tb_lasti] if frame is not None else None
-    return opcode == dis.opmap["RAISE_VARARGS"] and module_of(frame).partition(".")[0] == PACKAGE
+    if frame is None or not module_of(frame).startswith(modules):
+        return False
+    return frame.tb_frame.f_code.co_code[frame.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def is_from_http(error: Exception) -> bool:
+    """Whether the library under huggingface_hub raised it."""
+    return any(kind.__module__.partition(".")[0] in HTTP_LIBRARIES for kind in type(error).__mro__)
 
 
 def last_frame(error: BaseException) -> TracebackType | None:
@@ -93,6 +102,8 @@ def reason(error: Exception) -> str:
     text = " ".join(str(error).split())
     if len(text) > LONGEST_REASON:
         text = text[:LONGEST_REASON].rsplit(" ", 1)[0] + " ..."
-    if not isinstance(error, (ValueError, OSError)):
+    if isinstance(error, KeyError):
+        text = f"unknown name {text}"
+    elif not isinstance(error, (ValueError, OSError)):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if text.endswith((".", "!", "?")) else text + "."

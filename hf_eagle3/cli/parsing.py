@@ -47,7 +47,9 @@ def parser(
         description="EAGLE-3 tree speculation for Hugging Face Transformers.",
         allow_abbrev=False,
     )
-    top.add_argument("--version", action=ShowVersions, nargs=0, help="show versions and exit")
+    top.add_argument(
+        "--version", action=ShowVersions, nargs=0, default=argparse.SUPPRESS, help="show versions and exit"
+    )
     top.add_argument(
         "--debug",
         action="store_true",

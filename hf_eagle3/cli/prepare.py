@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
-from .loading import load_draft, load_target, needs_extra
+from .loading import MODEL_REMEDY, load_draft, load_target, load_tokenizer, needs_extra
+from .mistakes import explained
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -17,7 +17,8 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     from ..data.loading import load
 
-    data = load(arguments.data, arguments.split)
+    with explained(f"`--data` {arguments.data} cannot be read", "Give a preset, file, folder or Hub id."):
+        data = load(arguments.data, arguments.split)
     if arguments.limit is not None:
         data = data.select(range(min(arguments.limit, len(data))))
     return {"regenerate": regenerate, "vocabulary": vocabulary, "features": features}[arguments.task](arguments, data)
@@ -40,7 +41,7 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
     else:
         target = load_target(arguments)
         draft = load_draft(arguments, target) if arguments.draft else None
-        answer = InProcess(target, AutoTokenizer.from_pretrained(arguments.target), sampling, draft)
+        answer = InProcess(target, load_tokenizer(arguments.target), sampling, draft)
         batch_size = arguments.batch_size
     done = len(finished_ids(Path(arguments.output)))
     with tqdm(total=len(data), initial=done, unit="conversation", disable=None) as progress:
@@ -52,7 +53,7 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
 def tokens_of(arguments: argparse.Namespace, data):
     from ..data.loading import tokenised
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+    tokenizer = load_tokenizer(arguments.target)
     return tokenised(data, tokenizer, arguments.max_length, name=f"`{arguments.data}`"), tokenizer
 
 
@@ -62,7 +63,8 @@ def vocabulary(arguments: argparse.Namespace, data) -> int:
     from ..training.new_draft import count_tokens
 
     samples, _ = tokens_of(arguments, data)
-    size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
+    with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
+        size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
     counts = count_tokens(samples, size)
     Path(arguments.output).write_text(
         json.dumps(
@@ -86,7 +88,8 @@ def features(arguments: argparse.Namespace, data) -> int:
     samples, tokenizer = tokens_of(arguments, data)
     target = load_target(arguments)
     if arguments.draft:
-        config = Eagle3Config.from_pretrained(arguments.draft)
+        with explained(f"`--draft` {arguments.draft} cannot be read", MODEL_REMEDY):
+            config = Eagle3Config.from_pretrained(arguments.draft)
     else:
         config = Eagle3Config.from_target(target)
     tokens = sum(len(ids) for ids in samples["input_ids"])

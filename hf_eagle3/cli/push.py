@@ -29,7 +29,12 @@ def run(arguments: argparse.Namespace) -> int:
         folder = new_folder(arguments.dry_run, "--dry-run")
         for finding in write_repository(draft, folder, arguments.repo_id, Publication(**settings)):
             print(f"Note: {finding}")
-        print(f"Nothing uploaded; {arguments.repo_id} would hold what is in {folder}")
+        where = [f"branch {arguments.revision}"] * bool(arguments.revision) + ["a pull request"] * arguments.create_pr
+        kind = {None: "", True: "private ", False: "public "}[arguments.private]
+        print(
+            f"Nothing uploaded; the {kind}repository {', '.join([arguments.repo_id, *where])} would hold what is in "
+            f"{folder}"
+        )
         return 0
     commit = push_to_hub(
         draft,

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 from .loading import needs_extra
+from .mistakes import UserError, is_raised_by
 
 
+PAGE_MODULES = ("app", "limits", "pair")  # what they refuse is the caller's mistake, as what this package refuses
 FOLDERS = (
     Path(__file__).parents[1] / "eagle3_demo",  # in a wheel
     Path(__file__).parents[2] / "spaces" / "eagle3_demo",  # in a clone
@@ -22,10 +24,14 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"The page's files are in neither {FOLDERS[0]} nor {FOLDERS[1]}; install hf-eagle3 anew.")
     sys.path.insert(0, str(folder))
     app, pair = importlib.import_module("app"), importlib.import_module("pair")
-    settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device)
     is_local = arguments.host in app.LOOPBACK
     try:
+        settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device)
         app.main(settings, is_local, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
+    except ValueError as error:
+        if not is_raised_by(error, PAGE_MODULES):
+            raise
+        raise UserError(str(error)) from error
     except OSError as error:
         if arguments.port is None or "empty port" not in str(error):
             raise

@@ -3,17 +3,27 @@
 import argparse
 import json
 import logging
+import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from safetensors import safe_open
+from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 
+from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import needs_extra
+from .loading import load_causal_lm, load_tokenizer, needs_extra, read_draft
+from .mistakes import UserError, explained
+from .options.shared import value_of
 from .options.train import DEFAULT_DRAFT_VOCABULARY, OPTIONS, SWITCHES, with_default
 
 
+ARGUMENTS_REMEDY = "`hf-eagle3 train --help-all` explains every argument."
+DATA_REMEDY = "Give a preset, file, folder or Hub id."
+VOCABULARY_REMEDY = "Make it by `hf-eagle3 prepare vocabulary`."
+TRAINER_MODULES = ("transformers.train", "transformers.integrations", "accelerate", "peft")
 EXTRA = ("accelerate", "datasets")
 MOST_HELD_OUT, HELD_OUT_SHARE = 200, 0.02
 COUNTED_FROM_STREAM = 10_000  # samples of a stream that choose the draft vocabulary
@@ -36,41 +46,22 @@ def parents() -> list[argparse.ArgumentParser]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from ..data.features import CachedTarget, FeatureDataset
-    from ..training import Eagle3Trainer, Eagle3TrainingArguments
+    from ..training import Eagle3TrainingArguments
 
     logging.basicConfig(format="%(message)s")
-    settings = {name: value for name, value in vars(arguments).items() if name not in ("command", "show_traceback")}
-    own = {name: settings.pop(name, None) for name in (option[2:].replace("-", "_") for option in OPTIONS)}
-    for name in ("target", *(() if own["features"] else ("train_data",))):
-        if own[name] is None:
-            raise ValueError(f"`--{name.replace('_', '-')}` is missing (as a flag or in the config file).")
-    if own["features"] and own["eval_data"]:
-        raise ValueError("`--eval-data` does not go with `--features`: a part of the features is held out instead.")
-    args = Eagle3TrainingArguments.from_recipe(own["recipe"] or "paper", **settings)
-
-    tokenizer = AutoTokenizer.from_pretrained(own["target"])
-    target = load_target(own, args)
-    if own["features"]:
-        data = FeatureDataset(own["features"])
-        draft = first_draft(own, args, target, data.tokens())
-        data, held_out = split_off(data)
-        target = CachedTarget(own["features"], target, tokenizer)
-    else:
-        data, held_out = load_data(own, tokenizer, args)
-        draft = first_draft(own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
-    trainer = Eagle3Trainer(
-        model=draft,
-        target_model=target,
-        args=args,
-        train_dataset=data,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=lora_config(own["lora_rank"]),
-    )
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-    trainer.save_model(args.output_dir)
-    metrics = trainer.evaluate() if held_out is not None else {}
+    own = {name: value_of(arguments, name) for name in (option[2:].replace("-", "_") for option in OPTIONS)}
+    names = {field.name for field in fields(Eagle3TrainingArguments)}
+    settings = {name: value for name, value in vars(arguments).items() if name in names}
+    with explained("The training arguments cannot be used", ARGUMENTS_REMEDY, TRAINER_MODULES):
+        args = Eagle3TrainingArguments.from_recipe(own["recipe"] or "paper", **settings)
+    checkpoint = checkpoint_to_resume(args)
+    if checkpoint:
+        refuse_broken_checkpoint(Path(checkpoint))
+    with explained("The Trainer refuses this", ARGUMENTS_REMEDY, TRAINER_MODULES):
+        trainer = make_trainer(own, args)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(args.output_dir)
+        metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if trainer.is_world_process_zero():
         if own["lora_rank"]:
             merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
@@ -82,6 +73,34 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def make_trainer(own: dict, args):
+    """The Trainer with target, data and draft; `own` are the values of `OPTIONS`."""
+    from ..data.features import CachedTarget, FeatureDataset
+    from ..training import Eagle3Trainer
+
+    tokenizer = load_tokenizer(own["target"])
+    target = load_target(own, args)
+    if own["features"]:
+        with explained(f"`--features` {own['features']} cannot be read", "Compute them again in a new folder."):
+            data = FeatureDataset(own["features"])
+            cached = CachedTarget(own["features"], target, tokenizer)
+        draft = first_draft(own, args, target, data.tokens())
+        data, held_out = split_off(data)
+        target = cached
+    else:
+        data, held_out = load_data(own, tokenizer, args)
+        draft = first_draft(own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
+    return Eagle3Trainer(
+        model=draft,
+        target_model=target,
+        args=args,
+        train_dataset=data,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=lora_config(own["lora_rank"]),
+    )
+
+
 def first_draft(own: dict, args, target, samples) -> Eagle3DraftModel:
     """
     The draft to begin with; `samples` choose its vocabulary. An adapter needs the same one again when it resumes.
@@ -89,9 +108,12 @@ def first_draft(own: dict, args, target, samples) -> Eagle3DraftModel:
     from ..training import new_draft
 
     base = Path(args.output_dir) / "base"
-    start = own["draft"] or (str(base) if own["lora_rank"] and checkpoint_to_resume(args) else None)
-    if start:
-        return Eagle3DraftModel.from_pretrained(start, dtype=torch.float32)
+    if own["draft"]:
+        overrides = draft_options(own["draft_option"])
+        refuse_unknown_fields(overrides)
+        return read_draft(own["draft"], dtype=torch.float32, **overrides)
+    if own["lora_rank"] and checkpoint_to_resume(args):
+        return Eagle3DraftModel.from_pretrained(str(base), dtype=torch.float32)
     set_seed(args.seed)
     vocabulary = target.config.get_text_config(decoder=True).vocab_size
     size = own["draft_vocab_size"] or min(DEFAULT_DRAFT_VOCABULARY, vocabulary)
@@ -118,7 +140,9 @@ def expand_config(argv: list[str]) -> list[str]:
     known, rest = parser.parse_known_args(argv)
     if known.config is None:
         return argv
-    content = parse_yaml(Path(known.config).read_text(encoding="utf-8"), f"`--config {known.config}`")
+    with explained(f"`--config {known.config}` cannot be read", "Give a YAML or JSON file."):
+        text = Path(known.config).read_text(encoding="utf-8")
+    content = parse_yaml(text, f"`--config {known.config}`")
     if not isinstance(content, dict):
         raise ValueError(f"`--config {known.config}` must hold options and their values.")
     flags: list[str] = []
@@ -153,23 +177,34 @@ def draft_options(pairs: list[str] | None) -> dict:
     return out
 
 
+def refuse_unknown_fields(overrides: dict) -> None:
+    """Raises UserError where a name is no field of a draft's configuration."""
+    known = {field.name for field in fields(Eagle3Config)} - {field.name for field in fields(PreTrainedConfig)}
+    if unknown := overrides.keys() - known - {"rope_theta"}:
+        raise UserError(
+            f"`--draft-option {min(unknown)}` is no field of Eagle3Config; known: {', '.join(sorted(known))}."
+        )
+
+
 def load_target(own: dict, args):
     options = {"dtype": own["target_dtype"] or "auto"}
     if own["target_device_map"]:
-        return AutoModelForCausalLM.from_pretrained(own["target"], device_map=own["target_device_map"], **options)
+        return load_causal_lm("--target", own["target"], device_map=own["target_device_map"], **options)
     # With features computed beforehand only its configuration, head and embedding are looked at.
     device = "cpu" if args.use_cpu or own["features"] else args.device
-    return AutoModelForCausalLM.from_pretrained(own["target"], **options).to(device)
+    return load_causal_lm("--target", own["target"], **options).to(device)
 
 
 def load_data(own: dict, tokenizer, args):
     """(training data, evaluation data), tokenised."""
     from ..data.loading import load, tokenised
 
-    data = load(own["train_data"], own["train_split"], streaming=bool(own["streaming"]))
+    with explained(f"`--train-data` {own['train_data']} cannot be read", DATA_REMEDY):
+        data = load(own["train_data"], own["train_split"], streaming=bool(own["streaming"]))
     data = tokenised(data, tokenizer, args.max_length, name=f"`{own['train_data']}`")
     if own["eval_data"]:
-        held_out = load(own["eval_data"], own["eval_split"])
+        with explained(f"`--eval-data` {own['eval_data']} cannot be read", DATA_REMEDY):
+            held_out = load(own["eval_data"], own["eval_split"])
         return data, tokenised(held_out, tokenizer, args.max_length, name=f"`{own['eval_data']}`")
     return (data, None) if own["streaming"] else split_off(data)
 
@@ -191,7 +226,10 @@ def token_counts(own: dict, samples, vocabulary: int) -> torch.Tensor:
     from ..training import count_tokens
 
     if own["vocabulary"]:
-        stored = json.loads(Path(own["vocabulary"]).read_text(encoding="utf-8"))
+        with explained(f"`--vocabulary` {own['vocabulary']} cannot be read", VOCABULARY_REMEDY):
+            stored = json.loads(Path(own["vocabulary"]).read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or not isinstance(stored.get("counts"), list):
+            raise UserError(f"`--vocabulary` {own['vocabulary']} holds no counts. {VOCABULARY_REMEDY}")
         if stored.get("vocab_size") != vocabulary:
             raise ValueError(
                 f"`{own['vocabulary']}` counts {stored.get('vocab_size')} tokens, the target has {vocabulary}."
@@ -210,3 +248,21 @@ def checkpoint_to_resume(args) -> str | None:
     if str(wish).lower() != "true":
         return wish
     return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+
+
+def refuse_broken_checkpoint(folder: Path) -> None:
+    """
+    Raises:
+        UserError: there is no such folder, or a run ended while it was written.
+    """
+    if not folder.is_dir():
+        raise UserError(f"`--resume-from-checkpoint` {folder} is no directory; give one, or true for the newest.")
+    remedy = "A run ended while it was written: remove it and resume from the checkpoint before it."
+    with explained(f"`--resume-from-checkpoint`: {folder} is not whole", remedy):
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt"):
+                pass
+    for path in (path for pattern in ("*.pt", "*.pth", "*.bin") for path in folder.glob(pattern)):
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"`--resume-from-checkpoint`: {path} is cut off. {remedy}")

@@ -19,9 +19,7 @@ NUM_PROMPTS = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", action="append", help="instead of the held-out prompts; repeatable")
-    parser.add_argument(
-        "--num-prompts", type=positive, default=NUM_PROMPTS, help="held-out prompts to run (default: 3)"
-    )
+    parser.add_argument("--num-prompts", type=positive, default=NUM_PROMPTS, help="of the held-out ones (default: 3)")
     parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
     parser.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument("--seed", type=seed, default=0, help="(default: 0)")

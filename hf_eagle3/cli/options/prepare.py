@@ -30,17 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     regenerate.add_argument("--target", required=True, help="target model, or the model's name at --endpoint")
     regenerate.add_argument("--endpoint", help="OpenAI-compatible address, e.g. http://localhost:8000/v1")
     regenerate.add_argument("--draft", help="a draft for the target, to be faster in-process")
+    size, concurrency, retries = IN_PROCESS["--batch-size"], BY_ENDPOINT["--concurrency"], BY_ENDPOINT["--retries"]
     regenerate.add_argument(
-        "--batch-size",
-        type=positive,
-        default=IN_PROCESS["--batch-size"],
-        help="conversations side by side (default: 32)",
+        "--batch-size", type=positive, default=size, help=f"conversations side by side (default: {size})"
     )
     regenerate.add_argument(
-        "--concurrency", type=positive, default=BY_ENDPOINT["--concurrency"], help="requests under way (default: 16)"
+        "--concurrency", type=positive, default=concurrency, help=f"requests under way (default: {concurrency})"
     )
     regenerate.add_argument(
-        "--retries", type=natural, default=BY_ENDPOINT["--retries"], help="of a request that failed (default: 5)"
+        "--retries", type=natural, default=retries, help=f"of a request that failed (default: {retries})"
     )
     regenerate.add_argument("--max-new-tokens", type=positive, default=512, help="per answer (default: 512)")
     regenerate.add_argument(

@@ -95,10 +95,9 @@ def check(arguments: argparse.Namespace) -> None:
     check_sources(arguments, "--target", "--draft")
     if given.get("features"):
         if given.get("eval_data"):
-            raise ValueError(
-                "`--eval-data` does not go with `--features`: a part of the features is held out instead."
-            )
-        refuse(arguments, ("--train-data", "--train-split", "--eval-split", "--streaming"), "beside `--features`.")
+            raise ValueError("`--eval-data` does not go with `--features`: a part of those is held out instead.")
+        unused = ("--train-data", "--train-split", "--eval-split", "--streaming")
+        refuse(arguments, unused, "beside `--features`; leave one of them out.")
     if given.get("eval_data") is None:
         refuse(arguments, ("--eval-split",), "without `--eval-data`; add it.")
     if given.get("draft"):
