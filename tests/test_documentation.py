@@ -146,7 +146,7 @@ def every_parser():
 
 def test_named_commands_and_options_exist(every_parser):
     """In a command line they belong to the command; alone, as in "`--explain` shows both", to any."""
-    known = {name for part in every_parser.values() for name in options_of(part)} | {"--config"}
+    known = {name for part in (parser(), *every_parser.values()) for name in options_of(part)} | {"--config"}
     num_commands = num_options = 0
     for page in PAGES:
         for text in texts(page):

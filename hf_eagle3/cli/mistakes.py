@@ -17,6 +17,7 @@ REFUSALS = (ValueError, FloatingPointError)
 HTTP_LIBRARIES = ("httpx", "httpx2", "requests")  # which one is under huggingface_hub depends on its version
 BAD_REPOSITORY_ID, OUT_OF_MEMORY = "HFValidationError", "OutOfMemoryError"  # huggingface_hub's and torch's
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+CUT_WRITES = ("PytorchStreamWriter failed writing", ". unexpected pos ")  # what torch.save says
 LONGEST_REASON = 400
 
 
@@ -56,7 +57,7 @@ def in_one_line(error: Exception) -> str | None:
     if is_from_http(error):
         return f"the Hub cannot be reached ({error})."
     if disk_is_full(error):
-        return f"{reason(error)} Free some space, or write to another disk."
+        return f"writing failed, as the disk is full: {reason(error)} Free some space, or name another disk."
     if OUT_OF_MEMORY in names:
         return f"{reason(error)} Take smaller batches, `--dtype bfloat16`, or another `--device`."
     is_refusal = isinstance(error, REFUSALS) and is_raised_by(error, (PACKAGE,))
@@ -94,7 +95,7 @@ def disk_is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in FULL_DISK
     text = str(error)
-    return any(f"(os error {number})" in text for number in FULL_DISK) or "PytorchStreamWriter failed writing" in text
+    return any(f"(os error {number})" in text for number in FULL_DISK) or any(words in text for words in CUT_WRITES)
 
 
 def reason(error: Exception) -> str:

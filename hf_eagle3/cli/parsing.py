@@ -20,7 +20,8 @@ class ShowVersions(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         """Prints and ends the program."""
         others = ", ".join(f"{name} {installed(name)}" for name in ("transformers", "torch"))
-        parser.exit(message=f"hf-eagle3 {__version__} ({others}, Python {platform.python_version()})\n")
+        print(f"hf-eagle3 {__version__} ({others}, Python {platform.python_version()})")
+        parser.exit()
 
 
 def installed(name: str) -> str:
