@@ -43,9 +43,9 @@ def pair(tmp_path_factory):
             shutil.copytree(folder / model, folder / f"{model}-{name}")
             path = folder / f"{model}-{name}" / "config.json"
             path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    shutil.copytree(folder / "target", folder / "target-cut")
-    weights = folder / "target-cut" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
+        shutil.copytree(folder / model, folder / f"{model}-cut")
+        weights = folder / f"{model}-cut" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
     return folder
 
 
@@ -62,6 +62,7 @@ def only_line(capsys) -> str:
     return lines[0]
 
 
+REGENERATE = ["prepare", "regenerate", "--data", "x", "--output", "y", "--target", "user/target"]
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 
 
@@ -122,6 +123,12 @@ def test_a_mistake_is_one_line_with_its_remedy(pair, changes, messages, capsys):
         (["inspect", "--target", "{pair}/target-cut/config.json"], "is a file"),
         (["inspect", "--target", "{pair}/target-act"], "unknown name 'banana'"),
         (["inspect", "--draft", "{pair}/draft-eps"], "`rms_norm_eps` is nan"),
+        (["inspect", "--draft", "{pair}/draft-cut"], "`--draft` {pair}/draft-cut cannot be read"),
+        (
+            ["benchmark", "--no-plots", "--tasks", "{pair}/draft/model.safetensors"],
+            "/model.safetensors cannot be read",
+        ),
+        ([*REGENERATE, "--seed", str(2**32)], "`--seed` is 4294967296"),
         (["benchmark", "--target", "./nowhere", "--draft", "random"], "`--target` ./nowhere does not exist"),
         (["benchmark", "--assistant", "./nowhere"], "`--assistant` ./nowhere does not exist"),
         (
@@ -139,7 +146,7 @@ def test_other_commands_say_it_alike(pair, words, message, capsys):
     assert main([word.format(pair=pair) for word in words]) == 2
     line = only_line(capsys)
     assert line.startswith(f"hf-eagle3 {words[0]}: ")
-    assert message in line
+    assert message.format(pair=pair) in line
 
 
 def test_a_full_disk_is_told_in_one_line(tmp_path):
@@ -282,7 +289,6 @@ def test_values_that_mean_nothing_are_refused(pair, words, capsys):
     assert f"argument {words[0]}: {words[1]!r} is not a" in capsys.readouterr().err
 
 
-REGENERATE = ["prepare", "regenerate", "--data", "x", "--output", "y", "--target", "user/target"]
 ENDPOINT = ["--endpoint", "http://localhost:1/v1"]
 
 

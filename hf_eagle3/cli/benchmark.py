@@ -19,6 +19,7 @@ from ..benchmarks.work import Settings, Workload
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
 from .loading import dtype_for, load_causal_lm, load_draft, load_target, load_tokenizer, needs_extra, usable_device
+from .mistakes import explained
 from .options.benchmark import EMBEDDED, RANDOM
 
 
@@ -103,7 +104,8 @@ def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
     tasks = []
     for source in dict.fromkeys(arguments.tasks):
         if source != EMBEDDED:
-            tasks.append(prompts.load_task(source, arguments.limit))
+            with explained(f"`--tasks` {source} cannot be read", "Give a .jsonl file in UTF-8, or a known name."):
+                tasks.append(prompts.load_task(source, arguments.limit))
             continue
         for domain in dict.fromkeys(row["domain"] for row in embedded.prompts()):
             lines = [json.dumps(row) for row in embedded.prompts(domain)[: arguments.limit]]

@@ -136,7 +136,8 @@ def describe_draft(source: str, target: ExportTarget | None) -> dict:
     """What `inspect` says of a draft, alone or beside a target."""
     raw = checkpoint.load_config(source)
     config = Eagle3Config.from_dict(raw)
-    stored = stored_shapes(source)
+    with explained(f"`--draft` {source} cannot be read", MODEL_REMEDY):
+        stored = stored_shapes(source)
     if stored is not None:
         config = config.changed(checkpoint.fields_from_names(stored))
     dialect = dialects.SPECULATORS if "speculators_model_type" in raw else dialects.PLAIN

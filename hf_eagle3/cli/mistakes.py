@@ -13,9 +13,11 @@ from types import TracebackType
 
 
 PACKAGE = __name__.partition(".")[0]
-REFUSALS = (ValueError, FloatingPointError)
+REFUSALS = (ValueError, FloatingPointError, ImportError)
+# Whose refusals are meant for the caller: this package's, and those of repository ids, tokens and names by the Hub's.
+REFUSING = (PACKAGE, "huggingface_hub")
 HTTP_LIBRARIES = ("httpx", "httpx2", "requests")  # which one is under huggingface_hub depends on its version
-BAD_REPOSITORY_ID, OUT_OF_MEMORY = "HFValidationError", "OutOfMemoryError"  # huggingface_hub's and torch's
+OUT_OF_MEMORY = "OutOfMemoryError"  # torch's
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 CUT_WRITES = ("PytorchStreamWriter failed writing", ". unexpected pos ")  # what torch.save says
 LONGEST_REASON = 400
@@ -60,8 +62,8 @@ def in_one_line(error: Exception) -> str | None:
         return f"writing failed, as the disk is full: {reason(error)} Free some space, or name another disk."
     if OUT_OF_MEMORY in names:
         return f"{reason(error)} Take smaller batches, `--dtype bfloat16`, or another `--device`."
-    is_refusal = isinstance(error, REFUSALS) and is_raised_by(error, (PACKAGE,))
-    return str(error) if is_refusal or isinstance(error, OSError) or BAD_REPOSITORY_ID in names else None
+    is_refusal = isinstance(error, REFUSALS) and is_raised_by(error, REFUSING)
+    return str(error) if is_refusal or isinstance(error, OSError) else None
 
 
 def is_raised_by(error: Exception, modules: tuple[str, ...]) -> bool:

@@ -97,14 +97,15 @@ def features(arguments: argparse.Namespace, data) -> int:
     print(f"{len(samples)} samples, {tokens} tokens: about {size:.2f} GiB in {arguments.output}", flush=True)
     if arguments.estimate:
         return 0
-    writer = FeatureWriter(
-        arguments.output,
-        target,
-        config,
-        tokenizer,
-        getattr(torch, arguments.store_dtype),
-        arguments.max_length,
-    )
+    with explained(f"`--output` {arguments.output} cannot be continued", "Name a new folder."):
+        writer = FeatureWriter(
+            arguments.output,
+            target,
+            config,
+            tokenizer,
+            getattr(torch, arguments.store_dtype),
+            arguments.max_length,
+        )
     with tqdm(total=len(samples), initial=sum(writer.provenance.shards), unit="sample", disable=None) as progress:
         written = writer.write(samples, progress)
     print(f"{written} samples written")

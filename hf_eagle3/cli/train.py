@@ -119,8 +119,8 @@ def first_draft(own: dict, args, target, samples) -> Eagle3DraftModel:
     size = own["draft_vocab_size"] or min(DEFAULT_DRAFT_VOCABULARY, vocabulary)
     if own["vocabulary"] and size >= vocabulary:
         raise UserError(
-            f"`--vocabulary` has no effect, as the draft proposes all {vocabulary} tokens of the target; leave it out, or "
-            "add a smaller `--draft-vocab-size`."
+            f"`--vocabulary` has no effect, as the draft proposes all {vocabulary} tokens of the target; leave it "
+            "out, or add a smaller `--draft-vocab-size`."
         )
     counts = token_counts(own, samples, vocabulary) if size < vocabulary else None
     draft = new_draft(target, size, counts, not own["random_start"], **draft_options(own["draft_option"]))

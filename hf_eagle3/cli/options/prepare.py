@@ -92,6 +92,8 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.task != "regenerate":
         check_sources(arguments, "--target", "--draft")
         return
+    if arguments.seed >= 2**32:
+        raise ValueError(f"`--seed` is {arguments.seed}; give a whole number below 2 ** 32.")
     refuse_unused_sampling(arguments)
     if arguments.endpoint:
         why = "with `--endpoint`, whose server runs the model; leave it out."
