@@ -142,14 +142,14 @@ def test_a_mistake_is_one_line_with_its_remedy(pair, changes, messages, capsys):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_other_commands_say_it_alike(pair, words, message, capsys):
+def test_other_commands_report_mistakes_in_the_same_way(pair, words, message, capsys):
     assert main([word.format(pair=pair) for word in words]) == 2
     line = only_line(capsys)
     assert line.startswith(f"hf-eagle3 {words[0]}: ")
     assert message.format(pair=pair) in line
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path):
+def test_a_full_disk_is_reported_in_one_line(tmp_path):
     """Under a limit on file sizes, which is what safetensors, torch and Python meet on a full disk too."""
     tensors = {"weight": torch.zeros(100_000)}
     writers = (
@@ -218,7 +218,7 @@ def raised_by(call) -> Exception:
         lambda: torch.zeros(2) + torch.zeros(3),
     ],
 )
-def test_an_error_that_nobody_raised_for_the_caller_is_a_bug(call):
+def test_an_error_that_no_raise_of_ours_made_is_a_bug(call):
     error = raised_by(call)
     assert in_one_line(error) is None
 

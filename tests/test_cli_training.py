@@ -111,7 +111,7 @@ def test_resume_true_takes_the_last_checkpoint(folder, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
-def test_a_cut_checkpoint_is_named_with_the_way_on(folder, tmp_path, name, capsys):
+def test_a_truncated_checkpoint_is_named_with_the_remedy(folder, tmp_path, name, capsys):
     data = ("--train-data", str(folder / "chats.jsonl"), "--save-strategy", "steps", "--save-steps", "1")
     last = ("--num-generation-prompts", "0", "--resume-from-checkpoint", "true")
     assert main(train(folder, tmp_path, *data, *last, "--max-steps", "2")) == 0
@@ -128,7 +128,7 @@ def test_a_cut_checkpoint_is_named_with_the_way_on(folder, tmp_path, name, capsy
 
 
 def test_a_full_disk_while_features_are_computed(folder, tmp_path, capsys):
-    """Under a limit on file sizes. What was written is kept, and the next run goes on behind it."""
+    """Under a limit on file sizes. What was written is kept, and the next run continues after it."""
     common = ["--data", str(folder / "chats.jsonl"), "--target", str(folder / "target"), "--device", "cpu"]
     features = ["prepare", "features", *common, "--output", str(tmp_path / "features")]
     assert main([*features, "--estimate"]) == 0  # the data set is in its cache now
@@ -144,7 +144,7 @@ def test_a_full_disk_while_features_are_computed(folder, tmp_path, capsys):
     assert main(features) == 0
 
 
-def test_options_of_a_draft_that_goes_on_are_applied(folder, tmp_path, capsys):
+def test_draft_option_overrides_a_given_draft(folder, tmp_path, capsys):
     """Beside `--draft`, `--draft-option` overrides what the file says, as `from_pretrained` does."""
     data = ("--train-data", str(folder / "chats.jsonl"), "--num-generation-prompts", "0")
     assert main(train(folder, tmp_path / "first", *data)) == 0

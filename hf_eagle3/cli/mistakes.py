@@ -1,4 +1,4 @@
-"""Which errors are the caller's mistake, told in one line, and which are bugs, shown with their traceback.
+"""Which errors are the caller's mistake, reported in one line, and which are bugs, shown with their traceback.
 
 A mistake is what this package refuses by a `raise` of its own (each names argument, value and remedy), what the
 operating system or the Hub reports, and what another library says of a file or id that the caller named (`explained`).

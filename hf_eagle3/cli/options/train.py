@@ -20,7 +20,7 @@ OPTIONS = {
     "--eval-split": {"help": "default: train"},
     "--streaming": {"action": "store_true", "help": "read the data while training; needs --max-steps"},
     "--features": {"help": "folder of `prepare features`: train on these instead of running the target"},
-    "--draft": {"help": "go on from this draft instead of a new one"},
+    "--draft": {"help": "continue from this draft instead of a new one"},
     "--draft-vocab-size": {
         "type": positive,
         "help": f"tokens the draft can propose (default: {DEFAULT_DRAFT_VOCABULARY}, or all if the target "
