@@ -6,6 +6,7 @@ other dialects is `dialects.py`'s work. Does not know any target model beyond it
 
 import copy
 import functools
+import math
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -14,7 +15,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .compat.models import commit_of
+from .compat.models import commit_of, known_activations, known_rope_types
 from .dialects import read_config
 
 
@@ -191,8 +192,22 @@ class Eagle3Config(PreTrainedConfig):
             )
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"`sliding_window` is {self.sliding_window}; give at least 1, or None for no window.")
+        self._check_numerics()
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("`norm_before_fc` and `fc_norm` are both set; a checkpoint carries one of them.")
+
+    def _check_numerics(self) -> None:
+        """What would otherwise be a bare KeyError while the model is built, or NaN and no rotation while it runs."""
+        rope = self.rope_parameters
+        for name, value, known in (
+            ("hidden_act", self.hidden_act, known_activations()),
+            ("rope_parameters['rope_type']", rope.get("rope_type", "default"), known_rope_types()),
+        ):
+            if known and value not in known:
+                raise ValueError(f"`{name}` is {value!r}; transformers knows {', '.join(known)}.")
+        for name, value in (("rope_theta", rope["rope_theta"]), ("rms_norm_eps", self.rms_norm_eps)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"`{name}` is {value}; give a positive number, e.g. the target's.")
 
     @property
     def fused_features_size(self) -> int:

@@ -1,6 +1,7 @@
 """`hf-eagle3 prepare` and `train` from conversations to a draft, and what they say to mistakes."""
 
 import json
+import resource
 import shutil
 
 import pytest
@@ -110,6 +111,55 @@ def test_resume_true_takes_the_last_checkpoint(folder, tmp_path, capsys):
     assert main(train(folder, tmp_path, *data, *last, "--max-steps", "4")) == 0
     assert not torch.equal(before, load_file(tmp_path / "model.safetensors")["fc.weight"])
     assert json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["global_step"] == 4
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_truncated_checkpoint_is_named_with_the_remedy(folder, tmp_path, name, capsys):
+    data = ("--train-data", str(folder / "chats.jsonl"), "--save-strategy", "steps", "--save-steps", "1")
+    last = ("--num-generation-prompts", "0", "--resume-from-checkpoint", "true")
+    assert main(train(folder, tmp_path, *data, *last, "--max-steps", "2")) == 0
+    cut = tmp_path / "checkpoint-2" / name
+    cut.write_bytes(cut.read_bytes()[:-40])
+    capsys.readouterr()
+    assert main(train(folder, tmp_path, *data, *last, "--max-steps", "3")) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("hf-eagle3 train: `--resume-from-checkpoint`: ")
+    assert "checkpoint-2" in line
+    assert "remove it and resume from the checkpoint before it" in line
+    shutil.rmtree(tmp_path / "checkpoint-2")
+    assert main(train(folder, tmp_path, *data, *last, "--max-steps", "2")) == 0
+
+
+def test_a_full_disk_while_features_are_computed(folder, tmp_path, capsys):
+    """Under a limit on file sizes. What was written is kept, and the next run continues after it."""
+    common = ["--data", str(folder / "chats.jsonl"), "--target", str(folder / "target"), "--device", "cpu"]
+    features = ["prepare", "features", *common, "--output", str(tmp_path / "features")]
+    assert main([*features, "--estimate"]) == 0  # the data set is in its cache now
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert main(features) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("hf-eagle3 prepare: writing failed, as the disk is full")
+    assert "Free some space" in line
+    assert main(features) == 0
+
+
+def test_draft_option_overrides_a_given_draft(folder, tmp_path, capsys):
+    """Beside `--draft`, `--draft-option` overrides what the file says, as `from_pretrained` does."""
+    data = ("--train-data", str(folder / "chats.jsonl"), "--num-generation-prompts", "0")
+    assert main(train(folder, tmp_path / "first", *data)) == 0
+    again = ["train", "--target", str(folder / "target"), "--output-dir", str(tmp_path / "second"), *QUICK, *data]
+    again += ["--max-steps", "1", "--save-strategy", "no", "--draft", str(tmp_path / "first")]
+    assert main([*again, "--draft-option", "rope_theta=500.0", "--draft-option", "norm_output=true"]) == 0
+    config = hf_eagle3.Eagle3DraftModel.from_pretrained(tmp_path / "second").config
+    assert config.norm_output is True
+    assert config.rope_parameters["rope_theta"] == 500.0
+    capsys.readouterr()
+    assert main([*again, "--draft-option", "width=3"]) == 2
+    assert "`--draft-option width` is no field of Eagle3Config" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +284,36 @@ def test_from_training_to_generation_by_id(hub, folder, tmp_path, capsys):  # no
         (["--train-data", "{folder}/chats.jsonl", "--draft-option", "intermediate_size=many"], "intermediate_size"),
         (["--train-data", "{folder}/chats.jsonl", "--draft-option", "target_layer_ids=[1,"], "not YAML"),
         (["--train-data", "{folder}/target/config.json"], "A sample has the columns"),
+        (
+            ["--train-data", "{folder}/chats.jsonl", "--vocabulary", "{folder}/chats.jsonl"],
+            "`--vocabulary` has no effect",
+        ),
+        (
+            [
+                *("--train-data", "{folder}/chats.jsonl", "--draft-vocab-size", "9"),
+                "--vocabulary",
+                "{folder}/chats.jsonl",
+            ],
+            "`--vocabulary` {folder}/chats.jsonl cannot be read",
+        ),
+        (
+            [
+                *("--train-data", "{folder}/chats.jsonl", "--draft-vocab-size", "9"),
+                "--vocabulary",
+                "{folder}/target/config.json",
+            ],
+            "`--vocabulary` {folder}/target/config.json holds no counts",
+        ),
+        (["--train-data", "{folder}/chats.jsonl", "--target", "{folder}"], "`--target` {folder} cannot be loaded"),
+        (["--train-data", "{folder}/chats.jsonl", "--resume-from-checkpoint", "{folder}/no"], "/no is no directory"),
+        (
+            ["--train-data", "{folder}/chats.jsonl", "--load-best-model-at-end", "true", "--eval-strategy", "steps"],
+            "The training arguments cannot be used: --load_best_model_at_end requires the save and eval strategy",
+        ),
+        (
+            ["--config", "{folder}/target/model.safetensors"],
+            "`--config {folder}/target/model.safetensors` cannot be read",
+        ),
     ],
     ids=str,
 )
@@ -242,7 +322,7 @@ def test_mistakes_end_in_one_line(folder, tmp_path, capsys, arguments, message):
     assert main(train(folder, tmp_path, *arguments)) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("hf-eagle3 train:")
-    assert message in error
+    assert message.format(folder=folder) in error
 
 
 def test_every_field_of_the_arguments_has_its_help(capsys):

@@ -19,6 +19,7 @@ LAYERS = (
         "dialects",
         "vocabulary",
         "metrics",
+        "training_options",
         "tree_config",
         "configuration_eagle3",
         "attention_inputs",
@@ -29,7 +30,7 @@ LAYERS = (
     ("modeling_eagle3", "fitting"),
     ("generation", "data", "hub"),
     ("training", "benchmarks"),
-    ("__init__", "cli", "embedded"),
+    ("__init__", "__main__", "cli", "embedded"),
 )
 # Files that run the whole package, beside those that the whole package asks.
 ON_TOP = (("compat", "contract"), ("compat", "__main__"))

@@ -108,7 +108,7 @@ def test_limits_and_settings_come_from_the_environment(monkeypatch):
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
 def test_a_device_that_is_not_there_is_named(device):
-    with pytest.raises(ValueError, match=f"Device '{device}' .* cannot be used"):
+    with pytest.raises(ValueError, match=f"'{device}' cannot be used"):
         pairs.load(Settings(device=device))
 
 

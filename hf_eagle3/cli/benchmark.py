@@ -5,11 +5,10 @@ import json
 import shlex
 import sys
 from collections import Counter
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .. import embedded
 from ..benchmarks import environment, methods, prompts, report
@@ -22,69 +21,22 @@ from ..configuration_eagle3 import Eagle3Config
 from ..data.features import fingerprint
 from ..modeling_eagle3 import Eagle3DraftModel
 from .loading import (
-    add_device_arguments,
+    dtype_for,
     load_any_draft,
+    load_causal_lm,
     load_draft,
     load_target,
+    load_tokenizer,
     needs_extra,
-    positive,
     tokenizer_note,
+    usable_device,
 )
+from .mistakes import explained
+from .options.benchmark import EMBEDDED, RANDOM
 
 
-HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
-EMBEDDED, RANDOM = "embedded", "random"
 # Where the dtype leaves no excuse for another text.
 EXACT_DTYPES = (torch.float32, torch.float64)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", default=EMBEDDED, help="directory or Hub id (default: the pair that ships)")
-    parser.add_argument(
-        "--draft",
-        help="directory or Hub id of its draft; random: untrained weights, which show what speculation costs",
-    )
-    parser.add_argument("--assistant", help="directory or Hub id of a small causal LM, for the method assisted")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"{methods.SYNTAX} (default: all that can run)")
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help=f"{', '.join(prompts.HUB_SETS)} (from the Hub), .jsonl files, embedded (default: embedded for the pair "
-        "that ships, else the five of the Hub)",
-    )
-    parser.add_argument("--limit", type=positive, default=80, help="prompts per task (default: 80)")
-    parser.add_argument(
-        "--temperatures", type=temperature, nargs="+", default=[0.0, 1.0], help="0 is greedy (default: 0 1)"
-    )
-    parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1], help="(default: 1)")
-    parser.add_argument("--seeds", type=natural, nargs="+", default=[0], help="(default: 0)")
-    parser.add_argument("--repetitions", type=positive, default=3, help="rounds on each call (default: 3)")
-    parser.add_argument("--warm-up", type=natural, default=1, help="untimed calls of each method before (default: 1)")
-    parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
-    parser.add_argument("--ignore-eos", action="store_true", help="always write --max-new-tokens")
-    parser.add_argument("--raw", action="store_true", help="do not wrap prompts in the tokenizer's chat template")
-    parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), help="(default: benchmark)")
-    parser.add_argument("--no-plots", action="store_true", help="no pictures, so no matplotlib")
-    add_device_arguments(parser, "all models")
-
-
-def natural(text: str) -> int:
-    """An argument type: a whole number of at least 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def temperature(text: str) -> float:
-    """An argument type: a number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature; give a number of at least 0")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -92,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = load_tasks(arguments)
     target = load_target(arguments)
     draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments, target)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+    tokenizer = load_tokenizer(arguments.target)
     if arguments.draft != RANDOM and (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
         print(f"hf-eagle3 benchmark: {note}", file=sys.stderr)
     chosen = methods.parse(arguments.methods, draft, load_assistant(arguments, target, tokenizer))
@@ -148,6 +100,7 @@ def complete(arguments: argparse.Namespace) -> None:
     arguments.named_draft = arguments.draft
     if arguments.draft == EMBEDDED:
         arguments.draft = str(embedded.DRAFT)
+    arguments.dtype = dtype_for(arguments.target, arguments.dtype, usable_device(arguments.device))
     arguments.methods = arguments.methods or methods.default_names(arguments.assistant is not None)
     arguments.tasks = arguments.tasks or ([EMBEDDED] if ships else list(prompts.HUB_SETS))
     if set(arguments.tasks) & set(prompts.HUB_SETS):
@@ -165,7 +118,8 @@ def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
     tasks = []
     for source in dict.fromkeys(arguments.tasks):
         if source != EMBEDDED:
-            tasks.append(prompts.load_task(source, arguments.limit))
+            with explained(f"`--tasks` {source} cannot be read", "Give a .jsonl file in UTF-8, or a known name."):
+                tasks.append(prompts.load_task(source, arguments.limit))
             continue
         for domain in dict.fromkeys(row["domain"] for row in embedded.prompts()):
             lines = [json.dumps(row) for row in embedded.prompts(domain)[: arguments.limit]]
@@ -182,11 +136,11 @@ def load_assistant(arguments: argparse.Namespace, target: PreTrainedModel, token
     """The small model beside the target; with both tokenizers where their vocabularies differ."""
     if arguments.assistant is None:
         return None
-    model = AutoModelForCausalLM.from_pretrained(arguments.assistant, dtype=target.dtype).to(target.device).eval()
+    model = load_causal_lm("--assistant", arguments.assistant, dtype=target.dtype).to(target.device).eval()
     sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (target, model)]
     if sizes[0] == sizes[1]:
         return methods.Assistant(model, {})
-    own = AutoTokenizer.from_pretrained(arguments.assistant)
+    own = load_tokenizer(arguments.assistant, "--assistant")
     return methods.Assistant(model, {"tokenizer": tokenizer, "assistant_tokenizer": own})
 
 

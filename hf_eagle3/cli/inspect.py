@@ -26,32 +26,24 @@ from ..compat.calls import makes_dynamic_cache
 from ..compat.models import attention_name, auto_class_of, set_attention_name
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
 from ..fitting import fit_notes
-from ..hub import engines, registry
+from ..hub import dialects, engines, registry
 from ..hub.export import ExportTarget
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit, decoding_mode, own_cache
-from .loading import TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
+from .loading import MODEL_REMEDY, TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
+from .mistakes import explained
 
 
-HELP = "how a target would be sped up and what a draft for it needs; how a draft fits (no weights are loaded)"
 YES = {True: "yes", False: "no"}
 SERVED = "would be served as it is"
 FLAGS = (*OPTIONAL_FLAGS, "attention_bias", "mlp_bias")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", help="directory or Hub id of a target")
-    parser.add_argument("--draft", help="directory or Hub id of a draft")
-    parser.add_argument("--attention", help="the target's attn_implementation (default: its own)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-
-
 def run(arguments: argparse.Namespace) -> int:
-    if not (arguments.target or arguments.draft):
-        raise ValueError("Name a `--target`, a `--draft` or both.")
     report, target = {}, None
     if arguments.target:
-        target = ExportTarget.load(arguments.target)
+        with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
+            target = ExportTarget.load(arguments.target)
         report["target"] = describe_target(arguments.target, target, arguments.attention)
     if arguments.draft:
         report["draft"] = describe_draft(arguments.draft, target)
@@ -87,7 +79,8 @@ def describe_target(source: str, target: ExportTarget, attention: str | None) ->
     """What `inspect` says of a target, by the names of its JSON."""
     config = target.config
     text = config.get_text_config(decoder=True)
-    model = empty_model(config, attention)
+    with explained(f"`--target` {source} cannot be built", "See its config.json and `--attention`."):
+        model = empty_model(config, attention)
     mode = decoding_mode(model, empty_cache(model))
     out = {
         "name": target.facts.name or source,
@@ -149,10 +142,11 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         return describe_draft(base, target, revision=revision) | {"name": source, "adapter_of": base}
     raw = checkpoint.load_config(source, **hub)
     config = Eagle3Config.from_dict(raw)
-    stored = stored_shapes(source, **hub)
+    with explained(f"`--draft` {source} cannot be read", MODEL_REMEDY):
+        stored = stored_shapes(source, **hub)
     if stored is not None:
         config = config.changed(checkpoint.fields_from_names(stored, config))
-    dialect = engines.SPECULATORS if "speculators_model_type" in raw else engines.PLAIN
+    dialect = dialects.SPECULATORS if "speculators_model_type" in raw else dialects.PLAIN
     out = {
         "name": source,
         "dialect": dialect,
@@ -180,7 +174,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
     found = engines.findings(engines.Case(config, dialect, facts))
     out["engines"] = {
         engine: [f"{f.rule.name}: {f.rule.consequence}" for f in found if f.engine == engine] or SERVED
-        for engine in engines.READERS[dialect]
+        for engine in dialects.READERS[dialect]
     }
     return out
 

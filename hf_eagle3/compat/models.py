@@ -12,6 +12,9 @@ LlamaRotaryEmbedding = uses(
     "transformers.models.llama.modeling_llama", "LlamaRotaryEmbedding", "the draft's rotary embedding"
 )
 ACT2FN = uses("transformers.activations", "ACT2FN", "the draft's activation function")
+ROPE_INIT_FUNCTIONS = uses(
+    "transformers.modeling_rope_utils", "ROPE_INIT_FUNCTIONS", "`config.json` is checked", scope=COMMANDS
+)
 AttentionInterface = uses("transformers", "AttentionInterface", "attention of verification passes")
 sdpa_attention_forward = uses(
     "transformers.integrations.sdpa_attention", "sdpa_attention_forward", "attention of verification passes"
@@ -51,6 +54,16 @@ def rotary_embedding(config: PreTrainedConfig) -> nn.Module:
 def activation(name: str) -> nn.Module:
     """The activation function that model configurations call `name`."""
     return nn.SiLU() if is_missing(ACT2FN) else ACT2FN[name]
+
+
+def known_activations() -> tuple[str, ...]:
+    """What `activation` takes; empty: not known."""
+    return () if is_missing(ACT2FN) else tuple(ACT2FN)
+
+
+def known_rope_types() -> tuple[str, ...]:
+    """The `rope_type`s that `rotary_embedding` computes; empty: not known."""
+    return () if is_missing(ROPE_INIT_FUNCTIONS) else ("default", *ROPE_INIT_FUNCTIONS)
 
 
 def commit_of(config: PreTrainedConfig) -> str | None:

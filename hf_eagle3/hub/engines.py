@@ -13,13 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config, default_target_layer_ids
-
-
-VLLM, SGLANG, ORIGINAL = "vllm", "sglang", "original"
-PLAIN, SPECULATORS = "plain", "speculators"
-# Who reads which dialect.
-READERS = {PLAIN: (VLLM, SGLANG, ORIGINAL), SPECULATORS: (VLLM,)}
-NAMES = {VLLM: "vLLM", SGLANG: "SGLang", ORIGINAL: "the original EAGLE code"}
+from .dialects import NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import hf_eagle3
 from hf_eagle3 import embedded
 from hf_eagle3.cli import loading
+from hf_eagle3.cli.options.shared import DTYPES
 
 
 WARM_UP_TOKENS = 16
@@ -38,8 +39,8 @@ class Settings:
                 f"A {given} is given without a {missing}. Give both, or neither for the embedded pair "
                 "(HF_EAGLE3_TARGET and HF_EAGLE3_DRAFT, or --target and --draft)."
             )
-        if self.dtype not in loading.DTYPES:
-            raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; known are {', '.join(loading.DTYPES)}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; known are {', '.join(DTYPES)}.")
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -88,21 +89,14 @@ def load(settings: Settings) -> Pair:
     Raises:
         ValueError, OSError: the pair does not exist, or draft and target do not fit.
     """
-    device = settings.device or loading.best_device()
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"Device {device!r} (HF_EAGLE3_DEVICE or --device) cannot be used: {reason}. Give cpu, cuda, mps, ..."
-        ) from None
+    device = loading.usable_device(settings.device, "`--device` (or HF_EAGLE3_DEVICE)")
     if not settings.target:
         dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
         return Pair(*embedded.load_pair(dtype, device), "the embedded pair", is_toy=True)
     arguments = argparse.Namespace(target=settings.target, draft=settings.draft, dtype=settings.dtype, device=device)
     target = loading.load_target(arguments)
     draft = loading.load_draft(arguments, target)
-    return Pair(target, draft, loading.AutoTokenizer.from_pretrained(settings.target), settings.target)
+    return Pair(target, draft, loading.load_tokenizer(settings.target), settings.target)
 
 
 def leave_a_core() -> None:
