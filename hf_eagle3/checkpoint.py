@@ -65,6 +65,7 @@ EXTRA_FIELDS = (
     "embed_trained",
     "target_name_or_path",
     "target_revision",
+    "chat_template_kwargs",
 )
 IDS_KEY = "eagle_aux_hidden_state_layer_ids"
 

@@ -19,7 +19,7 @@ from ..benchmarks.statistics import rows
 from ..benchmarks.work import Settings, Workload
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive
+from .loading import add_device_arguments, add_template_argument, load_draft, load_target, needs_extra, positive
 
 
 HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
     parser.add_argument("--ignore-eos", action="store_true", help="always write --max-new-tokens")
     parser.add_argument("--raw", action="store_true", help="do not wrap prompts in the tokenizer's chat template")
+    add_template_argument(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), help="(default: benchmark)")
     parser.add_argument("--no-plots", action="store_true", help="no pictures, so no matplotlib")
     add_device_arguments(parser, "all models")
@@ -93,6 +94,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
         ignore_eos=arguments.ignore_eos,
         raw=arguments.raw,
+        chat_template_kwargs=arguments.chat_template_kwargs or {},
     )
     workload = Workload(target, tokenizer, settings)
     tasks = [workload.fitting(task) for task in tasks]
@@ -110,7 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
             runner.run(plan)
     except KeyboardInterrupt:
         interrupted = True
-    document = describe(arguments, target, runner, ceilings, interrupted)
+    document = describe(arguments, target, tasks, runner, ceilings, interrupted)
     write(document, arguments)
     refused = [row for row in document["rows"] if row["speedup"] is None]
     for row in refused:
@@ -125,6 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def complete(arguments: argparse.Namespace) -> None:
     """Fill in the defaults that depend on each other, and refuse what cannot be, before anything is loaded."""
+    if arguments.raw and arguments.chat_template_kwargs:
+        raise ValueError("`--chat-template-kwargs` has no effect with `--raw`; leave one out.")
     ships = arguments.target == EMBEDDED
     arguments.named_target = arguments.target
     if ships:
@@ -157,7 +161,7 @@ def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
             continue
         for domain in dict.fromkeys(row["domain"] for row in embedded.prompts()):
             lines = [json.dumps(row) for row in embedded.prompts(domain)[: arguments.limit]]
-            tasks.append(prompts.Task(domain, tuple(prompts.read_lines(lines, EMBEDDED))))
+            tasks.append(prompts.Task(domain, tuple(prompts.read_lines(lines, []))))
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(
@@ -196,7 +200,12 @@ def show_ceilings(ceilings: list[Ceiling]) -> None:
 
 
 def describe(
-    arguments: argparse.Namespace, target: PreTrainedModel, runner: Runner, ceilings: list[Ceiling], interrupted: bool
+    arguments: argparse.Namespace,
+    target: PreTrainedModel,
+    tasks: list[prompts.Task],
+    runner: Runner,
+    ceilings: list[Ceiling],
+    interrupted: bool,
 ) -> dict:
     """The JSON document."""
     settings = runner.settings
@@ -214,6 +223,8 @@ def describe(
             "methods": [method.name for method in runner.methods],
             "skipped": runner.skipped,
             **vars(settings),
+            "unreadable": Counter({task.name: task.num_unreadable for task in tasks if task.num_unreadable})
+            + Counter(task for task, _, _ in runner.workload.refused),
             "left_out": Counter(task for task, _, _ in sorted(runner.workload.left_out)),
             "interrupted": interrupted,
             "command": command(arguments),
@@ -241,6 +252,7 @@ def command(arguments: argparse.Namespace) -> str:
         "--repetitions": [arguments.repetitions],
         "--warm-up": [arguments.warm_up],
         "--max-new-tokens": [arguments.max_new_tokens],
+        "--chat-template-kwargs": [json.dumps(given)] if (given := arguments.chat_template_kwargs) else [],
     }
     words = [word for name, values in options.items() if values for word in (name, *map(str, values))]
     words += ["--ignore-eos"] * arguments.ignore_eos + ["--raw"] * arguments.raw

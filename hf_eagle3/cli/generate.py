@@ -13,7 +13,7 @@ from .. import metrics
 from ..benchmarks.timing import timed
 from ..generation.costs import relative_costs
 from ..generation.stats import SpeculationStats, record
-from .loading import add_pair_arguments, add_tree_arguments, encode, load_pair
+from .loading import add_pair_arguments, add_template_argument, add_tree_arguments, encode, load_pair
 
 
 HELP = "generate text with a draft; show tokens/s, acceptance and where time goes"
@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pair_arguments(parser)
     parser.add_argument("--prompt", required=True, help="the text, or - for standard input")
     parser.add_argument("--raw", action="store_true", help="do not wrap the prompt in the tokenizer's chat template")
+    add_template_argument(parser)
     parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument("--top-k", type=int, default=0, help="0: off (default: 0)")
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     target, draft, tokenizer = load_pair(arguments)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    inputs = encode(tokenizer, prompt, arguments.raw, target.device)
+    inputs = encode(tokenizer, prompt, arguments.raw, target.device, arguments.chat_template_kwargs)
     options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
     if options["do_sample"]:
         options |= {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}

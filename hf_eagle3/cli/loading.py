@@ -1,6 +1,7 @@
 """What several commands share: loading a pair, devices, prompts."""
 
 import argparse
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from .. import checkpoint
 from ..configuration_eagle3 import Eagle3Config
+from ..data.conversations import checked_template_kwargs, rendered
 from ..generation.transfer import best_device
 from ..modeling_eagle3 import Eagle3DraftModel
 
@@ -22,6 +24,26 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def json_object(text: str) -> dict:
+    """An argument type: a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object such as " + '{"enable_thinking": false}')
+    return value
+
+
+def add_template_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="further arguments of the chat template, e.g. '{\"enable_thinking\": false}'",
+    )
 
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,14 +143,19 @@ def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3D
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool, device: torch.device
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    raw: bool,
+    device: torch.device,
+    template_kwargs: dict | None = None,
 ) -> dict[str, torch.Tensor]:
     """Token ids of one prompt, as a chat turn where the tokenizer has a template and `raw` is not asked for."""
+    if raw and template_kwargs:
+        raise ValueError("`--chat-template-kwargs` has no effect with `--raw`; leave one out.")
+    options = checked_template_kwargs(template_kwargs, tokenizer)
     if tokenizer.chat_template is not None and not raw:
         messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        inputs = rendered(tokenizer, messages, options, add_generation_prompt=True, return_tensors="pt")
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
     inputs.pop("token_type_ids", None)

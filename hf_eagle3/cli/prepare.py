@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
-from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive
+from .loading import add_device_arguments, add_template_argument, load_draft, load_target, needs_extra, positive
 
 
 HELP = "prepare training data: regenerate answers, choose the draft vocabulary, compute features beforehand"
@@ -70,6 +70,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="preset, file, folder or Hub id")
     parser.add_argument("--split", help="default: train")
     parser.add_argument("--limit", type=positive, help="only the first so many samples")
+    add_template_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -84,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def regenerate(arguments: argparse.Namespace, data) -> int:
+    from ..data.conversations import checked_template_kwargs
     from ..data.regenerate import Endpoint, InProcess, Sampling, finished_ids
     from ..data.regenerate import regenerate as answer_all
 
@@ -100,29 +102,40 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
     else:
         target = load_target(arguments)
         draft = load_draft(arguments, target) if arguments.draft else None
-        answer = InProcess(target, AutoTokenizer.from_pretrained(arguments.target), sampling, draft)
+        tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+        checked_template_kwargs(arguments.chat_template_kwargs, tokenizer)
+        answer = InProcess(target, tokenizer, sampling, draft)
         batch_size = arguments.batch_size
     done = len(finished_ids(Path(arguments.output)))
     with tqdm(total=len(data), initial=done, unit="conversation", disable=None) as progress:
-        written = answer_all(data, arguments.output, answer, batch_size, progress)
+        written = answer_all(data, arguments.output, answer, batch_size, progress, arguments.chat_template_kwargs)
     print(f"{written} conversations written to {arguments.output}, {done} were there")
     return 0
 
 
 def tokens_of(arguments: argparse.Namespace, data):
+    """(tokenised samples, tokenizer, vocabulary size of the target)."""
+    from transformers import AutoConfig
+
     from ..data.loading import tokenised
 
     tokenizer = AutoTokenizer.from_pretrained(arguments.target)
-    return tokenised(data, tokenizer, arguments.max_length, name=f"`{arguments.data}`"), tokenizer
+    size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
+    samples = tokenised(
+        data,
+        tokenizer,
+        arguments.max_length,
+        name=f"`{arguments.data}`",
+        template_kwargs=arguments.chat_template_kwargs,
+        vocab_size=size,
+    )
+    return samples, tokenizer, size
 
 
 def vocabulary(arguments: argparse.Namespace, data) -> int:
-    from transformers import AutoConfig
-
     from ..training.new_draft import count_tokens
 
-    samples, _ = tokens_of(arguments, data)
-    size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
+    samples, _, size = tokens_of(arguments, data)
     counts = count_tokens(samples, size)
     Path(arguments.output).write_text(
         json.dumps(
@@ -143,7 +156,7 @@ def features(arguments: argparse.Namespace, data) -> int:
     from ..data.features import FeatureWriter, estimate_bytes
     from ..target import Target
 
-    samples, tokenizer = tokens_of(arguments, data)
+    samples, tokenizer, _ = tokens_of(arguments, data)
     target = load_target(arguments)
     if arguments.draft:
         config = Eagle3Config.from_pretrained(arguments.draft)
@@ -161,6 +174,7 @@ def features(arguments: argparse.Namespace, data) -> int:
         tokenizer,
         getattr(torch, arguments.store_dtype),
         arguments.max_length,
+        template_kwargs=arguments.chat_template_kwargs,
     )
     with tqdm(total=len(samples), initial=sum(writer.provenance.shards), unit="sample", disable=None) as progress:
         written = writer.write(samples, progress)

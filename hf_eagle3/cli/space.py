@@ -3,10 +3,11 @@ wheel carries as `hf_eagle3/eagle3_demo`."""
 
 import argparse
 import importlib
+import json
 import sys
 from pathlib import Path
 
-from .loading import DTYPES, needs_extra, positive
+from .loading import DTYPES, add_template_argument, needs_extra, positive
 
 
 HELP = "a page in the browser: race plain generate, see accepted tokens, plots and draft trees (extra: space)"
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", default="", help="directory or Hub id of its EAGLE-3 draft model")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of both models (default: auto)")
     parser.add_argument("--device", default="", help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
+    add_template_argument(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",
@@ -45,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"The page's files are in neither {FOLDERS[0]} nor {FOLDERS[1]}; install hf-eagle3 anew.")
     sys.path.insert(0, str(folder))
     app, pair = importlib.import_module("app"), importlib.import_module("pair")
-    settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device)
+    kwargs = json.dumps(arguments.chat_template_kwargs) if arguments.chat_template_kwargs else ""
+    settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device, kwargs)
     is_local = arguments.host in app.LOOPBACK
     try:
         app.main(settings, is_local, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)

@@ -97,9 +97,9 @@ def run(arguments: argparse.Namespace) -> int:
         data = FeatureDataset(own["features"])
         draft = first_draft(own, args, target, data.tokens())
         data, held_out = split_off(data)
-        target = CachedTarget(own["features"], target, tokenizer)
+        target = CachedTarget(own["features"], target, tokenizer, args.chat_template_kwargs)
     else:
-        data, held_out = load_data(own, tokenizer, args)
+        data, held_out = load_data(own, tokenizer, args, target.config.get_text_config(decoder=True).vocab_size)
         draft = first_draft(own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
     trainer = Eagle3Trainer(
         model=draft,
@@ -168,6 +168,8 @@ def expand_config(argv: list[str]) -> list[str]:
         flag = "--" + str(name).replace("_", "-")
         if flag[2:] in SWITCHES:
             flags += [flag] if value else []
+        elif isinstance(value, dict) and flag != "--draft-option":
+            flags += [flag, json.dumps(value)]
         elif isinstance(value, dict):
             flags += [x for key, inner in value.items() for x in (flag, f"{key}={json.dumps(inner)}")]
         elif isinstance(value, list):
@@ -204,15 +206,16 @@ def load_target(own: dict, args):
     return AutoModelForCausalLM.from_pretrained(own["target"], **options).to(device)
 
 
-def load_data(own: dict, tokenizer, args):
+def load_data(own: dict, tokenizer, args, vocab_size: int):
     """(training data, evaluation data), tokenised."""
     from ..data.loading import load, tokenised
 
+    options = {"template_kwargs": args.chat_template_kwargs, "vocab_size": vocab_size}
     data = load(own["train_data"], own["train_split"], streaming=bool(own["streaming"]))
-    data = tokenised(data, tokenizer, args.max_length, name=f"`{own['train_data']}`")
+    data = tokenised(data, tokenizer, args.max_length, name=f"`{own['train_data']}`", **options)
     if own["eval_data"]:
         held_out = load(own["eval_data"], own["eval_split"])
-        return data, tokenised(held_out, tokenizer, args.max_length, name=f"`{own['eval_data']}`")
+        return data, tokenised(held_out, tokenizer, args.max_length, name=f"`{own['eval_data']}`", **options)
     return (data, None) if own["streaming"] else split_off(data)
 
 

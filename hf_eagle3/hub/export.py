@@ -32,6 +32,7 @@ NOT_OF_A_LAYER = (
     "draft_vocab_size",
     "eagle_aux_hidden_state_layer_ids",
     "eagle_config",
+    "chat_template_kwargs",
     "embed_trained",
     "fc_norm",
     "norm_before_fc",
@@ -233,5 +234,6 @@ def speculators_config(config: Eagle3Config, facts: engines.TargetFacts) -> dict
         "embed_requires_grad": config.embed_trained,
         "eagle_aux_hidden_state_layer_ids": [i + 1 for i in config.target_layer_ids or ()] or None,
         "tie_word_embeddings": False,
+        "chat_template_kwargs": config.chat_template_kwargs,
     }
     return {name: value for name, value in written.items() if value is not None}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from transformers import TrainingArguments
 
+from ..data.messages import decoded
 from ..tree_config import TreeConfig
 from .losses import LOSSES
 from .objective import ObjectiveConfig
@@ -128,6 +129,13 @@ class Eagle3TrainingArguments(TrainingArguments):
         default=2048,
         metadata={"help": "Longer samples are cut, in tokens. Original code: 2048. Also the length of packed rows."},
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Further arguments of the chat template, as a JSON object, e.g. {"enable_thinking": false}; the '
+            "draft's card names them."
+        },
+    )
     packing: bool = field(
         default=False,
         metadata={"help": "Pack several samples into rows of max_length. They do not see each other."},
@@ -164,6 +172,13 @@ class Eagle3TrainingArguments(TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError(
                 "`remove_unused_columns` must be off: the draft's forward does not name the data's columns."
+            )
+        if isinstance(self.chat_template_kwargs, str):
+            self.chat_template_kwargs = decoded(self.chat_template_kwargs)
+        if not isinstance(self.chat_template_kwargs, dict | None):
+            raise ValueError(
+                f"`chat_template_kwargs` is {self.chat_template_kwargs!r}; give a JSON object such as "
+                '{"enable_thinking": false}.'
             )
         if self.training_time_test_steps < 1:
             raise ValueError(f"`training_time_test_steps` is {self.training_time_test_steps}; it must be at least 1.")
