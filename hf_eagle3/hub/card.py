@@ -122,9 +122,7 @@ def _shape(config: Eagle3Config, facts: CardFacts) -> str:
     if config.sliding_window is not None:
         rows.append(("attention", f"the latest {config.sliding_window} positions"))
     if config.chat_template_kwargs:
-        rows.append(
-            ("chat template", f"trained on text written with `{_cell(json.dumps(config.chat_template_kwargs))}`")
-        )
+        rows.append(("chat template", f"trained on text written with `{_cell(config.chat_template_kwargs)}`"))
     return "## Draft\n\n" + _table(("", ""), rows)
 
 
@@ -152,7 +150,8 @@ def _figures(facts: CardFacts) -> str:
 
 def _cell(value: object) -> str:
     """Text from a file that cannot leave its cell."""
-    return re.sub(r"[|\n\r<>]", " ", str(value)).strip()
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    return re.sub(r"[|\n\r<>]", " ", text).strip()
 
 
 def _transformers(facts: CardFacts) -> str:
