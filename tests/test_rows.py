@@ -48,6 +48,7 @@ BAD = {
 BAD_TOKENS = {
     "nested": ('{"input_ids": [[5, 6], [7]]}', "`input_ids` is [[5, 6], [7]]; give one list of whole numbers"),
     "float": ('{"input_ids": [5.5, 6]}', "`input_ids` is [5.5, 6"),
+    "infinite": ('{"input_ids": [5, 6, 7, Infinity]}', ", inf]; give one list of whole numbers"),
     "words": ('{"input_ids": ["5", "6", "7"]}', "`input_ids` is ['5', '6', '7']"),
     "no list": ('{"input_ids": 5}', "`input_ids` is 5;"),
     "too large": ('{"input_ids": [5, 6, 7, 12]}', "It holds token 12, the target knows 0 to 11"),

@@ -108,7 +108,9 @@ def whole_numbers(row: Mapping, name: str) -> np.ndarray:
         values = np.asarray(row[name])
     except ValueError:  # lists of different lengths
         values = np.asarray(None)
-    is_whole = values.dtype.kind in "iub" or (values.dtype.kind == "f" and bool((values == np.rint(values)).all()))
+    is_whole = values.dtype.kind in "iub"
+    if values.dtype.kind == "f":  # as tables with gaps store them; beyond 2**53, and for NaN, nothing is whole
+        is_whole = bool(((np.abs(values) < 2**53) & (values == np.rint(values))).all())
     if values.ndim != 1 or not (is_whole or values.size == 0):
         raise BadRow(f"`{name}` is {shown(row[name])}; give one list of whole numbers.")
     return values.astype(np.int64)
