@@ -106,7 +106,7 @@ class Job:
         """For a target without a chat template: one question is a text to be continued."""
         if len(self.asked) > 1 or len(self.asked[0]) > 1:
             raise BadRow(
-                "It is a conversation of several turns and the tokenizer has no chat template; give prompts of one turn."
+                "It is a conversation of several turns and the tokenizer has no chat template; give single prompts."
             )
         self.text = "\n".join(message["content"] for message in (*self.messages, *self.asked.pop()))
         self.options, self.is_prompt = {}, True
