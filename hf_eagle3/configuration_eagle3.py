@@ -103,6 +103,8 @@ class Eagle3Config(PreTrainedConfig):
         sliding_window: How many of the latest positions each one attends to, itself included (what speculators trains
             by default). `None`: all.
         target_name_or_path, target_revision: Hub id and commit of the target that the draft was made for, if known.
+        chat_template_kwargs: Further arguments that the target's chat template was given for the training text; the
+            model card names them.
         rope_parameters: As in transformers. Published drafts trained by the original code used theta 10000 whatever
             their target has; pass an override to `from_pretrained` if a file says otherwise.
         max_position_embeddings: A cache hint, not a limit.
@@ -152,6 +154,7 @@ class Eagle3Config(PreTrainedConfig):
     sliding_window: int | None = None
     target_name_or_path: str | None = None
     target_revision: str | None = None
+    chat_template_kwargs: dict | None = None
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:

@@ -50,6 +50,7 @@ EXTRA_FIELDS = (
     "has_lm_head",
     "target_name_or_path",
     "target_revision",
+    "chat_template_kwargs",
 )
 OTHER_NAMES = {"embed_requires_grad": "embed_trained", "use_aux_norm": "fc_norm"}  # speculators'; SGLang's older one
 IDS_KEY = "eagle_aux_hidden_state_layer_ids"

@@ -118,6 +118,13 @@ class TrainingOptions:
         default=2048,
         metadata={"help": "Longer samples are cut, in tokens. Original code: 2048. Also the length of packed rows."},
     )
+    chat_template_kwargs: dict | str | None = field(
+        default=None,
+        metadata={
+            "help": 'Further arguments of the chat template, as a JSON object, e.g. {"enable_thinking": false}; the '
+            "draft's card names them."
+        },
+    )
     packing: bool = field(
         default=False,
         metadata={"help": "Pack several samples into rows of max_length. They do not see each other."},

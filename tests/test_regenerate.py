@@ -132,7 +132,7 @@ def test_one_conversation_that_is_refused_does_not_stop_the_others(tmp_path, ser
     chats = [{"messages": CHAT[:1]}, {"prompt": "too long"}, {"prompt": "why"}]
     assert regenerate(chats, path, Endpoint(server[0], "m", Sampling(), concurrency=2), batch_size=3) == 2
     assert sorted(row["id"] for row in answers(path)) == [0, 2]
-    assert "1 conversations were not answered, the first: conversation 1" in caplog.text
+    assert "1 conversations were not answered. Row 2: http" in caplog.text
 
 
 @pytest.mark.parametrize("message", [{"content": None}, {"content": ""}])

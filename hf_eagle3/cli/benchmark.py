@@ -57,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
         ignore_eos=arguments.ignore_eos,
         raw=arguments.raw,
+        chat_template_kwargs=arguments.chat_template_kwargs or {},
     )
     workload = Workload(target, tokenizer, settings)
     tasks = [workload.fitting(task) for task in tasks]
@@ -74,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             runner.run(plan)
     except KeyboardInterrupt:
         interrupted = True
-    document = describe(arguments, target, runner, ceilings, interrupted)
+    document = describe(arguments, target, tasks, runner, ceilings, interrupted)
     write(document, arguments)
     refused = [row for row in document["rows"] if row["speedup"] is None]
     for row in refused:
@@ -123,7 +124,7 @@ def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
             continue
         for domain in dict.fromkeys(row["domain"] for row in embedded.prompts()):
             lines = [json.dumps(row) for row in embedded.prompts(domain)[: arguments.limit]]
-            tasks.append(prompts.Task(domain, tuple(prompts.read_lines(lines, EMBEDDED))))
+            tasks.append(prompts.Task(domain, tuple(prompts.read_lines(lines, []))))
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(
@@ -162,7 +163,12 @@ def show_ceilings(ceilings: list[Ceiling]) -> None:
 
 
 def describe(
-    arguments: argparse.Namespace, target: PreTrainedModel, runner: Runner, ceilings: list[Ceiling], interrupted: bool
+    arguments: argparse.Namespace,
+    target: PreTrainedModel,
+    tasks: list[prompts.Task],
+    runner: Runner,
+    ceilings: list[Ceiling],
+    interrupted: bool,
 ) -> dict:
     """The JSON document."""
     settings = runner.settings
@@ -183,6 +189,8 @@ def describe(
             "methods": [method.name for method in runner.methods],
             "skipped": runner.skipped,
             **vars(settings),
+            "unreadable": Counter({task.name: task.num_unreadable for task in tasks if task.num_unreadable})
+            + Counter(task for task, _, _ in runner.workload.refused),
             "left_out": Counter(task for task, _, _ in sorted(runner.workload.left_out)),
             "interrupted": interrupted,
             "command": command(arguments),
@@ -210,6 +218,7 @@ def command(arguments: argparse.Namespace) -> str:
         "--repetitions": [arguments.repetitions],
         "--warm-up": [arguments.warm_up],
         "--max-new-tokens": [arguments.max_new_tokens],
+        "--chat-template-kwargs": [json.dumps(given)] if (given := arguments.chat_template_kwargs) else [],
     }
     words = [word for name, values in options.items() if values for word in (name, *map(str, values))]
     words += ["--ignore-eos"] * arguments.ignore_eos + ["--raw"] * arguments.raw

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.explain and draft.tree_config.tree_mode != "auto":
         raise UserError(NOTHING_TO_EXPLAIN)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    inputs = encode(tokenizer, prompt, arguments.raw, target.device)
+    inputs = encode(tokenizer, prompt, arguments.raw, target.device, arguments.chat_template_kwargs)
     options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
     if options["do_sample"]:
         options |= {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}

@@ -255,15 +255,20 @@ def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3D
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool, device: torch.device
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    raw: bool,
+    device: torch.device,
+    template_kwargs: dict | None = None,
 ) -> dict[str, torch.Tensor]:
     """Token ids of one prompt, as a chat turn where the tokenizer has a template and `raw` is not asked for."""
+    from ..data.conversations import checked_template_kwargs, rendered
+
+    options = checked_template_kwargs(template_kwargs, tokenizer)
     if tokenizer.chat_template is not None and not raw:
         messages = [{"role": "user", "content": prompt}]
         with explained("The prompt does not go through the tokenizer's chat template", "`--raw` leaves it out."):
-            inputs = tokenizer.apply_chat_template(
-                messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-            )
+            inputs = rendered(tokenizer, messages, options, add_generation_prompt=True, return_tensors="pt")
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
     inputs.pop("token_type_ids", None)

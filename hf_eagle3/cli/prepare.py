@@ -25,6 +25,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def regenerate(arguments: argparse.Namespace, data) -> int:
+    from ..data.conversations import checked_template_kwargs
     from ..data.regenerate import Endpoint, InProcess, Sampling, finished_ids
     from ..data.regenerate import regenerate as answer_all
 
@@ -41,30 +42,41 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
     else:
         target = load_target(arguments)
         draft = load_draft(arguments, target) if arguments.draft else None
-        answer = InProcess(target, load_tokenizer(arguments.target), sampling, draft)
+        tokenizer = load_tokenizer(arguments.target)
+        checked_template_kwargs(arguments.chat_template_kwargs, tokenizer)
+        answer = InProcess(target, tokenizer, sampling, draft)
         batch_size = arguments.batch_size
     done = len(finished_ids(Path(arguments.output)))
     with tqdm(total=len(data), initial=done, unit="conversation", disable=None) as progress:
-        written = answer_all(data, arguments.output, answer, batch_size, progress)
+        written = answer_all(data, arguments.output, answer, batch_size, progress, arguments.chat_template_kwargs)
     print(f"{written} conversations written to {arguments.output}, {done} were there")
     return 0
 
 
 def tokens_of(arguments: argparse.Namespace, data):
+    """(tokenised samples, tokenizer, vocabulary size of the target)."""
+    from transformers import AutoConfig
+
     from ..data.loading import tokenised
 
     tokenizer = load_tokenizer(arguments.target)
-    return tokenised(data, tokenizer, arguments.max_length, name=f"`{arguments.data}`"), tokenizer
+    with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
+        size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
+    samples = tokenised(
+        data,
+        tokenizer,
+        arguments.max_length,
+        name=f"`{arguments.data}`",
+        template_kwargs=arguments.chat_template_kwargs,
+        vocab_size=size,
+    )
+    return samples, tokenizer, size
 
 
 def vocabulary(arguments: argparse.Namespace, data) -> int:
-    from transformers import AutoConfig
-
     from ..training.new_draft import count_tokens
 
-    samples, _ = tokens_of(arguments, data)
-    with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
-        size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
+    samples, _, size = tokens_of(arguments, data)
     counts = count_tokens(samples, size)
     Path(arguments.output).write_text(
         json.dumps(
@@ -85,7 +97,7 @@ def features(arguments: argparse.Namespace, data) -> int:
     from ..data.features import FeatureWriter, estimate_bytes
     from ..target import Target
 
-    samples, tokenizer = tokens_of(arguments, data)
+    samples, tokenizer, _ = tokens_of(arguments, data)
     target = load_target(arguments)
     if arguments.draft:
         with explained(f"`--draft` {arguments.draft} cannot be read", MODEL_REMEDY):
@@ -105,6 +117,7 @@ def features(arguments: argparse.Namespace, data) -> int:
             tokenizer,
             getattr(torch, arguments.store_dtype),
             arguments.max_length,
+            template_kwargs=arguments.chat_template_kwargs,
         )
     with tqdm(total=len(samples), initial=sum(writer.provenance.shards), unit="sample", disable=None) as progress:
         written = writer.write(samples, progress)

@@ -3,6 +3,7 @@ wheel carries as `hf_eagle3/eagle3_demo`."""
 
 import argparse
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -24,9 +25,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"The page's files are in neither {FOLDERS[0]} nor {FOLDERS[1]}; install hf-eagle3 anew.")
     sys.path.insert(0, str(folder))
     app, pair = importlib.import_module("app"), importlib.import_module("pair")
+    kwargs = json.dumps(arguments.chat_template_kwargs) if arguments.chat_template_kwargs else ""
     is_local = arguments.host in app.LOOPBACK
     try:
-        settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device)
+        settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device, kwargs)
         app.main(settings, is_local, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
     except ValueError as error:
         if not is_raised_by(error, PAGE_MODULES):

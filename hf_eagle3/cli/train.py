@@ -99,12 +99,12 @@ def make_trainer(start: str | None, own: dict, args):
     if own["features"]:
         with explained(f"`--features` {own['features']} cannot be read", "Compute them again in a new folder."):
             data = FeatureDataset(own["features"])
-            cached = CachedTarget(own["features"], target, tokenizer)
+            cached = CachedTarget(own["features"], target, tokenizer, args.chat_template_kwargs)
         draft = first_draft(start, own, args, target, data.tokens())
         data, held_out = split_off(data)
         target = cached
     else:
-        data, held_out = load_data(own, tokenizer, args)
+        data, held_out = load_data(own, tokenizer, args, target.config.get_text_config(decoder=True).vocab_size)
         draft = first_draft(start, own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
     return Eagle3Trainer(
         model=draft,
@@ -163,6 +163,8 @@ def expand_config(argv: list[str]) -> list[str]:
         flag = "--" + str(name).replace("_", "-")
         if flag[2:] in SWITCHES:
             flags += [flag] if value else []
+        elif isinstance(value, dict) and flag != "--draft-option":
+            flags += [flag, json.dumps(value)]
         elif isinstance(value, dict):
             flags += [x for key, inner in value.items() for x in (flag, f"{key}={json.dumps(inner)}")]
         elif isinstance(value, list):
@@ -208,17 +210,18 @@ def load_target(own: dict, args):
     return load_causal_lm("--target", own["target"], **options).to(device)
 
 
-def load_data(own: dict, tokenizer, args):
+def load_data(own: dict, tokenizer, args, vocab_size: int):
     """(training data, evaluation data), tokenised."""
     from ..data.loading import load, tokenised
 
+    options = {"template_kwargs": args.chat_template_kwargs, "vocab_size": vocab_size}
     with explained(f"`--train-data` {own['train_data']} cannot be read", DATA_REMEDY):
         data = load(own["train_data"], own["train_split"], streaming=bool(own["streaming"]))
-    data = tokenised(data, tokenizer, args.max_length, name=f"`{own['train_data']}`")
+    data = tokenised(data, tokenizer, args.max_length, name=f"`{own['train_data']}`", **options)
     if own["eval_data"]:
         with explained(f"`--eval-data` {own['eval_data']} cannot be read", DATA_REMEDY):
             held_out = load(own["eval_data"], own["eval_split"])
-        return data, tokenised(held_out, tokenizer, args.max_length, name=f"`{own['eval_data']}`")
+        return data, tokenised(held_out, tokenizer, args.max_length, name=f"`{own['eval_data']}`", **options)
     return (data, None) if own["streaming"] else split_off(data)
 
 

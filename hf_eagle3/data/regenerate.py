@@ -10,17 +10,28 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from .conversations import Message, chat_ids, messages_of
+from .conversations import chat_ids
+from .messages import (
+    MOST_NAMED,
+    BadRow,
+    Message,
+    for_endpoint,
+    messages_of,
+    named,
+    plain_text,
+    questions,
+    row_of,
+    template_options,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -54,36 +65,62 @@ class Sampling:
 @dataclass
 class Job:
     """
-    One conversation under way: `asked` user turns still to come, `messages` so far; or `text` to be continued. `batch`
-    is the place of its batch in the data, whatever of it was done before. `problem` says why it could not be answered.
+    One conversation under way: `messages` so far, and what is `asked` still, each entry to be answered (a question, or
+    one with recorded calls of tools and their results); or `text` to be continued, the first tokens of it unless
+    `is_prompt`. `batch` is the place of its batch in the data, whatever of it was done before. `options` are the row's
+    own for the chat template, tools included. `problem` says why it could not be answered.
     """
 
     index: int
     messages: list[Message]
-    asked: list[Message]
+    asked: list[list[Message]]
     batch: int = 0
     text: str | None = None
     tokens: dict | None = None
     problem: str | None = None
+    options: dict = field(default_factory=dict)
+    is_prompt: bool = False
 
     @classmethod
-    def from_sample(cls, index: int, sample: dict, batch: int = 0) -> "Job | None":
-        """The system and user turns of a sample; `None` if there is none to answer."""
-        if isinstance(sample.get("prompt"), str) and sample.get("completion") is None:
-            sample = {"prompt": sample["prompt"], "completion": ""}
-        messages = messages_of(sample)
+    def from_sample(cls, index: int, sample: dict, batch: int = 0, template_kwargs: Mapping | None = None) -> "Job":
+        """
+        What a sample asks.
+
+        Raises:
+            BadRow: nothing, or it is not a conversation or text.
+        """
+        row = row_of(sample)
+        if isinstance(row.get("prompt"), str) and row.get("completion") is None:
+            row = {name: row.get(name) for name in ("prompt", "tools", "chat_template_kwargs")}
+        messages = messages_of(row)
         if messages is None:
-            if sample.get("text") is None:
-                raise ValueError("Regeneration needs conversations or `text`; this sample is tokens.")
-            return cls(index, [], [], batch, text=sample["text"])
-        system = [m for m in messages[:1] if m["role"] == "system"]
-        asked = [m for m in messages if m["role"] == "user" and m["content"]]
-        return cls(index, system, asked, batch) if asked else None
+            if row.get("text") is None:
+                raise BadRow("Regeneration needs conversations or `text`; this sample is tokens.")
+            return cls(index, [], [], batch, text=plain_text(row["text"], "`text`"))
+        before, asked = questions(messages)
+        if not asked:
+            raise BadRow("It has no question to answer.")
+        return cls(index, before, asked, batch, options=template_options(row, template_kwargs))
+
+    def as_plain_text(self) -> None:
+        """For a target without a chat template: one question is a text to be continued."""
+        if len(self.asked) > 1 or len(self.asked[0]) > 1:
+            raise BadRow(
+                "It is a conversation of several turns and the tokenizer has no chat template; give single prompts."
+            )
+        self.text = "\n".join(message["content"] for message in (*self.messages, *self.asked.pop()))
+        self.options, self.is_prompt = {}, True
 
     def record(self) -> dict:
         """The line of the output file."""
         content = {"messages": self.messages} if self.text is None else {"text": self.text}
-        return {"id": self.index} | content | (self.tokens or {})
+        return {"id": self.index} | content | self.given() | (self.tokens or {})
+
+    def given(self) -> dict:
+        """`options` as rows and requests name them."""
+        own = {name: value for name, value in self.options.items() if name != "tools"}
+        tools = {"tools": self.options["tools"]} if "tools" in self.options else {}
+        return tools | ({"chat_template_kwargs": own} if own else {})
 
 
 def finished_ids(path: Path) -> set[int]:
@@ -114,6 +151,7 @@ def regenerate(
     answer: Callable[[list[Job]], Iterator[Job]],
     batch_size: int,
     progress=None,
+    template_kwargs: Mapping | None = None,
 ) -> int:
     """
     Answer every conversation of `samples` that `path` does not have yet and append it there.
@@ -124,35 +162,46 @@ def regenerate(
         answer: Takes a batch of jobs, yields them finished, in any order.
         batch_size: Jobs given to `answer` at once.
         progress: Something with `update(n)`.
+        template_kwargs: Further arguments of the chat template; each line of `path` keeps them.
 
     Returns:
-        How many were written. Conversations that could not be answered are said and left out; a later run tries again.
+        How many were written. Rows that cannot be read or answered are left out and reported with their numbers, from
+        1; a later run tries again.
 
     Raises:
-        ValueError: `path` is another kind of file, or a sample has no turns to answer.
+        ValueError: `path` is another kind of file, or there is no row that can be answered.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     done, written = finished_ids(path), 0
-    problems: list[str] = []
-    jobs = (
-        job
-        for index, sample in enumerate(samples)
-        if index not in done and (job := Job.from_sample(index, sample, index // batch_size)) is not None
-    )
+    problems: list[tuple[int, str]] = []
+
+    def readable() -> Iterator[Job]:
+        for index, sample in enumerate(samples):
+            if index not in done:
+                try:
+                    yield Job.from_sample(index, sample, index // batch_size, template_kwargs)
+                except BadRow as error:
+                    problems.append((index + 1, str(error)))
+
     with path.open("a", encoding="utf-8") as file:
-        for _, batch in groupby(jobs, key=lambda job: job.batch):
+        for _, batch in groupby(readable(), key=lambda job: job.batch):
             for job in answer(list(batch)):
                 if progress is not None:
                     progress.update(1)
                 if job.problem is not None:
-                    problems.append(f"conversation {job.index}: {job.problem}")
+                    problems.append((job.index + 1, job.problem))
                     continue
                 file.write(json.dumps(job.record(), ensure_ascii=False) + "\n")
                 file.flush()
                 written += 1
     if problems:
-        logger.warning("%d conversations were not answered, the first: %s", len(problems), problems[0])
+        report = (
+            f"{len(problems)} conversations were not answered. {named(sorted(problems)[:MOST_NAMED], len(problems))}"
+        )
+        if not written and not done:
+            raise ValueError(report)
+        logger.warning(report)
     return written
 
 
@@ -186,8 +235,8 @@ class InProcess:
             for job in list(unfinished):
                 try:
                     prompts.append(self._prompt(job))
-                except TemplateError as error:  # a template may refuse a system message, or two questions in a row
-                    job.problem = f"the chat template refuses it: {error}"
+                except BadRow as error:  # a template may refuse a system message, or two questions in a row
+                    job.problem = str(error)
                     unfinished.remove(job)
                     yield job
             if not prompts:
@@ -205,18 +254,15 @@ class InProcess:
             unfinished = [job for job in unfinished if job.asked]
 
     def _prompt(self, job: Job) -> list[int]:
+        if job.text is None and self.tokenizer.chat_template is None:
+            job.as_plain_text()
         if job.text is not None:
-            ids = list(self.tokenizer(job.text)["input_ids"])[: self.sampling.prompt_tokens]
+            ids = list(self.tokenizer(job.text)["input_ids"])[: None if job.is_prompt else self.sampling.prompt_tokens]
             if not ids:
-                raise ValueError(f"Sample {job.index} has an empty `text`, and the tokenizer starts with no token.")
+                raise BadRow("It is an empty text, and the tokenizer starts with no token.")
             return ids
-        if self.tokenizer.chat_template is None:
-            raise ValueError(
-                "The data is conversations and the tokenizer has no chat template; set the one the target is "
-                "used with, or give `text` to be continued."
-            )
-        job.messages.append(job.asked.pop(0))
-        return chat_ids(self.tokenizer, job.messages, prompt=True)
+        job.messages += job.asked.pop(0)
+        return chat_ids(self.tokenizer, job.messages, prompt=True, options=job.options)
 
     @torch.no_grad()
     def _generate(self, prompts: list[list[int]], temperature: float) -> list[list[int]]:
@@ -291,7 +337,7 @@ class Endpoint:
         if job.text is not None:
             job.problem = "a chat endpoint cannot continue plain `text`; that is done in-process"
         while job.asked and job.problem is None:
-            job.messages.append(job.asked.pop(0))
+            job.messages += job.asked.pop(0)
             try:
                 content = self._ask(job, stop)
             except Refused as refusal:
@@ -305,12 +351,13 @@ class Endpoint:
     def _ask(self, job: Job, stop: threading.Event) -> str | None:
         body = {
             "model": self.model,
-            "messages": job.messages,
+            "messages": for_endpoint(job.messages),
             "max_tokens": self.sampling.max_new_tokens,
             "temperature": self.sampling.temperature(job.batch),
             "top_p": self.sampling.top_p,
             "seed": self.sampling.seed + job.index,
         }
+        body |= job.given()
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get("OPENAI_API_KEY"):
             headers["Authorization"] = f"Bearer {key}"

@@ -5,6 +5,7 @@ measured", and an engine that would serve the draft wrongly gets the reason inst
 around the generated part is kept when a card is written again.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -131,6 +132,8 @@ def _shape(config: Eagle3Config, facts: CardFacts) -> str:
     ]
     if config.sliding_window is not None:
         rows.append(("attention", f"the latest {config.sliding_window} positions"))
+    if config.chat_template_kwargs:
+        rows.append(("chat template", f"trained on text written with `{_cell(config.chat_template_kwargs)}`"))
     return "## Draft\n\n" + _table(("", ""), rows)
 
 
@@ -147,7 +150,7 @@ def _figures(facts: CardFacts) -> str:
         cells += ("-" if row["acceptance_length"] is None else f"{row['acceptance_length']:.2f}", row["num_prompts"])
         rows.append((*map(_cell, cells), "yes" if row["identical"] else "no"))
     head = ("task", "method", "temperature", "batch", "speedup", "acceptance length", "prompts", "identical text")
-    chosen = {name: found.settings.get(name) for name in ("dtype", "max_new_tokens")}
+    chosen = {name: found.settings.get(name) or None for name in ("dtype", "max_new_tokens", "chat_template_kwargs")}
     parts = [(k, v) for part in (found.hardware, found.versions, chosen) for k, v in part.items() if v is not None]
     where = "; ".join(f"{_cell(name).replace('_', ' ')} {_cell(value)}" for name, value in parts)
     return (
@@ -158,7 +161,8 @@ def _figures(facts: CardFacts) -> str:
 
 def _cell(value: object) -> str:
     """Text from a file that cannot leave its cell."""
-    return re.sub(r"[|\n\r<>]", " ", str(value)).strip()
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    return re.sub(r"[|\n\r<>]", " ", text).strip()
 
 
 def _transformers(facts: CardFacts) -> str:

@@ -37,6 +37,7 @@ NOT_OF_A_LAYER = (
     "draft_vocab_size",
     "eagle_aux_hidden_state_layer_ids",
     "eagle_config",
+    "chat_template_kwargs",
     "embed_trained",
     "fc_norm",
     "has_lm_head",
@@ -247,5 +248,6 @@ def speculators_config(config: Eagle3Config, facts: engines.TargetFacts) -> dict
         "has_lm_head": plain.get("has_lm_head"),
         "eagle_aux_hidden_state_layer_ids": [i + 1 for i in config.target_layer_ids or ()] or None,
         "tie_word_embeddings": False,
+        "chat_template_kwargs": config.chat_template_kwargs,
     }
     return {name: value for name, value in written.items() if value is not None}

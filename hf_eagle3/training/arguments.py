@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 import torch
 from transformers import TrainingArguments
 
+from ..data.messages import decoded
 from ..training_options import RECIPES, TrainingOptions
 from ..tree_config import TreeConfig
 from .objective import ObjectiveConfig
@@ -34,6 +35,13 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
         if self.remove_unused_columns:
             raise ValueError(
                 "`remove_unused_columns` must be off: the draft's forward does not name the data's columns."
+            )
+        if isinstance(self.chat_template_kwargs, str):
+            self.chat_template_kwargs = decoded(self.chat_template_kwargs)
+        if not isinstance(self.chat_template_kwargs, dict | None):
+            raise ValueError(
+                f"`chat_template_kwargs` is {self.chat_template_kwargs!r}; give a JSON object such as "
+                '{"enable_thinking": false}.'
             )
         if self.training_time_test_steps < 1:
             raise ValueError(f"`training_time_test_steps` is {self.training_time_test_steps}; it must be at least 1.")

@@ -4,7 +4,16 @@ import argparse
 from pathlib import Path
 
 from ...benchmarks import methods, prompts
-from .shared import add_device_arguments, check_sources, natural, positive, refuse, temperature
+from .shared import (
+    add_device_arguments,
+    add_template_argument,
+    check_sources,
+    natural,
+    positive,
+    refuse,
+    refuse_unused_template,
+    temperature,
+)
 
 
 HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
@@ -37,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
     parser.add_argument("--ignore-eos", action="store_true", help="always write --max-new-tokens")
     parser.add_argument("--raw", action="store_true", help="do not wrap prompts in the tokenizer's chat template")
+    add_template_argument(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), help="(default: benchmark)")
     parser.add_argument("--no-plots", action="store_true", help="no pictures, so no matplotlib")
     add_device_arguments(parser, "all models")
@@ -45,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be or would have no effect, before anything is loaded."""
     check_sources(arguments, "--assistant")
+    refuse_unused_template(arguments)
     if arguments.target != EMBEDDED:
         check_sources(arguments, "--target")
     if arguments.draft not in (EMBEDDED, RANDOM):

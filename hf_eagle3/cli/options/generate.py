@@ -4,6 +4,7 @@ import argparse
 
 from .shared import (
     add_pair_arguments,
+    add_template_argument,
     add_tree_arguments,
     check_sources,
     natural,
@@ -12,6 +13,7 @@ from .shared import (
     refuse,
     refuse_unused_sampling,
     refuse_unused_sizes,
+    refuse_unused_template,
     seed,
     temperature,
 )
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pair_arguments(parser)
     parser.add_argument("--prompt", required=True, help="the text, or - for standard input")
     parser.add_argument("--raw", action="store_true", help="do not wrap the prompt in the tokenizer's chat template")
+    add_template_argument(parser)
     parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
     parser.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy (default: 0)")
     parser.add_argument("--top-k", type=natural, default=0, help="0: off (default: 0)")
@@ -42,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for what cannot be or would have no effect, before anything is loaded."""
     check_sources(arguments, "--target", "--draft")
+    refuse_unused_template(arguments)
     refuse_unused_sampling(arguments)
     refuse_unused_sizes(arguments, arguments.tree)
     if arguments.tree not in (None, "auto"):

@@ -4,6 +4,7 @@ import argparse
 
 from .shared import (
     add_device_arguments,
+    add_template_argument,
     check_sources,
     natural,
     positive,
@@ -85,6 +86,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="preset, file, folder or Hub id")
     parser.add_argument("--split", help="default: train")
     parser.add_argument("--limit", type=positive, help="only the first so many samples")
+    add_template_argument(parser)
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """Argument types, and options that several commands share."""
 
 import argparse
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -60,6 +61,26 @@ def seed(text: str) -> int:
     return value
 
 
+def json_object(text: str) -> dict:
+    """An argument type: a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object such as " + '{"enable_thinking": false}')
+    return value
+
+
+def add_template_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="further arguments of the chat template, e.g. '{\"enable_thinking\": false}'",
+    )
+
+
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="directory or Hub id of the target model")
     parser.add_argument("--draft", required=True, help="directory or Hub id of its EAGLE-3 draft model")
@@ -110,6 +131,12 @@ def refuse_unused_sampling(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 f"`{flag}` has no effect at `--temperature 0` (greedy); leave it out or raise the temperature."
             )
+
+
+def refuse_unused_template(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where prompts are not wrapped in a chat template and arguments for one were given."""
+    if arguments.raw:
+        refuse(arguments, ("--chat-template-kwargs",), "with `--raw`; leave one out.")
 
 
 def refuse_unused_sizes(arguments: argparse.Namespace, tree_mode: str | None) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .shared import AUTO_DTYPE, DTYPES, check_sources, positive
+from .shared import AUTO_DTYPE, DTYPES, add_template_argument, check_sources, positive
 
 
 HELP = "a page in the browser: race plain generate, see accepted tokens, plots and draft trees (extra: space)"
@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--draft", default="", help="directory or Hub id of its EAGLE-3 draft model")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help=f"of both models ({AUTO_DTYPE})")
     parser.add_argument("--device", default="", help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
+    add_template_argument(parser)
     parser.add_argument(
         "--host",
         default="127.0.0.1",

@@ -77,9 +77,14 @@ def show_fields(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             choices=field.metadata.get("choices"),
-            metavar=None if "choices" in field.metadata else field.type.__name__.upper(),
+            metavar=None if "choices" in field.metadata else metavar_of(field.type),
             help=with_default(field.metadata["help"], field.default),
         )
+
+
+def metavar_of(kind) -> str:
+    """What stands for a value of a field of this type: its name, or JSON where several types are taken."""
+    return kind.__name__.upper() if isinstance(kind, type) else "JSON"
 
 
 def with_default(text: str, default) -> str:
