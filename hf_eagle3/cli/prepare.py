@@ -84,6 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def regenerate(arguments: argparse.Namespace, data) -> int:
+    needs_extra("train", ("httpx", "tenacity"))
     from ..data.regenerate import Endpoint, InProcess, Sampling, finished_ids
     from ..data.regenerate import regenerate as answer_all
 

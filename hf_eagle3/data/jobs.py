@@ -1,0 +1,142 @@
+"""One conversation to be answered: what is asked, what was answered, and the tokens of every turn.
+
+Does not know who answers or where the result is written.
+"""
+
+from dataclasses import dataclass, field
+
+from .conversations import Message, messages_of
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """
+    How answers are drawn. `temperatures` take turns, batch by batch; 0 is greedy. Plain text (for targets without
+    chat) is cut after `prompt_tokens` tokens and continued.
+    """
+
+    max_new_tokens: int = 512
+    temperatures: tuple[float, ...] = (1.0,)
+    top_p: float = 1.0
+    seed: int = 0
+    prompt_tokens: int = 32
+
+    def temperature(self, batch: int) -> float:
+        """That of a batch."""
+        return self.temperatures[batch % len(self.temperatures)]
+
+
+@dataclass
+class TurnTokens:
+    """
+    Consecutive turns as the very tokens that the target read and wrote.
+
+    Attributes:
+        input_ids: Tokens, (L,).
+        loss_mask: 1 where the target wrote the token, (L,).
+        num_messages: Messages of the conversation through the last of these turns.
+    """
+
+    input_ids: list[int] = field(default_factory=list)
+    loss_mask: list[int] = field(default_factory=list)
+    num_messages: int = 0
+
+
+@dataclass
+class Job:
+    """
+    One conversation that is being answered.
+
+    Attributes:
+        index: Its place in the data.
+        messages: Those so far.
+        asked: User turns still to come.
+        batch: Place of its batch in the data, whatever was answered before.
+        text: Plain text to be continued, instead of messages.
+        tokens: One entry for all turns, or one for each run of turns between which the chat template rewrites earlier
+            ones (as templates do that drop reasoning).
+        text_only: Some answer came without its token ids.
+        num_answers: Turns answered so far.
+        problem: Why it could not be answered.
+        can_retry: Another run may answer it (the endpoint failed, not the conversation).
+        cut: Why it ends early, although what was answered is kept.
+    """
+
+    index: int
+    messages: list[Message]
+    asked: list[Message]
+    batch: int = 0
+    text: str | None = None
+    tokens: list[TurnTokens] = field(default_factory=list)
+    text_only: bool = False
+    num_answers: int = 0
+    problem: str | None = None
+    can_retry: bool = False
+    cut: str | None = None
+
+    @classmethod
+    def from_sample(cls, index: int, sample: dict, batch: int = 0) -> "Job | None":
+        """
+        The system and user turns of a sample; `None` if there is none to answer.
+
+        Raises:
+            ValueError: the sample cannot be read, or is tokens.
+        """
+        if isinstance(sample.get("prompt"), str) and sample.get("completion") is None:
+            sample = {"prompt": sample["prompt"], "completion": ""}
+        messages = messages_of(sample)
+        if messages is None:
+            if sample.get("text") is None:
+                raise ValueError("Regeneration needs conversations or `text`; this sample is tokens.")
+            job = cls(index, [], [], batch, text=sample["text"])
+        else:
+            system = [m for m in messages[:1] if m["role"] == "system"]
+            asked = [m for m in messages if m["role"] == "user" and m["content"]]
+            job = cls(index, system, asked, batch)
+        if any(map(has_lone_surrogate, (job.text or "", *(m["content"] for m in (*job.messages, *job.asked))))):
+            raise ValueError("The sample holds half of a surrogate pair, which is not text; correct or drop it.")
+        return job if job.asked or job.text is not None else None
+
+    def add_answer(self, text: str, prompt_ids: list[int] | None = None, answer_ids: list[int] | None = None) -> None:
+        """The target's next turn (or the continued text), with the tokens it read and wrote where they are known."""
+        if self.text is not None:
+            self.text = text
+        else:
+            self.messages.append({"role": "assistant", "content": text})
+        self.num_answers += 1
+        if not prompt_ids or not answer_ids:
+            self.text_only = True
+            return
+        if not self.tokens or prompt_ids[: len(self.tokens[-1].input_ids)] != self.tokens[-1].input_ids:
+            self.tokens.append(TurnTokens())
+        last = self.tokens[-1]
+        last.loss_mask += [0] * (len(prompt_ids) - len(last.input_ids)) + [1] * len(answer_ids)
+        last.input_ids = prompt_ids + answer_ids
+        last.num_messages = len(self.messages)
+
+    def end_early(self, reason: str) -> None:
+        """Ask no more: turns answered before are kept; without any, the conversation is not answered."""
+        self.asked.clear()
+        if self.messages and self.messages[-1]["role"] == "user":
+            self.messages.pop()
+        if self.num_answers:
+            self.cut = reason
+        else:
+            self.problem = reason
+
+    def records(self) -> list[dict]:
+        """The lines of the output file, each a sample for training: one for each entry of `tokens`."""
+        parts = [TurnTokens(num_messages=len(self.messages))] if self.text_only or not self.tokens else self.tokens
+        lines = []
+        for number, part in enumerate(parts, start=1):
+            line: dict = {"id": self.index, "part": number, "parts": len(parts)}
+            line |= {"messages": self.messages[: part.num_messages]} if self.text is None else {"text": self.text}
+            if part.input_ids:
+                line |= {"input_ids": part.input_ids, "loss_mask": part.loss_mask}
+            lines.append(line)
+        return lines
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Whether UTF-8 cannot hold it; JSON may write half of a surrogate pair, files and tokenizers cannot."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
