@@ -77,6 +77,9 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     from ..data.loading import load
 
+    output = Path(arguments.output)
+    if output.exists() and Path(arguments.data).exists() and output.samefile(arguments.data):
+        raise ValueError(f"`--output` {arguments.output} is the data itself; name another file.")
     data = load(arguments.data, arguments.split)
     if arguments.limit is not None:
         data = data.select(range(min(arguments.limit, len(data))))
