@@ -153,7 +153,8 @@ class Endpoint:
         return httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self.timeout, connect=min(self.timeout, 30), pool=None),
-            limits=httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency),
+            # A connection for each request: one kept open fails the next request where the server closes it meanwhile.
+            limits=httpx.Limits(max_keepalive_connections=0),
             follow_redirects=True,
         )
 
