@@ -1,4 +1,4 @@
-"""The target answers through an OpenAI-compatible endpoint, whatever that does on the way.
+"""The target answers through an OpenAI-compatible endpoint, also one that misbehaves.
 
 A server of these tests has a `reply`, from a request's body and the attempt (from 0) to what the connection carries:
 
@@ -48,6 +48,7 @@ MISBEHAVIOUR = {
     "empty": http(b""),
     "html": http(b"<html>hello</html>"),
     "error": http(b'{"error": {"code": 502, "message": "no model"}}'),
+    "error beside text": http(b'{"error": {"code": 502}, "choices": [{"message": {"content": "ye"}}]}'),
     "deep json": http(b"[" * 100_000),
     "bad utf-8": http(b'{"choices": [{"message": {"content": "\xff"}}]}'),
     "lone surrogate": http(rb'{"choices": [{"message": {"content": "yes \ud83d"}}]}'),
@@ -332,7 +333,7 @@ def test_a_server_that_refuses_to_give_token_ids_is_asked_without(tmp_path, serv
     chats = [{"messages": CHAT}] * 3
     assert regenerate(chats, tmp_path / "out", endpoint(server, concurrency=1), batch_size=3) == 3
     assert sum("return_token_ids" in body for body in server.bodies) == 1
-    assert caplog.text.count("gives no token ids") == 1
+    assert caplog.text.count("returns no token ids") == 1
 
 
 def test_a_refusal_of_one_conversation_does_not_end_the_token_ids(tmp_path, server):
@@ -343,23 +344,27 @@ def test_a_refusal_of_one_conversation_does_not_end_the_token_ids(tmp_path, serv
     prompts = [{"prompt": "bad"}, {"prompt": "why"}, {"prompt": "bad"}, {"prompt": "so"}]
     regenerate(prompts, tmp_path / "out", endpoint(server, concurrency=1), batch_size=4)
     assert [row["input_ids"] for row in answers(tmp_path / "out")] == [[1, 2], [1, 2]]
+    # Asked without token ids as well, until an answer has shown that the server takes the wish for them
+    assert ["return_token_ids" in body for body in server.bodies] == [True, False, True, True, True]
 
 
 def test_a_request_past_the_context_gets_what_is_left_of_it(tmp_path, server, caplog):
-    """A context for two messages and 8 tokens: the second question of a chat has no room."""
+    """The first question has room for less than it asks for, whatever stands before or behind it for none."""
     full = refusal("This model's maximum context length is 16 tokens. However, you requested 20 tokens.")
 
     def reply(body, attempt):
-        if len(body["messages"]) > 2 or "max_tokens" in body:
+        if len(body["messages"]) > 1 or "max_tokens" in body:
             return full
         ended = last(body) == "so"
         return completion("yes", finish_reason="stop" if ended else "length", prompt_token_ids=[1], token_ids=[2])
 
     server.reply = reply
-    chats = [{"messages": CHAT}, {"prompt": "so"}, {"messages": [{"role": "system", "content": "be"}, *CHAT, *CHAT]}]
-    server_chats = [*chats, {"messages": [CHAT[2], CHAT[1], CHAT[0]]}]
-    assert regenerate(server_chats, tmp_path / "out", endpoint(server), batch_size=4) == 4
+    system = {"role": "system", "content": "be"}
+    chats = [CHAT, CHAT[2:3], [system, *CHAT], [CHAT[2], CHAT[1], CHAT[0]], CHAT[:1]]
+    samples = [{"messages": chat} for chat in chats]
+    assert regenerate(samples, tmp_path / "out", endpoint(server), batch_size=5) == 4
     rows = answers(tmp_path / "out")
-    assert [len(row["messages"]) for row in rows] == [2, 2, 3, 2]
+    assert [len(row["messages"]) for row in rows] == [2, 2, 2, 2]
     assert all("input_ids" in row for row in rows)
     assert "3 conversations end early: the served model's context is full" in caplog.text
+    assert "conversation 2: " in caplog.text  # not one answer

@@ -142,7 +142,7 @@ def test_a_line_cut_inside_a_character_is_done_again(tmp_path):
 def test_a_run_that_answers_nothing_makes_no_file(tmp_path):
     path = tmp_path / "new" / "out"
     refusing = InProcess(target(), word_tokenizer("{{ raise_exception('no') }}"), Sampling())
-    with pytest.raises(ValueError, match="None of 1 conversations was answered.*refuses it: no"):
+    with pytest.raises(ValueError, match=r"None of 1 conversations was answered.*refuses it: no"):
         regenerate(PROMPTS[:1], path, refusing, batch_size=1)
     with pytest.raises(ValueError, match="no user turn"):
         regenerate([{"messages": CHAT[1:2]}], path, refusing, batch_size=1)

@@ -28,7 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     regenerate.add_argument("--batch-size", type=positive, default=32, help="conversations side by side (default: 32)")
     regenerate.add_argument("--concurrency", type=positive, default=16, help="requests under way (default: 16)")
     regenerate.add_argument("--retries", type=int, default=5, help="of a request that failed (default: 5)")
-    regenerate.add_argument("--max-new-tokens", type=positive, default=512, help="per answer (default: 512)")
+    regenerate.add_argument(
+        "--max-new-tokens", type=positive, default=512, help="per answer, within the target's context (default: 512)"
+    )
     regenerate.add_argument(
         "--temperature",
         type=float,

@@ -1,7 +1,7 @@
-"""Answers by an OpenAI-compatible chat endpoint (vLLM, SGLang, ...), whatever it does on the way.
+"""Answers by an OpenAI-compatible chat endpoint (vLLM, SGLang, ...), also one that fails now and then.
 
-httpx carries the requests and tenacity repeats them, here rather than in an `openai` client: that one repeats what fails
-in HTTP, but takes a body that is cut, HTML or an error for an answer.
+httpx sends the requests and tenacity retries them. The `openai` client would retry HTTP failures alone: a body that is
+cut, HTML or an error message it takes for an answer.
 """
 
 import json
@@ -29,11 +29,11 @@ from .jobs import Job, Sampling, has_lone_surrogate
 
 logger = logging.getLogger(__name__)
 RETRIED_STATUS = (408, 409, 425, 429)  # and all from 500
-ENDPOINT_STATUS = (401, 403, 404)  # nothing that a conversation could cause, and not cured by asking again
+ENDPOINT_STATUS = (401, 403, 404)  # key, rights or model name: a retry would not help
 PAUSE = 0.5  # seconds before the first retry, doubling
 LONGEST_PAUSE = 30
-LONGEST_ASKED_PAUSE = 120  # of those that a server asks for by `Retry-After`
-MIN_PATIENCE = 32  # conversations in a row that the endpoint fails before the run ends; at least twice those under way
+LONGEST_RETRY_AFTER = 120  # seconds
+MIN_PATIENCE = 32  # failed conversations in a row that end the run, or twice `concurrency` if that is more
 
 # Fields by the names that servers give them, the first that holds something counts.
 REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")  # DeepSeek, SGLang; vLLM, OpenRouter; ...
@@ -87,7 +87,7 @@ class Endpoint:
     """
     Answers by an OpenAI-compatible chat endpoint (vLLM, SGLang, ...), several conversations at once.
 
-    A request that fails is sent again; then its conversation is left out, and a later run asks again. The run ends where
+    A request that fails is retried; then its conversation is left out, and a later run asks again. The run ends when
     the endpoint fails one conversation after the other.
 
     Args:
@@ -162,8 +162,8 @@ class Endpoint:
         if job.text_only and not self._warned:
             self._warned = True
             logger.warning(
-                "The endpoint gives no token ids, so that answers are kept as text alone: turns that the chat template "
-                "rewrites (earlier reasoning) cannot be learned from. vLLM and SGLang give them in newer versions."
+                "The endpoint returns no token ids, so answers are kept as text alone: turns that the chat template "
+                "rewrites (earlier reasoning) cannot be trained on. Newer versions of vLLM and SGLang return them."
             )
 
     def _converse(self, client: httpx.Client, job: Job, stop: threading.Event) -> Job | None:
@@ -191,8 +191,9 @@ class Endpoint:
 
     def _ask(self, client: httpx.Client, job: Job, stop: threading.Event) -> Answer:
         """
-        The next answer. Where a server refuses the request as it stands, again without what not all servers take:
-        more tokens than the context has room for (left out, the server fills what is left), and the wish for token ids.
+        The next answer. A refused request is sent again without what servers refuse: `max_tokens` beyond the context
+        (without it the server fills what is left), and `return_token_ids` where the server is strict and not known to
+        take it.
         """
         body = {
             "model": self.model,
@@ -241,16 +242,16 @@ class Endpoint:
                 raise Failed(f"{self.url} did not answer as a chat endpoint does: {failure}") from None
         status, problem = response.status_code, f"{self.url} answered {response.status_code}: {response.text[:500]}"
         if status in RETRIED_STATUS or status >= 500:
-            raise Failed(problem, pause=asked_pause(response))
+            raise Failed(problem, pause=retry_after(response))
         if status in ENDPOINT_STATUS or response.is_redirect:
             raise Failed(problem, is_final=True)
         raise Refused(problem)
 
 
-def asked_pause(response: httpx.Response) -> float:
+def retry_after(response: httpx.Response) -> float:
     """Seconds by `Retry-After`; 0 where it is not there or a date."""
     text = response.headers.get("Retry-After", "").strip()
-    return float(min(int(text), LONGEST_ASKED_PAUSE)) if text.isascii() and text.isdigit() else 0.0
+    return float(min(int(text), LONGEST_RETRY_AFTER)) if text.isascii() and text.isdigit() else 0.0
 
 
 def pause_before_retry(state: RetryCallState) -> float:

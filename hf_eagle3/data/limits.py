@@ -34,7 +34,10 @@ def context_length(config: PreTrainedConfig) -> int | None:
         return None
     rope = values.get("rope_parameters") or {}
     lengths = [length]
-    for part in (rope, *(part for part in rope.values() if isinstance(part, dict))):  # flat, or one for each layer type
+    for part in (
+        rope,
+        *(part for part in rope.values() if isinstance(part, dict)),
+    ):  # flat, or one for each layer type
         if part.get("rope_type") in ("yarn", "dynamic"):
             original = part.get("original_max_position_embeddings") or length
             lengths.append(int(original * (part.get("factor") or 1)))

@@ -2,7 +2,7 @@
 
 In-process (batched, with or without a draft) or through an OpenAI-compatible endpoint. Conversations are written to a
 JSON-lines file one by one as they are finished; a run that was interrupted continues where it was. Beside the text of
-each turn stand the tokens that the target read and wrote, so that training needs neither its template nor its tokenizer.
+each turn stand the tokens that the target read and wrote, so that training depends on no chat template.
 """
 
 import json
@@ -113,7 +113,8 @@ def regenerate(
 
     Args:
         samples: Conversations in any shape of `conversations`; the answers in them are ignored.
-        path: JSON lines: {"id": place in `samples`, "part", "parts", "messages" or "text"[, "input_ids", "loss_mask"]}.
+        path: JSON lines: {"id": place in `samples`, "part", "parts", "messages" or "text", "input_ids", "loss_mask"},
+            without the last two where the token ids are not known.
             A conversation is one line; where the chat template rewrites earlier turns it has `parts` lines, each with
             the tokens of its own turns. The file is made with the first answer.
         answer: Takes a batch of jobs, yields them finished, in any order.
