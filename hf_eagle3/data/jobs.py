@@ -3,6 +3,7 @@
 Does not know who answers or where the result is written.
 """
 
+import json
 from dataclasses import dataclass, field
 
 from .conversations import Message, messages_of
@@ -57,6 +58,7 @@ class Job:
             ones (as templates do that drop reasoning).
         text_only: Some answer came without its token ids.
         num_answers: Turns answered so far.
+        num_kept: Messages through the last answer.
         problem: Why it could not be answered.
         can_retry: Another run may answer it (the endpoint failed, not the conversation).
         cut: Why it ends early, although what was answered is kept.
@@ -70,6 +72,7 @@ class Job:
     tokens: list[TurnTokens] = field(default_factory=list)
     text_only: bool = False
     num_answers: int = 0
+    num_kept: int = 0
     problem: str | None = None
     can_retry: bool = False
     cut: str | None = None
@@ -93,7 +96,7 @@ class Job:
             system = [m for m in messages[:1] if m["role"] == "system"]
             asked = [m for m in messages if m["role"] == "user" and m["content"]]
             job = cls(index, system, asked, batch)
-        if any(map(has_lone_surrogate, (job.text or "", *(m["content"] for m in (*job.messages, *job.asked))))):
+        if has_lone_surrogate(json.dumps([job.text, job.messages, job.asked], ensure_ascii=False)):
             raise ValueError("The sample holds half of a surrogate pair, which is not text; correct or drop it.")
         return job if job.asked or job.text is not None else None
 
@@ -103,7 +106,7 @@ class Job:
             self.text = text
         else:
             self.messages.append({"role": "assistant", "content": text})
-        self.num_answers += 1
+        self.num_answers, self.num_kept = self.num_answers + 1, len(self.messages)
         if not prompt_ids or not answer_ids:
             self.text_only = True
             return
@@ -117,9 +120,8 @@ class Job:
     def end_early(self, reason: str) -> None:
         """Ask no more: turns answered before are kept; without any, the conversation is not answered."""
         self.asked.clear()
-        if self.messages and self.messages[-1]["role"] == "user":
-            self.messages.pop()
         if self.num_answers:
+            del self.messages[self.num_kept :]
             self.cut = reason
         else:
             self.problem = reason
