@@ -219,7 +219,9 @@ def test_an_answer_without_tokens_leaves_text_alone():
     for asked, token in ((job.asked[0], [5]), (job.asked[1], None)):
         job.messages.append(asked)
         job.add_answer("yes", [1, 2] if token else None, token)
-    assert job.records() == [{"id": 0, "part": 1, "parts": 1, "messages": job.messages}]
+    job.messages.append(CHAT[0])
+    job.end_early("the context is full")  # what was answered stays, a question without an answer does not
+    assert job.records() == [{"id": 0, "part": 1, "parts": 1, "messages": job.messages[:4]}]
 
 
 # The context

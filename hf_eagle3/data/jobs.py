@@ -58,7 +58,7 @@ class Job:
             ones (as templates do that drop reasoning).
         text_only: Some answer came without its token ids.
         num_answers: Turns answered so far.
-        num_kept: Messages through the last answer.
+        num_kept: Messages through the last answer; a question behind it has none.
         problem: Why it could not be answered.
         can_retry: Another run may answer it (the endpoint failed, not the conversation).
         cut: Why it ends early, although what was answered is kept.
@@ -121,14 +121,13 @@ class Job:
         """Ask no more: turns answered before are kept; without any, the conversation is not answered."""
         self.asked.clear()
         if self.num_answers:
-            del self.messages[self.num_kept :]
             self.cut = reason
         else:
             self.problem = reason
 
     def records(self) -> list[dict]:
         """The lines of the output file, each a sample for training: one for each entry of `tokens`."""
-        parts = [TurnTokens(num_messages=len(self.messages))] if self.text_only or not self.tokens else self.tokens
+        parts = [TurnTokens(num_messages=self.num_kept)] if self.text_only or not self.tokens else self.tokens
         lines = []
         for number, part in enumerate(parts, start=1):
             line: dict = {"id": self.index, "part": number, "parts": len(parts)}
