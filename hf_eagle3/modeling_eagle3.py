@@ -406,13 +406,11 @@ class Eagle3DraftModel(PreTrainedModel):
 
     def _read_generation_config(self, source: str, hub: dict) -> None:
         try:
-            is_stored = checkpoint.has_file(source, "generation_config.json", **hub)
+            if checkpoint.has_file(source, "generation_config.json", **hub):
+                stored = GenerationConfig.from_pretrained(source, **hub)
+                TreeConfig.read_from(stored).write_to(self.generation_config)
         except checkpoint.HubUnreachableError as error:
             logger.warning(f"The default tree of `{source}` is not known and ours stands in for it. {error}")
-            return
-        if is_stored:
-            stored = GenerationConfig.from_pretrained(source, **hub)
-            TreeConfig.read_from(stored).write_to(self.generation_config)
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Write the plain directory that SGLang, vLLM and the original code read, and `generation_config.json`."""

@@ -126,7 +126,7 @@ def test_a_mistake_is_one_line_with_its_remedy(pair, changes, messages, capsys):
         (["inspect", "--draft", "{pair}/draft-cut"], "`--draft` {pair}/draft-cut cannot be read"),
         (
             ["benchmark", "--no-plots", "--tasks", "{pair}/draft/model.safetensors"],
-            "/model.safetensors cannot be read",
+            "/model.safetensors' has no prompts; give one JSON object per line",
         ),
         ([*REGENERATE, "--seed", str(2**32)], "`--seed` is 4294967296"),
         (["benchmark", "--target", "./nowhere", "--draft", "random"], "`--target` ./nowhere does not exist"),

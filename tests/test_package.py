@@ -108,4 +108,4 @@ def test_importing_brings_no_optional_package():
         "import sys, hf_eagle3, hf_eagle3.cli as c; c.parser('demo'); print({m.split('.')[0] for m in sys.modules})"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert not {"datasets", "matplotlib", "gradio"} & set(ast.literal_eval(found))
+    assert not {"datasets", "matplotlib", "gradio", "tenacity"} & set(ast.literal_eval(found))

@@ -115,7 +115,7 @@ def test_prompts_to_be_regenerated(tmp_path, caplog, line, reason):
     assert "1 conversations were not answered. Row 2: " in caplog.text
     assert reason in caplog.text
     out.unlink()
-    with pytest.raises(ValueError, match=r"\d conversations were not answered. Row 1: |cannot be read as json"):
+    with pytest.raises(ValueError, match=r"None of \d conversations was answered. Row 1: |cannot be read as json"):
         regenerate(load(file_of(tmp_path, line)), out, answer, batch_size=3)
 
 

@@ -12,7 +12,8 @@ import torch
 from models import tiny_draft, tiny_target
 from test_cli_training import train
 from test_data import CHAT, WORDS, word_tokenizer, words
-from test_regenerate import answers, in_process, server, target  # noqa: F401
+from test_endpoint import endpoint, server  # noqa: F401
+from test_regenerate import answers, in_process, target
 
 import hf_eagle3
 from hf_eagle3.benchmarks.prompts import Prompt, Task
@@ -22,7 +23,7 @@ from hf_eagle3.cli.loading import encode
 from hf_eagle3.data.conversations import checked_template_kwargs, tokenise
 from hf_eagle3.data.features import CachedTarget, FeatureWriter, template_hash
 from hf_eagle3.data.messages import for_endpoint, messages_of, questions
-from hf_eagle3.data.regenerate import Endpoint, Sampling, regenerate
+from hf_eagle3.data.regenerate import regenerate
 from hf_eagle3.hub.export import UNKNOWN_TARGET, speculators_config
 
 
@@ -154,7 +155,7 @@ def test_tools_and_arguments_in_regeneration(tmp_path):
     path, answer = tmp_path / "out.jsonl", in_process()
     answer.tokenizer = tooled()
     asked = []
-    answer._generate = lambda prompts, temperature: asked.extend(prompts) or [[8, 4]] * len(prompts)
+    answer._generate = lambda prompts, temperature, max_new_tokens: asked.extend(prompts) or [[8, 4]] * len(prompts)
     rows = [TOOL_CHAT, {"messages": CHAT[:1]}]
     assert regenerate(rows, path, answer, batch_size=2, template_kwargs=OFF) == 2
     assert [words(ids) for ids in asked] == [
@@ -172,14 +173,14 @@ def test_tools_and_arguments_in_regeneration(tmp_path):
 
 
 def test_tools_and_arguments_go_to_an_endpoint(tmp_path, server):  # noqa: F811
-    url, seen, _ = server
+    seen = server.bodies
     path = tmp_path / "out.jsonl"
-    regenerate([TOOL_CHAT], path, Endpoint(url, "m", Sampling()), batch_size=1, template_kwargs=OFF)
+    regenerate([TOOL_CHAT], path, endpoint(server), batch_size=1, template_kwargs=OFF)
     assert seen[0]["tools"] == TOOLS
     assert seen[0]["chat_template_kwargs"] == OFF
     assert seen[0]["messages"] == for_endpoint([ASK, CALL, FOUND])
     assert seen[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"how": "so"}'
-    regenerate([{"prompt": "why"}], path.with_name("other"), Endpoint(url, "m", Sampling()), batch_size=1)
+    regenerate([{"prompt": "why"}], path.with_name("other"), endpoint(server), batch_size=1)
     assert not {"tools", "chat_template_kwargs"} & set(seen[-1])
 
 
@@ -211,8 +212,14 @@ def test_a_benchmark_gives_them_too(caplog):
 def test_a_prompt_is_encoded_with_them():
     ids = encode(tooled(), "why", False, torch.device("cpu"), OFF)["input_ids"][0].tolist()
     assert words(ids) == "be <user> why <end> <assistant>"
-    with pytest.raises(ValueError, match="no effect with `--raw`"):
-        encode(tooled(), "why", True, torch.device("cpu"), OFF)
+
+
+@pytest.mark.parametrize(
+    "command", [["generate", "--draft", "d/d", "--prompt", "why"], ["benchmark", "--draft", "d/d"]]
+)
+def test_they_have_no_effect_on_raw_prompts(command, capsys):
+    assert main([*command, "--target", "t/t", "--raw", "--chat-template-kwargs", json.dumps(OFF)]) == 2
+    assert "`--chat-template-kwargs` has no effect with `--raw`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.conversations import chat_ids, checked_template_kwargs
+from ..data.limits import context_length, stop_tokens, up_to_stop
 from ..data.messages import BadRow, Message
-from ..data.regenerate import up_to_stop
 from .prompts import Prompt, Task, Turn
 from .timing import timed, without_eos
 
@@ -101,10 +101,8 @@ class Workload:
         self.left_out: set[tuple[str, str, int]] = set()
         self.refused: set[tuple[str, str, int]] = set()
         self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-        stops = target.generation_config.eos_token_id
-        self.stops = {stops} if isinstance(stops, int) else set(stops or ())
-        sizes = target.config.get_text_config(decoder=True).to_dict()
-        self.context = sizes.get("max_position_embeddings") or sizes.get("n_positions")
+        self.stops = stop_tokens(target)
+        self.context = context_length(target.config)
 
     def fitting(self, task: Task) -> Task:
         """

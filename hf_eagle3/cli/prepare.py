@@ -17,6 +17,9 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     from ..data.loading import load
 
+    output = Path(arguments.output)
+    if output.exists() and Path(arguments.data).exists() and output.samefile(arguments.data):
+        raise ValueError(f"`--output` {arguments.output} is the data itself; name another file.")
     with explained(f"`--data` {arguments.data} cannot be read", "Give a preset, file, folder or Hub id."):
         data = load(arguments.data, arguments.split)
     if arguments.limit is not None:
@@ -25,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def regenerate(arguments: argparse.Namespace, data) -> int:
+    needs_extra("train", ("httpx", "tenacity"))
     from ..data.conversations import checked_template_kwargs
     from ..data.regenerate import Endpoint, InProcess, Sampling, finished_ids
     from ..data.regenerate import regenerate as answer_all

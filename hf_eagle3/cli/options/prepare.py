@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     regenerate.add_argument(
         "--retries", type=natural, default=retries, help=f"of a request that failed (default: {retries})"
     )
-    regenerate.add_argument("--max-new-tokens", type=positive, default=512, help="per answer (default: 512)")
+    regenerate.add_argument(
+        "--max-new-tokens", type=positive, default=512, help="per answer, within the target's context (default: 512)"
+    )
     regenerate.add_argument(
         "--temperature",
         type=temperature,
