@@ -393,3 +393,29 @@ def test_written_files_are_for_whoever_the_umask_lets_read(tmp_path):
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len([path for path in files if path.suffix == ".safetensors"]) > 4
     assert {path.name: oct(path.stat().st_mode) for path in files} == {path.name: oct(0o100644) for path in files}
+
+
+# Precision of what is computed, not stored
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+CONVERSIONS = {
+    "to": lambda draft: draft.to(torch.bfloat16),
+    "to device and dtype": lambda draft: draft.to("cpu", torch.bfloat16),
+    "half": lambda draft: draft.half(),
+    "inside another module": lambda draft: torch.nn.ModuleList([draft]).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("kind", ["default", "llama3"])
+@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_converting_a_draft_leaves_its_angles_alone(convert, kind):
+    """In bfloat16 a frequency is off by up to 0.4 %, at position 4000 an angle by several turns."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0} | (LLAMA3 if kind == "llama3" else {})
+    draft = Eagle3DraftModel(tiny_draft(tiny_target()).config.changed({"rope_parameters": rope}))
+    positions = torch.tensor([[4000]])
+    expected = draft.rotary(positions, torch.float32)
+    convert(draft)
+    assert draft.norm.weight.dtype != torch.float32
+    for found, right in zip(draft.rotary(positions, torch.float32), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=0)

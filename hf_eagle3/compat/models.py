@@ -32,6 +32,22 @@ uses(
 uses("transformers.AutoModelForCausalLM", "_model_mapping", "`inspect` of a target", scope=COMMANDS)
 
 
+class _ExactRotaryEmbedding(LlamaRotaryEmbedding):
+    """
+    Keeps the precision of its frequencies when the model around it is converted, e.g. by `draft.to(torch.bfloat16)`:
+    rounded ones turn by wrong angles at positions in the thousands. (transformers fills in what loading leaves empty
+    by "RotaryEmbedding" in the class's name.)
+    """
+
+    def _apply(self, fn, recurse: bool = True):
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in dict(self.named_buffers()).items():
+            if buffer.dtype != before[name].dtype:
+                setattr(self, name, before[name].to(buffer.device))
+        return self
+
+
 class _NoRotaryEmbedding(nn.Module):
     """Stands for a class that is gone, so that a draft can still be loaded (and `generate` run without it)."""
 
@@ -48,7 +64,7 @@ def rotary_embedding(config: PreTrainedConfig) -> nn.Module:
     Called with (a tensor of some dtype and device, positions (B, L)), gives cos and sin (B, L, d), with every kind of
     scaling that transformers knows. No parameters.
     """
-    return (_NoRotaryEmbedding if is_missing(LlamaRotaryEmbedding) else LlamaRotaryEmbedding)(config)
+    return (_NoRotaryEmbedding if is_missing(LlamaRotaryEmbedding) else _ExactRotaryEmbedding)(config)
 
 
 def activation(name: str) -> nn.Module:
