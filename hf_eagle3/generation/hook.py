@@ -152,6 +152,10 @@ class _Drafts:
         refuse_options(target, draft, mode, config, given)
         set_aside(config)
 
+    def fitted(self, target: PreTrainedModel, draft: Eagle3DraftModel) -> Eagle3DraftModel:
+        """See `fit_to`."""
+        return fit_to(draft, target)
+
     def decodes(self, draft: Eagle3DraftModel) -> bool:
         """Whether our loop decodes."""
         return draft.tree_config.tree_mode != HOST_CHAIN
