@@ -63,6 +63,13 @@ class PassInputs:
     made: dict[Callable, dict] = field(default_factory=dict)
 
     @property
+    def slot_columns(self) -> torch.Tensor:
+        """Column of each slot, padding counted wherever it stands, (A, K)."""
+        nodes = self.node_columns
+        prefix = torch.arange(self.slot_positions.shape[1] - nodes.shape[1], device=nodes.device)
+        return torch.cat((prefix.expand(nodes.shape[0], -1), nodes), dim=1)
+
+    @property
     def mask(self) -> torch.Tensor:
         """Of a model with one kind of attention."""
         return next(iter(self.masks.values()))
@@ -129,8 +136,9 @@ def _falcon(arguments: dict, given: PassInputs) -> dict:
 @_once_per_pass
 def _mpt(arguments: dict, given: PassInputs) -> dict:
     table = arguments["position_bias"][:, 0]  # (h, max_seq_len), 0 at its end, where plain generate has the newest key
-    newest = given.slot_positions.amax(dim=1, keepdim=True)
-    return {"position_bias": _RowBias(_at(given.slot_positions - newest + table.shape[1] - 1, table))}
+    columns = given.slot_columns  # MPT counts columns, also where the mask is 0 between tokens
+    newest = columns.amax(dim=1, keepdim=True)
+    return {"position_bias": _RowBias(_at(columns - newest + table.shape[1] - 1, table))}
 
 
 def _gpt_neo(arguments: dict, given: PassInputs, config, layer: int) -> dict:

@@ -65,6 +65,7 @@ REFUSED = {
     "kosmos_2_5_text_model": _COUNTS,
     "kosmos_2_text_model": _COUNTS,
     "recurrent_gemma": "it keeps states in its layers, which a pass over several tokens starts afresh",
+    "xlstm": "its cache is of a class of its own, which cannot be taken back",
     "voxtral_realtime_text": "it listens to a piece of its audio with every token",
 }
 # Attention whose caches cannot branch. (transformers 5.23)

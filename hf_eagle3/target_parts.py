@@ -77,6 +77,11 @@ def one_stream(hidden: torch.Tensor, config) -> torch.Tensor:
     return streams.mean(dim=2) if streams.shape[2] > 1 else hidden
 
 
+def batch_axis(hidden: torch.Tensor, config) -> int:
+    """The axis of sequences in a layer's output: Gemma 3n has its streams before them."""
+    return 1 if hidden.dim() == 4 and getattr(config, "altup_active_idx", None) is not None else 0
+
+
 def sdpa_stands_in(model: PreTrainedModel) -> bool:
     """
     Whether sdpa gives what another attention would. Some have sinks or soft-caps, which it has not; some are classes

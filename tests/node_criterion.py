@@ -143,7 +143,7 @@ def worst_node_error(
 def _after_prefill(model, input_ids, generation_config, kwargs, sizes_of_tree, limit: int, use_chain: bool | None):
     """What `Generation.prefill` sets up, without a draft: the pass, the target and the rows."""
     set_aside(generation_config)
-    shapes = static_shapes(model, generation_config, kwargs)
+    shapes = static_shapes(model, generation_config, input_ids, kwargs)
     mode = decoding_mode(model, prepared_cache(model, kwargs))
     if mode.kind == "refused":
         raise ValueError(mode.reason)

@@ -127,10 +127,18 @@ def test_a_target_is_looked_at_once_and_left_as_it_was(monkeypatch):
 
 def test_what_cannot_be_looked_at_is_said_and_not_refused(monkeypatch):
     def fails(model, parts):
-        raise RuntimeError("needs more than token ids")
+        raise ValueError("needs more than token ids")
 
     said = []
     monkeypatch.setattr(chains, "step_errors", fails)
     monkeypatch.setattr(chains.logger, "warning_once", said.append)
     assert chains.chain_fault(tiny_target("qwen3_next")) is None
     assert "needs more than token ids" in said[0]
+
+
+def test_a_comparison_that_breaks_is_no_proof(monkeypatch):
+    def fails(model, parts):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(chains, "step_errors", fails)
+    assert "no such kernel" in chains.chain_fault(tiny_target("qwen3_next"))

@@ -133,6 +133,12 @@ def holds_columns(layer: CacheLayer) -> bool:
     return not isinstance(layer, EmptyLayer) and layer.is_initialized
 
 
+def is_unused(cache: Cache) -> bool:
+    """Whether no attention layer has written into the cache."""
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer)]
+    return not cache.layers or (bool(layers) and not any(layer.is_initialized for layer in layers))
+
+
 def window_of(layer: CacheLayer) -> int | None:
     """Tokens that a layer's queries attend to at most, themselves included."""
     return layer.sliding_window if isinstance(layer, SlidingLayer) else None
@@ -179,7 +185,7 @@ def drop_columns(layer: CacheLayer, count: int) -> None:
 
 def cached_columns(cache: Cache | None, otherwise: int) -> int:
     """Columns of the first layer that counts them; layers with states do not."""
-    for layer in cache.layers if cache is not None else ():
+    for layer in cache.layers if isinstance(cache, Cache) else ():
         if isinstance(layer, DynamicLayer) and layer.is_initialized:
             return layer.get_seq_length()
     return otherwise

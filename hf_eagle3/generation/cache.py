@@ -84,6 +84,8 @@ class _Group:
     span: Span
     entries: list[tuple[int, str]] = field(default_factory=list)
     storage: torch.Tensor | None = None
+    is_allocated: bool = False
+    length: int = 0  # columns taken over
 
 
 class SlotCache(Cache):
@@ -115,8 +117,14 @@ class SlotCache(Cache):
                 self._join_group(span, index, name, caches.part(layer, name))
                 sources[index, name] = layer
         super().__init__(layers=layers)
-        for group in self.groups:
-            self._allocate(group, [caches.part(sources[entry], entry[1]) for entry in group.entries], sources)
+        try:
+            for group in self.groups:
+                self._allocate(group, [caches.part(sources[entry], entry[1]) for entry in group.entries], sources)
+        except BaseException:  # out of memory: the host's cache is whole again, in our storage as far as that got
+            for group in self.groups:
+                for place, entry in enumerate(group.entries if group.is_allocated else ()):
+                    caches.put_part(sources[entry], entry[1], group.storage[place, :, :, : group.length])
+            raise
 
     def _join_group(self, span: Span, index: int, name: str, tensor: torch.Tensor) -> None:
         for group in reversed(self.groups):
@@ -141,11 +149,13 @@ class SlotCache(Cache):
         like = sources[0]
         rows, heads, used, width = like.shape
         shape = (len(group.entries), rows, heads, max(self._capacity(group.span), used + self.room), width)
-        group.storage = like.new_empty(shape)
+        group.storage = _new_storage(like, shape)
         group.storage[:, :, :, used:] = 0  # slots that no row has filled are masked, and NaN times zero is NaN
-        for place, (entry, source) in enumerate(zip(group.entries, sources, strict=True)):
+        for place, source in enumerate(sources):
             group.storage[place, :, :, :used] = source
-            caches.put_part(layers[entry], entry[1], None)  # free the host's copy at once
+        group.is_allocated, group.length = True, used
+        for entry in group.entries:
+            caches.put_part(layers[entry], entry[1], None)  # free the host's copy
         self._view(group)
 
     def _view(self, group: _Group) -> None:
@@ -253,7 +263,28 @@ class SlotCache(Cache):
         window = group.span.window
         first = group.span.start if window is None else max(group.span.start, length - window + 1)
         part = group.storage[place, :, :, first - group.span.start : length - group.span.start]
-        return part[order] if order.numel() > 1 else part.clone()
+        try:
+            return part[order] if order.numel() > 1 else part.clone()
+        except torch.OutOfMemoryError:  # then the storage itself, with the room behind it
+            return _reordered(part, order.tolist())
+
+
+def _new_storage(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    return like.new_empty(shape)
+
+
+def _reordered(part: torch.Tensor, order: list[int]) -> torch.Tensor:
+    """`part[order]` in its own memory, with one more row at a time."""
+    for first in range(len(order)):
+        if order[first] == first:
+            continue
+        kept, place = part[first].clone(), first
+        while order[place] != first:
+            part[place].copy_(part[order[place]])
+            order[place], place = place, order[place]
+        part[place].copy_(kept)
+        order[place] = place
+    return part
 
 
 def _inverse(order: list[int]) -> list[int]:

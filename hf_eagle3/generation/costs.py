@@ -6,6 +6,7 @@ buckets. A size counts once it was timed `SAMPLES` times after a warm-up, with t
 know trees.
 """
 
+import threading
 import time
 import weakref
 from bisect import bisect_left
@@ -35,9 +36,14 @@ class CostCurve:
     _sizes: list[int] = field(default_factory=list)
     _seconds: list[float] = field(default_factory=list)
     _told: dict[int, float] = field(default_factory=dict)
+    _lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     def add(self, size: int, seconds: float) -> None:
         """One timing; ignored once the size is frozen."""
+        with self._lock:  # threads may share a pair, and so its table
+            self._add(size, seconds)
+
+    def _add(self, size: int, seconds: float) -> None:
         if self.is_frozen(size):
             return
         timings = self._timings.setdefault(size, [])
@@ -55,14 +61,16 @@ class CostCurve:
 
     def doubt(self, size: int) -> None:
         """Measure `size` anew; until that is done, the old timing holds."""
-        if self.is_frozen(size):
-            self._timings[size] = []
+        with self._lock:
+            if self.is_frozen(size):
+                self._timings[size] = []
 
     def __call__(self, size: int) -> float:
         """Seconds at `size`; infinite while nothing is measured."""
         told = self._told.get(size)
         if told is None:
-            told = self._told[size] = self._between(size)
+            with self._lock:
+                told = self._told[size] = self._between(size)
         return told
 
     def _between(self, size: int) -> float:
@@ -80,13 +88,17 @@ class CostCurve:
 
     def covers(self, size: int) -> bool:
         """Whether something near `size` is measured."""
-        return any(known <= NEAR * size and size <= NEAR * known for known in self.points)
+        return any(known <= NEAR * size and size <= NEAR * known for known in list(self.points))
 
     def slope(self, size: int) -> float:
         """
         Seconds per unit around `size`, never negative: from half of it to twice as much, or as far as anything is
         known, so that one size's timing does not decide.
         """
+        with self._lock:
+            return self._slope(size)
+
+    def _slope(self, size: int) -> float:
         known, _ = self._rising()
         if len(known) < 2:
             return 0.0
@@ -173,6 +185,7 @@ class Stopwatch:
 
 # By target, then by a module that all views of a draft share.
 _tables: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_LOCK = threading.Lock()
 
 
 def bucket(number: int, base: int, factor: int) -> int:
@@ -192,7 +205,8 @@ def cost_table(target: nn.Module, draft: nn.Module, num_rows: int, context: int,
     The table for a batch of `num_rows` whose longest row has `context` tokens, over static shapes or not; the same
     object every time.
     """
-    tables = _tables.setdefault(target, weakref.WeakKeyDictionary()).setdefault(draft, {})
+    with _LOCK:
+        tables = _tables.setdefault(target, weakref.WeakKeyDictionary()).setdefault(draft, {})
     weight = next(target.parameters())
     machine = (weight.device, weight.dtype, torch.get_num_threads())
     key = (*machine, bucket(num_rows, 1, 4), context_bucket(context), is_static)
@@ -208,7 +222,7 @@ def relative_costs(target: nn.Module, draft: nn.Module) -> list[dict]:
         draft: What the tables are kept by.
     """
     found = []
-    for (device, dtype, _, rows, context, is_static), table in _tables.get(target, {}).get(draft, {}).items():
+    for (device, dtype, _, rows, context, is_static), table in list(_tables.get(target, {}).get(draft, {}).items()):
         if not table.verify.points:
             continue
         step = table.verify.points[min(table.verify.points)]

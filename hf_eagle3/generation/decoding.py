@@ -11,7 +11,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from .. import target as targets
-from ..compat.caches import cached_columns, is_user_provided
+from ..compat.caches import cached_columns, is_unused, is_user_provided
 from ..compat.calls import cache_of, pad_token_id, prefill, put_cache
 from ..compat.processors import length_limit
 from ..modeling_eagle3 import Eagle3DraftModel, at_places
@@ -97,7 +97,7 @@ class Generation:
         if input_ids.shape[1] == 0 and model_kwargs.get("inputs_embeds") is None:
             raise ValueError("`input_ids` is empty; give a prompt of at least one token.")
         self.target = targets.Target(model, draft.config)
-        self.static = static_shapes(model, generation_config, model_kwargs)
+        self.static = static_shapes(model, generation_config, input_ids, model_kwargs)
         self.cache: Cache | None = prepared_cache(model, model_kwargs)
         self.settings = settle(self.target, draft, self.cache, generation_config, self.static is not None)
         self.tree_config, self.planner = self.settings.sizes, self.settings.planner
@@ -127,7 +127,13 @@ class Generation:
         if self.static is not None:
             self.target.read_outputs()
             kwargs["output_hidden_states"] = True
-        self.cache = cache_of(outputs) if cache_of(outputs) is not None else self.cache
+        if cache_of(outputs) is not None:
+            self.cache = cache_of(outputs)
+        if self.model.training and is_unused(self.cache):
+            raise ValueError(
+                f"{type(self.model).__name__} keeps no cache in this state (training with gradient checkpointing); "
+                "call `eval()` before `generate`."
+            )
         put_cache(kwargs, self.cache)
         kwargs |= left_by_prompt(self.model, outputs, kwargs)
         columns = cached_columns(self.cache, before + features.shape[1])
@@ -138,7 +144,7 @@ class Generation:
         self.rows = self.reporter.rows = Rows(ids, width, pad_token_id(self.config), columns, mask)
         self.stopper = StopChecker(self.criteria, self.rows)
         self.rows.pads_ended_rows = self.stopper.pads_finished_rows
-        self.outputs = StepOutputs(self.config, self.rows.num_rows)
+        self.outputs = StepOutputs(self.config, self.rows.num_rows, self.target.config)
         logits = outputs.logits[:, -1:]
         self._set_up_choice(logits.shape[-1])
         self._set_up_passes()

@@ -60,7 +60,7 @@ def plain_decode(
     logger.warning_once(f"{type(model).__name__} runs without speculation: {reason}. {remedy}")
     stats = new_stats()
     stats.mode, stats.reason = "plain", reason
-    if (cache := host_cache(model, prepared["generation_config"], model_kwargs)) is not None:
+    if (cache := host_cache(model, prepared["generation_config"], input_ids, model_kwargs)) is not None:
         put_cache(model_kwargs, cache)
     return with_stats(sample(model, input_ids, prepared, model_kwargs), stats)
 

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from ..compat.outputs import DecoderOnlyOutput, cache_field
+from ..target_parts import batch_axis
 from .stats import SpeculationStats
 from .verification import Walk
 
@@ -32,11 +33,12 @@ class StepOutputs:
     Args:
         config: The call's generation configuration: what to keep.
         num_rows: B.
+        target_config: The target's text configuration.
     """
 
-    def __init__(self, config: GenerationConfig, num_rows: int):
+    def __init__(self, config: GenerationConfig, num_rows: int, target_config):
         wanted = bool(config.return_dict_in_generate)
-        self.num_rows = num_rows
+        self.num_rows, self.config = num_rows, target_config
         self.scores = [] if wanted and config.output_scores else None
         self.logits = [] if wanted and config.output_logits else None
         self.hidden_states = [] if wanted and config.output_hidden_states else None
@@ -83,10 +85,22 @@ class StepOutputs:
                 if self.logits is not None:
                     self._put(self.logits, step + i, row, walk.logits[i][a])
                 if self.hidden_states is not None:
-                    parts = [layer[a, nodes[i]][None] for layer in outputs.hidden_states]
-                    self._put_layers(self.hidden_states, step + i, row, parts)
+                    self._put_hidden_states(step + i, row, outputs.hidden_states, a, nodes[i])
                 if self.attentions is not None:
                     self._put_attentions(step + i, row, outputs.attentions, a, nodes[: i + 1], columns)
+
+    def _put_hidden_states(self, step: int, row: int, layers, a: int, node: int) -> None:
+        axes = [batch_axis(layer, self.config) for layer in layers]
+        parts = [layer.select(axis + 1, node).select(axis, a) for layer, axis in zip(layers, axes, strict=True)]
+        if len(self.hidden_states) <= step:  # (B, 1, H) of each layer, with streams before B or behind 1
+            self.hidden_states.append(
+                tuple(
+                    part.new_zeros(*part.shape[:axis], self.num_rows, 1, *part.shape[axis:])
+                    for part, axis in zip(parts, axes, strict=True)
+                )
+            )
+        for whole, part, axis in zip(self.hidden_states[step], parts, axes, strict=True):
+            whole.select(axis, row).select(axis, 0).copy_(part)
 
     def _put_attentions(self, step, row, attentions, a, path, columns) -> None:
         if not attentions or attentions[0] is None:  # sdpa computes none; plain generate gives the same
@@ -94,6 +108,11 @@ class StepOutputs:
                 self.attentions.append(attentions)
             return
         seen = columns(a, torch.tensor(path)).to(attentions[0].device)
+        if any(int(seen.max()) >= layer.shape[-1] for layer in attentions):
+            raise ValueError(
+                "`output_attentions` with layers that do not attend to every token (windows, pooled or recurrent "
+                "ones) does not go with a draft; leave one of the two out."
+            )
         self._put_layers(self.attentions, step, row, [layer[a, :, path[-1]][:, None, seen] for layer in attentions])
 
     def _put(self, steps: list, step: int, row: int, value: torch.Tensor) -> None:

@@ -49,12 +49,15 @@ def asks_for_static(config: GenerationConfig) -> bool:
     return ASKED in vars(config)
 
 
-def host_cache(model: PreTrainedModel, config: GenerationConfig, model_kwargs: dict) -> StaticCache | None:
+def host_cache(
+    model: PreTrainedModel, config: GenerationConfig, input_ids: torch.Tensor, model_kwargs: dict
+) -> StaticCache | None:
     """The empty cache that the host would have made for a call that asks for static shapes; `None` for others."""
     if not asks_for_static(config):
         return None
-    embeds = model_kwargs.get("inputs_embeds")
-    length = config.max_length - 1 + (0 if embeds is None else embeds.shape[1])
+    embeds, length = model_kwargs.get("inputs_embeds"), config.max_length - 1
+    if embeds is not None and embeds.shape[1] != input_ids.shape[1]:  # else `max_length` counts the prompt already
+        length += embeds.shape[1]
     # transformers 5.8 has no `max_cache_len`.
     length = max(length, config.to_dict().get("max_cache_len") or 0)
     return new_static_cache(model.config.get_text_config(decoder=True), length)
@@ -105,7 +108,9 @@ class StaticShapes:
             torch.compiler.cudagraph_mark_step_begin()
 
 
-def static_shapes(model: PreTrainedModel, config: GenerationConfig, model_kwargs: dict) -> StaticShapes | None:
+def static_shapes(
+    model: PreTrainedModel, config: GenerationConfig, input_ids: torch.Tensor, model_kwargs: dict
+) -> StaticShapes | None:
     """
     What the call needs if it asks for static shapes, else `None`. The prompt is then read into a dynamic cache that
     knows no windows.
@@ -126,7 +131,7 @@ def static_shapes(model: PreTrainedModel, config: GenerationConfig, model_kwargs
             "`output_attentions` with `cache_implementation` 'static' does not go with a draft; leave one out."
         )
     put_cache(model_kwargs, DynamicCache())
-    return StaticShapes(model, config, host_cache(model, config, model_kwargs))
+    return StaticShapes(model, config, host_cache(model, config, input_ids, model_kwargs))
 
 
 def static_mode(model: PreTrainedModel) -> DecodingMode:
