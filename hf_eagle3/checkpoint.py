@@ -1,158 +1,55 @@
-"""Checkpoint dialects: from what others publish to our configuration fields and tensor names.
+"""Files of a checkpoint: where they are (a directory, or the Hub through huggingface_hub), and strictly read tensors.
 
-Pure functions over dictionaries, plus the file look-up (transformers' and huggingface_hub's). Five dialects are read:
-SafeAILab, SpecForge/SGLang, NVIDIA ModelOpt, speculators and EAGLE-3.1. Does not know the model class. Native tensor
-names are the plain directory's: `midlayer.` for the first decoder layer, `layers.N.` for further ones.
+Does not know the model class, nor what `config.json` means (`dialects.py`). Native tensor names are the plain
+directory's: `midlayer.` for the first decoder layer, `layers.N.` for further ones.
 
 Shape letters: H hidden, V target vocabulary, D draft vocabulary.
 """
 
+import hashlib
 import json
 import pickle
 import re
+import shutil
 from pathlib import Path
 
 import torch
-from huggingface_hub.utils.sha import sha_fileobj
+from huggingface_hub import hf_hub_download, is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers.utils import (
-    CONFIG_NAME,
-    SAFE_WEIGHTS_INDEX_NAME,
-    SAFE_WEIGHTS_NAME,
-    WEIGHTS_INDEX_NAME,
-    WEIGHTS_NAME,
-    cached_file,
-)
-from transformers.utils.hub import get_checkpoint_shard_files
 
 
+# File names that transformers, PEFT and huggingface_hub write and read.
+CONFIG_NAME = "config.json"
+SAFETENSORS_NAMES = ("model.safetensors", "model.safetensors.index.json")
+PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
 # Buffers that some trainers store; they hold nothing that is not computed from the configuration.
 DOCUMENTED_SURPLUS = (re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$"),)
-SHARED_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "attention_bias",
-    "attention_dropout",
-    "mlp_bias",
-    "rope_parameters",
-    "rope_scaling",
-    "rope_theta",
-    "dtype",
-    "torch_dtype",
-    "quantization_config",
-)
-EXTRA_FIELDS = (
-    "draft_vocab_size",
-    "target_hidden_size",
-    "norm_before_residual",
-    "norm_before_fc",
-    "fc_norm",
-    "norm_output",
-    "use_qk_norm",
-    "embed_trained",
-    "target_name_or_path",
-    "target_revision",
-)
-IDS_KEY = "eagle_aux_hidden_state_layer_ids"
 
-
-def read_config(raw: dict, source: str) -> dict:
-    """
-    Fields of `Eagle3Config` from a `config.json` of any dialect.
-
-    Args:
-        raw: The parsed file.
-        source: Where it came from, for error messages.
-
-    Raises:
-        ValueError: not an EAGLE-3 draft, or `draft_vocab_size` missing, or the two conventions of tapped layers
-            disagree.
-    """
-    is_speculators = "speculators_model_type" in raw or "transformer_layer_config" in raw
-    layer = raw.get("transformer_layer_config") if is_speculators else raw
-    kind = raw.get("speculators_model_type", "eagle3")
-    if kind != "eagle3" or layer is None:
-        raise ValueError(f"{source} is a speculators `{kind}` checkpoint; only `eagle3` drafts are read here.")
-    if raw.get("draft_vocab_size") is None:
-        raise ValueError(
-            f"`draft_vocab_size` is missing from {source}, so this is not an EAGLE-3 draft model (an ordinary model? "
-            "load it with AutoModelForCausalLM). If it is one and predicts the whole vocabulary, add "
-            f'`"draft_vocab_size": {raw.get("vocab_size")}`.'
-        )
-    fields = {name: layer[name] for name in SHARED_FIELDS if layer.get(name) is not None}
-    fields |= {name: raw[name] for name in (*EXTRA_FIELDS, "dtype", "torch_dtype") if raw.get(name) is not None}
-    if "vocab_size" not in fields:
-        raise ValueError(f"`vocab_size` is missing from {source}.")
-    if raw.get("embed_requires_grad"):  # speculators' word for it
-        fields["embed_trained"] = True
-    taps = layer.get("num_aux_hidden_states", raw.get("num_aux_hidden_states"))
-    if taps is not None:
-        fields["num_tapped_layers"] = taps
-    ids = _target_layer_ids(raw, source)
-    if ids is not None:
-        fields["target_layer_ids"] = ids
-    fields["sliding_window"] = _sliding_window(layer, source)
-    verifier = (raw.get("speculators_config") or {}).get("verifier") or {}
-    if verifier.get("name_or_path"):
-        fields["target_name_or_path"] = verifier["name_or_path"]
-    # The original code's file has no `rope_theta` and its trainer always used 10000.
-    if not (fields.get("rope_parameters") or fields.get("rope_theta")):
-        fields["rope_theta"] = 10000.0
-    return fields
-
-
-def _sliding_window(layer: dict, source: str) -> int | None:
-    """
-    The window of the draft's attention. A file may state one that no layer uses: `layer_types` decides, or what
-    Qwen3's configuration makes of `use_sliding_window` and `max_window_layers`.
-    """
-    window, count = layer.get("sliding_window"), layer.get("num_hidden_layers", 1)
-    first = layer.get("max_window_layers", 28)
-    uses = layer.get("use_sliding_window", False)
-    kinds = layer.get("layer_types") or ["sliding_attention" if uses and i >= first else "" for i in range(count)]
-    sliding = [kind == "sliding_attention" for kind in kinds]
-    if window is None or not any(sliding):
-        return None
-    if not all(sliding):
-        raise ValueError(
-            f"{source}: `layer_types` {kinds} mixes full and sliding attention in one draft, which is not supported; "
-            "layers of one kind are."
-        )
-    return window
-
-
-def _target_layer_ids(raw: dict, source: str) -> list[int] | None:
-    top = raw.get(IDS_KEY)  # indices into `hidden_states`: layer output + 1
-    nested = (raw.get("eagle_config") or {}).get(IDS_KEY)  # SGLang's: the layer itself
-    from_top = None if top is None else [i - 1 for i in top]
-    if from_top is not None and nested is not None and from_top != list(nested):
-        raise ValueError(
-            f"{source}: `{IDS_KEY}` {top} (indices into hidden_states) and `eagle_config.{IDS_KEY}` {nested} "
-            "(layers) do not name the same layers; pass `target_layer_ids=[...]` (zero-based layers) to say "
-            "which are right."
-        )
-    return from_top if from_top is not None else nested
+# What to do about a missing tensor.
+REMEDIES = {"lm_head.weight": "; if it was trained with the target's rows for a head, load it with has_lm_head=False"}
 
 
 def load_config(path_or_id: str, **hub_arguments) -> dict:
     """The parsed `config.json` of a local directory or Hub repository; `_name_or_path` says where it lies."""
-    file = _find(path_or_id, CONFIG_NAME, hub_arguments)
+    file = find_file(path_or_id, CONFIG_NAME, **hub_arguments)
     if file is None:
-        where = "" if Path(path_or_id).is_dir() else ", no such directory, and the Hub has none or was not reached"
-        raise OSError(f"There is no `{CONFIG_NAME}` in `{path_or_id}`{where}; give a draft's directory or Hub id.")
+        if has_file(path_or_id, ADAPTER_CONFIG, **hub_arguments):
+            raise OSError(
+                f"`{path_or_id}` holds a LoRA adapter, not a draft; write the draft that it makes of its base with "
+                f"`hf-eagle3 convert {path_or_id} FOLDER`."
+            )
+        raise OSError(f"There is no `{CONFIG_NAME}` in `{path_or_id}`; give a draft's directory or Hub id.")
     return _read_json(file) | {"_name_or_path": file}
 
 
@@ -176,7 +73,7 @@ def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
             declares more values than it stores, one tensor under two names, or a NaN or infinite value (named).
     """
     tensors: dict[str, torch.Tensor] = {}
-    for file in _weight_files(path_or_id, hub_arguments):
+    for file in weight_files(path_or_id, **hub_arguments):
         _check_sum(file)
         try:
             part = (
@@ -204,8 +101,11 @@ def _check_sum(file: str) -> None:
     blob = Path(file).resolve()
     if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name):
         return
+    digest = hashlib.sha256()
     with blob.open("rb") as stream:
-        found = sha_fileobj(stream).hex()
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    found = digest.hexdigest()
     if found != blob.name:
         raise ValueError(
             f"{file} is damaged: its checksum is {found[:12]}..., the Hub announced {blob.name[:12]}...; download it "
@@ -234,10 +134,11 @@ def native_name(name: str) -> str:
     return re.sub(r"^layers\.0\.", "midlayer.", name)
 
 
-def fields_from_names(tensors: dict[str, torch.Tensor]) -> dict:
+def fields_from_names(tensors: dict[str, torch.Tensor], config) -> dict:
     """
     Configuration fields that a file's tensors tell more reliably than its `config.json` (one published says 40
-    layers).
+    layers). A head that is not there is the target's where `config`, an `Eagle3Config`, says so, or where it would be
+    the target's whole head (NVIDIA's Kimi drafts); a reduced draft without one has lost it.
     """
     extra_layers = {int(m.group(1)) for name in tensors if (m := re.match(r"layers\.(\d{1,9})\.", name))}
     if gap := set(range(1, 1 + len(extra_layers))) - extra_layers:
@@ -248,7 +149,7 @@ def fields_from_names(tensors: dict[str, torch.Tensor]) -> dict:
         "attention_bias": "midlayer.self_attn.q_proj.bias" in tensors,
         "mlp_bias": "midlayer.mlp.gate_proj.bias" in tensors,
         "has_embed_tokens": "embed_tokens.weight" in tensors,
-        "has_lm_head": "lm_head.weight" in tensors,
+        "has_lm_head": "lm_head.weight" in tensors or (config.has_lm_head and config.has_vocabulary_mapping),
     }
 
 
@@ -261,7 +162,9 @@ def check_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
             that a renamed key runs as a random draft; never here.
     """
     problems = [
-        f"`{name}` is missing (expected shape {_shape(expected[name])})" for name in expected if name not in found
+        f"`{name}` is missing (expected shape {_shape(expected[name])}){REMEDIES.get(name, '')}"
+        for name in expected
+        if name not in found
     ]
     problems += [
         f"`{name}` {_shape(found[name])} is not part of this draft model" for name in found if name not in expected
@@ -280,38 +183,113 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def has_file(path_or_id: str, filename: str, **hub_arguments) -> bool:
-    """Whether a local directory or Hub repository carries `filename`."""
-    return _find(path_or_id, filename, hub_arguments) is not None
+    """Whether a local directory or Hub repository carries `filename`; see [`find_file`]."""
+    return find_file(path_or_id, filename, **hub_arguments) is not None
 
 
-def _find(path_or_id: str, filename: str, hub_arguments: dict) -> str | None:
+class HubUnreachableError(OSError):
+    """The Hub did not answer, and the cache does not tell either: nothing is known of what a repository holds."""
+
+
+def find_file(path_or_id: str, filename: str, **hub_arguments) -> str | None:
+    """
+    Path of `filename` in a local directory or, downloaded, of a Hub repository; `None` if there is none. Offline, what
+    is not in the cache counts as missing.
+
+    Raises:
+        HubUnreachableError: nothing is known of the file.
+        OSError: no such repository or revision, or no access to it.
+    """
     known = {name: value for name, value in hub_arguments.items() if value is not None}
-    return cached_file(
-        str(path_or_id),
-        filename,
-        _raise_exceptions_for_missing_entries=False,
-        **known,
-    )
+    source = str(path_or_id)
+    if Path(source).is_dir():
+        file = Path(source, known.get("subfolder", ""), filename)
+        return str(file) if file.is_file() else None
+    try:
+        return hf_hub_download(source, filename, **known)
+    except LocalEntryNotFoundError as error:  # an EntryNotFoundError that says nothing of what the Hub has
+        if known.get("local_files_only") or is_offline_mode() or _is_known_to_lack(source, filename, known):
+            return None
+        raise HubUnreachableError(
+            f"The Hub did not answer when asked for `{filename}` of `{source}` ({_reason(error)}); try again later, "
+            "or read what is cached with local_files_only=True."
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except HFValidationError as error:
+        raise OSError(f"`{source}` is neither a directory nor a Hub id ({error})") from error
+    except RevisionNotFoundError as error:
+        raise OSError(f"`{source}` has no revision `{known.get('revision')}` on the Hub.") from error
+    except GatedRepoError as error:
+        raise OSError(f"Access to `{source}` must be requested on its page; then log in (`hf auth login`).") from error
+    except RepositoryNotFoundError as error:
+        raise OSError(
+            f"`{source}` is no directory, and the Hub has no such repository, or none that you may see; log in for a "
+            "private one (`hf auth login`), or pass `token`."
+        ) from error
 
 
-def _check_index(file: str) -> None:
+def _is_known_to_lack(repo_id: str, filename: str, hub_arguments: dict) -> bool:
+    """Whether huggingface_hub's cache remembers that the repository has no such file."""
+    path = f"{hub_arguments['subfolder']}/{filename}" if "subfolder" in hub_arguments else filename
+    place = {name: hub_arguments[name] for name in ("cache_dir", "revision") if name in hub_arguments}
+    found = try_to_load_from_cache(repo_id, path, **place)
+    return found is not None and not isinstance(found, str)
+
+
+def _reason(error: Exception) -> str:
+    """What lies under an error of huggingface_hub, in one line."""
+    return " ".join(str(error.__cause__ or error).split())
+
+
+def _shard_names(file: str) -> list[str]:
     """Shards lie beside their index; a name that leads elsewhere is not followed."""
     shards = _read_json(file).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{file} has no `weight_map` of tensor names to file names.")
-    for name in sorted(set(shards.values())):
+    names = sorted(set(shards.values()))
+    for name in names:
         if not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", name):
             raise ValueError(f"{file} names the weight file {name!r}; only plain names of files beside it are read.")
+    return names
+
+
+def weight_files(path_or_id: str, **hub_arguments) -> list[str]:
+    """
+    Paths of all weight files, safetensors before `.bin`. Where the Hub does not answer, those in the cache.
+
+    Raises:
+        OSError: there are none, or an index names one that is not there; see also [`find_file`].
+    """
+    try:
+        return _weight_files(path_or_id, hub_arguments)
+    except HubUnreachableError as error:
+        try:
+            return _weight_files(path_or_id, hub_arguments | {"local_files_only": True})
+        except OSError:
+            raise error from None
 
 
 def _weight_files(path_or_id: str, hub_arguments: dict) -> list[str]:
-    for single, index in ((SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME), (WEIGHTS_NAME, WEIGHTS_INDEX_NAME)):
-        if (file := _find(path_or_id, single, hub_arguments)) is not None:
+    for single, index in (SAFETENSORS_NAMES, PICKLE_NAMES):
+        if (file := find_file(path_or_id, single, **hub_arguments)) is not None:
             return [file]
-        if (file := _find(path_or_id, index, hub_arguments)) is not None:
-            _check_index(file)
-            known = {name: value for name, value in hub_arguments.items() if value is not None}
-            return get_checkpoint_shard_files(str(path_or_id), file, **known)[0]
+        if (file := find_file(path_or_id, index, **hub_arguments)) is not None:
+            names = _shard_names(file)
+            files = [find_file(path_or_id, name, **hub_arguments) for name in names]
+            if None in files:
+                raise OSError(f"{file} names `{names[files.index(None)]}`, which is not in `{path_or_id}`.")
+            return files
     raise OSError(
-        f"There are no weights in `{path_or_id}` (looked for {SAFE_WEIGHTS_NAME}, {WEIGHTS_NAME} and their indices)."
+        f"There are no weights in `{path_or_id}` (looked for {SAFETENSORS_NAMES[0]}, {PICKLE_NAMES[0]} and their "
+        "indices)."
     )
+
+
+def share_weights(folder: str | Path, neighbour: str = CONFIG_NAME) -> None:
+    """
+    Weight files in `folder` may be read by whoever may read the file `neighbour` beside them: safetensors writes them
+    for their owner alone, whatever the umask.
+    """
+    for file in Path(folder).glob("*.safetensors"):
+        shutil.copymode(Path(folder, neighbour), file)

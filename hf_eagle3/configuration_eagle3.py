@@ -1,19 +1,22 @@
 """`Eagle3Config`: the shape of a draft model and what it reads of its target.
 
 Knows the plain `config.json` that SGLang, vLLM and the original EAGLE code read, and writes nothing else. Reading the
-other dialects is `checkpoint.py`'s work. Does not know any target model beyond its configuration's numbers.
+other dialects is `dialects.py`'s work. Does not know any target model beyond its configuration's numbers.
 """
 
 import copy
+import functools
+import math
 import re
+from dataclasses import fields
 from pathlib import Path
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .checkpoint import read_config
-from .compat.models import commit_of
+from .compat.models import commit_of, known_activations, known_rope_types
+from .dialects import read_config
 
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
@@ -34,6 +37,9 @@ NUM_TAPPED_LAYERS = 3  # low, middle, high: EAGLE-3, section 3.1
 # Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence, so they are written only if
 # set.
 OPTIONAL_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "use_qk_norm", "embed_trained")
+# Stands where transformers alone looks for a weight file's name, and is refused as it is none: files say `llama` for
+# the engines' sake, so that a draft of the whole vocabulary would load as a Llama with random layers.
+NOT_A_MODEL = "none for transformers' own classes: this is an EAGLE-3 draft, load it with hf_eagle3.Eagle3DraftModel"
 # What transformers keeps in every configuration and no reader of a draft needs.
 HOST_BOOKKEEPING = ("_name_or_path", "id2label", "label2id")
 
@@ -97,6 +103,8 @@ class Eagle3Config(PreTrainedConfig):
         sliding_window: How many of the latest positions each one attends to, itself included (what speculators trains
             by default). `None`: all.
         target_name_or_path, target_revision: Hub id and commit of the target that the draft was made for, if known.
+        chat_template_kwargs: Further arguments that the target's chat template was given for the training text; the
+            model card names them.
         rope_parameters: As in transformers. Published drafts trained by the original code used theta 10000 whatever
             their target has; pass an override to `from_pretrained` if a file says otherwise.
         max_position_embeddings: A cache hint, not a limit.
@@ -146,6 +154,7 @@ class Eagle3Config(PreTrainedConfig):
     sliding_window: int | None = None
     target_name_or_path: str | None = None
     target_revision: str | None = None
+    chat_template_kwargs: dict | None = None
 
     def __post_init__(self, **kwargs):
         if self.num_key_value_heads is None:
@@ -186,8 +195,22 @@ class Eagle3Config(PreTrainedConfig):
             )
         if self.sliding_window is not None and self.sliding_window < 1:
             raise ValueError(f"`sliding_window` is {self.sliding_window}; give at least 1, or None for no window.")
+        self._check_numerics()
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("`norm_before_fc` and `fc_norm` are both set; a checkpoint carries one of them.")
+
+    def _check_numerics(self) -> None:
+        """What would otherwise be a bare KeyError while the model is built, or NaN and no rotation while it runs."""
+        rope = self.rope_parameters
+        for name, value, known in (
+            ("hidden_act", self.hidden_act, known_activations()),
+            ("rope_parameters['rope_type']", rope.get("rope_type", "default"), known_rope_types()),
+        ):
+            if known and value not in known:
+                raise ValueError(f"`{name}` is {value!r}; transformers knows {', '.join(known)}.")
+        for name, value in (("rope_theta", rope["rope_theta"]), ("rms_norm_eps", self.rms_norm_eps)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"`{name}` is {value}; give a positive number, e.g. the target's.")
 
     @property
     def fused_features_size(self) -> int:
@@ -257,10 +280,13 @@ class Eagle3Config(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "Eagle3Config":
-        """A configuration from a parsed `config.json` of any dialect."""
+        """
+        A configuration from a parsed `config.json` of any dialect; fields given as `kwargs` stand whatever it says.
+        """
         source = config_dict.get("_name_or_path") or "the dictionary"
+        overrides = {name: kwargs.pop(name) for name in own_fields() & kwargs.keys()}
         try:
-            return super().from_dict(read_config(config_dict, source), **kwargs)
+            return super().from_dict(read_config(config_dict, source, overrides), **kwargs)
         except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
             raise ValueError(f"{source} is no configuration of a draft: {' '.join(str(error).split())}") from error
 
@@ -304,6 +330,9 @@ class Eagle3Config(PreTrainedConfig):
                 "use_aux_hidden_state": True,
             }
         out.update({name: True for name in OPTIONAL_FLAGS if getattr(self, name)})
+        out["transformers_weights"] = NOT_A_MODEL
+        if not self.has_lm_head and self.has_vocabulary_mapping:
+            out["has_lm_head"] = False  # else a reader cannot tell whether it was lost
         return out
 
     def to_diff_dict(self) -> dict:
@@ -316,6 +345,13 @@ class Eagle3Config(PreTrainedConfig):
             for key, value in self.to_dict().items()
             if value is not None and not (key in base and value == base[key]) and key not in HOST_BOOKKEEPING
         }
+
+
+@functools.cache
+def own_fields() -> frozenset[str]:
+    """Fields of `Eagle3Config` that may be given where a draft is loaded, and `rope_theta`, a part of one."""
+    names = {f.name for f in fields(Eagle3Config)} - {f.name for f in fields(PreTrainedConfig)}
+    return frozenset(names - {"dtype", "torch_dtype"} | {"rope_theta"})
 
 
 def hub_identity(config: PreTrainedConfig) -> tuple[str | None, str | None]:

@@ -8,7 +8,7 @@ Shape letters: B batch, L sequence, H hidden, V target vocabulary, D draft vocab
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, logging
 
 from . import checkpoint, vocabulary
 from .compat.models import activation, rotary_embedding
-from .configuration_eagle3 import Eagle3Config
+from .configuration_eagle3 import Eagle3Config, own_fields
 from .tree_config import TreeConfig
 
 
@@ -386,13 +386,13 @@ class Eagle3DraftModel(PreTrainedModel):
         source = str(pretrained_model_name_or_path)
         hub = {name: kwargs.pop(name) for name in checkpoint.HUB_ARGUMENTS if name in kwargs}
         hub = {name: value for name, value in hub.items() if value is not None}
-        overrides = _pop_config_overrides(kwargs)
+        overrides = {name: kwargs.pop(name) for name in own_fields() & kwargs.keys()}
         if config is None:
-            config = Eagle3Config.from_dict(checkpoint.load_config(source, **hub))
+            config = Eagle3Config.from_dict(checkpoint.load_config(source, **hub), **overrides)
         tensors = checkpoint.load_tensors(source, **hub)
-        config = config.changed(checkpoint.fields_from_names(tensors) | overrides)
+        config = config.changed(checkpoint.fields_from_names(tensors, config) | overrides)
         mapping = vocabulary.complete_mapping(
-            tensors.pop("d2t", None), tensors.pop("t2d", None), config.draft_vocab_size, config.vocab_size
+            tensors.pop("d2t", None), tensors.pop("t2d", None), config.draft_vocab_size, config.vocab_size, source
         )
         if mapping is not None:
             tensors["d2t"], tensors["t2d"] = mapping
@@ -400,22 +400,20 @@ class Eagle3DraftModel(PreTrainedModel):
             expected = cls(config).state_dict()
         checkpoint.check_tensors(tensors, expected, source)
         model = super().from_pretrained(None, *model_args, config=config, state_dict=tensors, **kwargs)
-        model.config.name_or_path = source
+        model.config.name_or_path = model.name_or_path = source  # PEFT names an adapter's base by the latter
         model._read_generation_config(source, hub)
         return model
 
     def _read_generation_config(self, source: str, hub: dict) -> None:
-        if checkpoint.has_file(source, "generation_config.json", **hub):
-            stored = GenerationConfig.from_pretrained(source, **hub)
-            TreeConfig.read_from(stored).write_to(self.generation_config)
+        try:
+            if checkpoint.has_file(source, "generation_config.json", **hub):
+                stored = GenerationConfig.from_pretrained(source, **hub)
+                TreeConfig.read_from(stored).write_to(self.generation_config)
+        except checkpoint.HubUnreachableError as error:
+            logger.warning(f"The default tree of `{source}` is not known and ours stands in for it. {error}")
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
         """Write the plain directory that SGLang, vLLM and the original code read, and `generation_config.json`."""
         super().save_pretrained(save_directory, **kwargs)
         self.generation_config.save_pretrained(save_directory)
-
-
-def _pop_config_overrides(kwargs: dict) -> dict:
-    names = {f.name for f in fields(Eagle3Config)} - {"dtype", "torch_dtype"} | {"rope_theta"}
-    own = names - {f.name for f in fields(Eagle3Config.__base__)}
-    return {name: kwargs.pop(name) for name in list(kwargs) if name in own}
+        checkpoint.share_weights(save_directory)

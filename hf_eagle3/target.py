@@ -78,6 +78,7 @@ CHAIN_ONLY = {
 UNPADDED_ONLY = ("deepseek_v4", "minimax_m3_vl_text", "unlimited_ocr_text")
 OWN_CACHE = ("minimax",)  # with a class of its own, which the host leaves to the model to make
 KEY_LIMIT = "keep_window_size"  # Doge: past it only the keys of the largest gates are attended to
+MOST_RESIZED = 1024  # tokens more or fewer, or twice as many: what fine-tuning does to embeddings, and padding
 TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask; sdpa stands in for others
 
 
@@ -196,6 +197,8 @@ class Target:
         self._thread: int | None = None  # the thread whose passes are captured, None: none
         layers = decoder_layers(model)
         self.uses_hooks = layers is not None and not is_compiled(model)
+        if not self.uses_hooks:
+            self._refuse_last_layer()
         # Layers that read other layers' keys run on the last token of a prompt only, unless all states are asked for.
         num_shared = getattr(self.config, "num_kv_shared_layers", None) or 0
         self.prefill_options = (
@@ -223,8 +226,17 @@ class Target:
 
     def read_outputs(self) -> None:
         """From here on features are read from the outputs' `hidden_states`: passes that are compiled run no hooks."""
+        self._refuse_last_layer()
         self._detach()
         self.uses_hooks = False
+
+    def _refuse_last_layer(self) -> None:
+        if max(self.layer_ids) == num_decoder_layers(self.config) - 1:
+            raise ValueError(
+                f"The draft taps the last layer ({max(self.layer_ids)}) before the final norm, and `hidden_states`, "
+                "all that can be read here, hold it after the norm. Pass the uncompiled target, no "
+                "`cache_implementation='static'`, and a tree mode other than 'host_chain'."
+            )
 
     def _hook(self, layer_id: int):
         def keep(module, args, output):
@@ -357,10 +369,11 @@ def check_fit(config, draft: Eagle3Config) -> list[int]:
             f"The draft reads hidden states of width {draft.target_hidden_size} (`target_hidden_size`), the "
             f"target's are {config.hidden_size} wide; this draft belongs to another target."
         )
-    if config.vocab_size != draft.vocab_size:
+    fewer, more = sorted((config.vocab_size, draft.vocab_size))
+    if more - fewer > max(fewer, MOST_RESIZED):
         raise ValueError(
-            f"The draft knows {draft.vocab_size} target tokens (`vocab_size`), the target has "
-            f"{config.vocab_size}; this draft belongs to another target."
+            f"The draft knows {draft.vocab_size} target tokens (`vocab_size`), the target has {config.vocab_size}, "
+            "more than embeddings are resized by; this draft belongs to another target."
         )
     if draft.hidden_size != draft.target_hidden_size and not draft.has_embed_tokens:
         raise ValueError(
@@ -376,10 +389,14 @@ def check_fit(config, draft: Eagle3Config) -> list[int]:
                 f"The checkpoint names no tapped layers, and the usual ones of a target with {num_layers} layers "
                 f"are not distinct ({ids}); pass `target_layer_ids=[...]` to `Eagle3DraftModel.from_pretrained`."
             )
-    if max(ids) > num_layers - 2:
+    if max(ids) == num_layers and min(ids) > 0:
+        # Counted as `hidden_states` is, from the embedding on, where others count layers (NVIDIA's gpt-oss drafts;
+        # SGLang 0.5.23 tells by the same mark).
+        ids = [i - 1 for i in ids]
+    if max(ids) > num_layers - 1:
         raise ValueError(
-            f"The draft taps layers {list(ids)} (zero-based), the target has {num_layers} and its last layer "
-            "cannot be tapped (its hidden state is taken after the final norm); this draft belongs to another target."
+            f"The draft taps layers {list(ids)} (zero-based), the target has {num_layers}; this draft belongs to "
+            "another target."
         )
     only_with_images = sorted(set(ids) & set(getattr(config, "cross_attention_layers", None) or ()))
     if only_with_images:

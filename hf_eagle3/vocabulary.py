@@ -31,29 +31,67 @@ def target_ids(d2t: torch.Tensor) -> torch.Tensor:
 
 
 def complete_mapping(
-    d2t: torch.Tensor | None, t2d: torch.Tensor | None, draft_vocab_size: int, vocab_size: int
+    d2t: torch.Tensor | None,
+    t2d: torch.Tensor | None,
+    draft_vocab_size: int,
+    vocab_size: int,
+    source: str = "the draft",
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """
     A stored mapping, checked and completed: `t2d` follows from `d2t` and may be absent. `None` where D == V.
+
+    Args:
+        source: Where it was stored, for error messages.
 
     Raises:
         ValueError: `d2t` missing, out of range or repeating, contradicted by `t2d`, or no identity although D == V.
     """
     if draft_vocab_size == vocab_size:
         if d2t is not None and d2t.any():
-            raise ValueError("`d2t` is not the identity although `draft_vocab_size` equals `vocab_size`.")
+            raise ValueError(
+                f"`d2t` of {source} is not the identity although `draft_vocab_size` is `vocab_size` ({vocab_size})."
+            )
         return None
     if d2t is None:
         raise ValueError(
-            f"`d2t` is missing: the draft predicts {draft_vocab_size} of {vocab_size} tokens, and nothing says which."
+            f"`d2t` is missing from {source}: the draft predicts {draft_vocab_size} of {vocab_size} tokens, and "
+            "nothing says which."
         )
     if d2t.shape != (draft_vocab_size,):
-        raise ValueError(f"`d2t` has shape {tuple(d2t.shape)}, `draft_vocab_size` is {draft_vocab_size}.")
+        raise ValueError(f"`d2t` of {source} has shape {tuple(d2t.shape)}, `draft_vocab_size` is {draft_vocab_size}.")
     offsets = d2t.long().cpu()
+    if fault := _fault(d2t, offsets, t2d, vocab_size):
+        raise ValueError(f"`d2t` of {source} {fault}")
     _, derived = mapping_from_target_ids(target_ids(offsets), vocab_size)
     if t2d is not None and not torch.equal(derived, t2d.bool().cpu()):
-        raise ValueError("`t2d` does not mark the tokens that `d2t` maps to; one of the two is from another draft.")
+        raise ValueError(
+            f"`t2d` of {source} does not mark the tokens that `d2t` maps to; one of the two is from another draft."
+        )
     return offsets, derived
+
+
+def _fault(d2t: torch.Tensor, offsets: torch.Tensor, t2d: torch.Tensor | None, vocab_size: int) -> str | None:
+    """What is wrong with stored offsets by themselves, or `None`."""
+    if not torch.equal(offsets.to(d2t.device, torch.float64), d2t.to(torch.float64)):
+        return f"holds fractions ({d2t.dtype}); it was cast and is lost. Take the original file."
+    ids = target_ids(offsets)
+    is_mapping = bool((ids >= 0).all() and (ids < vocab_size).all()) and ids.unique().numel() == ids.numel()
+    is_ids = bool((offsets >= 0).all() and (offsets < vocab_size).all()) and offsets.unique().numel() == ids.numel()
+    marked = None if t2d is None else t2d.bool().cpu()
+    if is_ids and (
+        not is_mapping or (marked is not None and not bool(marked[ids].all()) and bool(marked[offsets].all()))
+    ):
+        return "holds target ids where offsets belong; subtract 0, 1, 2, ... from it (`d2t - torch.arange(len(d2t))`)."
+    if is_mapping:
+        return None
+    outside = [(place, int(id_)) for place, id_ in enumerate(ids.tolist()) if not 0 <= id_ < vocab_size]
+    if outside:
+        place, id_ = outside[0]
+        return (
+            f"maps {len(outside)} draft ids outside the target's 0..{vocab_size - 1}, first of them {place} to {id_}."
+        )
+    values, counts = ids.unique(return_counts=True)
+    return f"maps {int(counts.max())} draft ids to the same token, {int(values[counts.argmax()])}."
 
 
 def choose_target_ids(counts: torch.Tensor, draft_vocab_size: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 Repositories are kept in memory as branches of {path: bytes}; a token is needed to write, and to read what is private.
 Large files take the LFS route with its checksum, downloads can be resumed. Faults can be planted: bytes that change on
-the way (`corrupted`), a connection that breaks once (`cut_once`).
+the way (`corrupted`), a connection that breaks once (`cut_once`), files that the server has no answer for (`silent`).
 """
 
 import base64
@@ -50,6 +50,7 @@ class LocalHub:
         self.lfs: dict[str, bytes] = {}
         self.corrupted: set[str] = set()
         self.cut_once: set[str] = set()
+        self.silent: set[str] = set()
         self.log: list[tuple[str, str]] = []
         hub = self
 
@@ -230,6 +231,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.answer({"success": True, "commitUrl": url, "commitOid": oid})
 
     def resolve(self, repo_id, revision, path):
+        if urllib.parse.unquote(path) in self.hub.silent:
+            return self.answer({"error": "Gateway Timeout"}, 504)
         repository = self.repository(repo_id)
         if repository is None:
             return None

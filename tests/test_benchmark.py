@@ -1,6 +1,7 @@
 """The benchmark as it runs: prompt sets, method names, what is asked of each method, rounds, the command."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -41,25 +42,54 @@ def test_lines_of_every_shape_are_read():
         '{"domain": "math", "prompt": "d"}',
         '{"prompt": ["e", "f"]}',
     ]
-    assert list(read_lines(lines, "x")) == [Prompt("81", ("a", "b")), Prompt("3", ("d",)), Prompt("4", ("e", "f"))]
+    assert list(read_lines(lines, [])) == [Prompt("81", ("a", "b")), Prompt("3", ("d",)), Prompt("4", ("e", "f"))]
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is not JSON"),
-        ("[]", "line 2 has no prompt"),
-        ('{"turns": []}', "line 2 has no prompt"),
-        ('{"turns": ["a", " "]}', "line 2 has no prompt"),
-        ('{"turns": [1]}', "line 2 has no prompt"),
-        ('{"messages": []}', "line 2 has no prompt"),
+        ("{", "it is not JSON"),
+        ("\xff", "it is not JSON"),
+        ("[]", "it has no prompt"),
+        ('{"question": "why"}', "A sample has the columns ['question']"),
+        ('{"turns": []}', "`turns` holds no question"),
+        ('{"turns": ["a", " "]}', "it has no prompt"),
+        ('{"turns": [1]}', "`turns`[0] is 1"),
+        ('{"messages": []}', "`messages` holds no question"),
+        ('{"prompt": [{"role": "system", "content": "be kind"}]}', "it has no prompt"),
     ],
 )
-def test_a_wrong_line_is_named(tmp_path, line, message):
-    (tmp_path / "mine.jsonl").write_text('{"prompt": "a"}\n' + line)
-    with pytest.raises(ValueError, match=message):
-        load_task(str(tmp_path / "mine.jsonl"))
-    assert load_task(str(tmp_path / "mine.jsonl"), limit=1) == Task("mine", (Prompt("1", ("a",)),))
+def test_a_wrong_line_is_left_out_and_reported_with_its_number(tmp_path, line, message, caplog):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f'{{"prompt": "a"}}\n\n{line}\n{{"prompt": "b"}}\n', encoding="latin-1")
+    assert load_task(str(path)) == Task("mine", (Prompt("1", ("a",)), Prompt("4", ("b",))), num_unreadable=1)
+    assert f"1 lines are left out. Line 3: {message}" in caplog.text
+    path.write_text(line, encoding="latin-1")
+    with pytest.raises(ValueError, match=f"has no prompts.*Line 1: {re.escape(message)}"):
+        load_task(str(path))
+
+
+def test_prompts_that_are_chats():
+    """A system message goes before the first question, recorded answers are left out, tools go to the template."""
+    system, why = {"role": "system", "content": "be kind"}, {"role": "user", "content": "why"}
+    call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "look", "arguments": {}}}]}
+    found = {"role": "tool", "content": "so"}
+    rows = [
+        {"prompt": [system, why]},
+        {"prompt": [why]},
+        {"messages": [why, {"role": "assistant", "content": "so"}, {"role": "user", "content": "and"}], "id": 3},
+        {"messages": [why, call, found], "tools": [{"name": "look", "default": None}]},
+        {"conversations": [{"from": "human", "value": "why"}, {"from": "gpt", "value": "so"}]},
+        {"text": "once upon"},
+    ]
+    assert list(read_lines(map(json.dumps, rows), [])) == [
+        Prompt("1", ((system, why),)),
+        Prompt("2", ("why",)),
+        Prompt("3", ("why", "and")),
+        Prompt("4", ((why, call, found),), {"tools": [{"name": "look"}]}),
+        Prompt("5", ("why",)),
+        Prompt("6", ("once upon",)),
+    ]
 
 
 def test_files_that_are_not_there_or_empty(tmp_path):

@@ -9,10 +9,12 @@ from huggingface_hub import ModelCard
 
 from hf_eagle3 import Eagle3DraftModel, TreeConfig, embedded
 from hf_eagle3.cli import main
+from hf_eagle3.data.features import fingerprint
 from hf_eagle3.hub.card import BEGIN, CardFacts, write_card
-from hf_eagle3.hub.engines import SPECULATORS, TargetFacts
+from hf_eagle3.hub.dialects import SPECULATORS
+from hf_eagle3.hub.engines import TargetFacts
 from hf_eagle3.hub.measured import read_benchmark
-from hf_eagle3.hub.publish import Publication
+from hf_eagle3.hub.publish import Publication, write_repository
 
 
 ROW = {"task": "math", "method": "static", "temperature": 0.0, "batch_size": 1, "speedup": 1.837}
@@ -125,6 +127,27 @@ def test_a_benchmark_of_the_published_names_counts(benchmark_file):
     assert len(read_benchmark(path, ["user/pair", None], [None, "org/target"]).rows) == 2
     with pytest.raises(ValueError, match="this target is of unknown name"):
         read_benchmark(path, ["user/pair"], [None])
+
+
+def test_a_benchmark_is_matched_by_weights_wherever_it_was_run(tmp_path, benchmark_file, capsys):
+    """By relative paths of another folder, moved, or by another name; not by the same path with other weights."""
+    target, draft, _ = embedded.load_pair()
+    prints = {"draft_fingerprint": fingerprint(draft), "target_fingerprint": fingerprint(target.bfloat16())}
+    names = {"draft": "my-draft", "target": "models/target"}
+    assert dry_run(tmp_path / "one", *TARGET, "--benchmark", str(benchmark_file(settings=names | prints))) == 0
+    publication = Publication(target, benchmark=benchmark_file(settings=names | prints))
+    write_repository(draft, tmp_path / "two", "user/pair", publication)
+    capsys.readouterr()
+    for name, message in (
+        ("draft", "measured the draft `my-draft`"),
+        ("target", "measured the target `models/target`"),
+    ):
+        wrong = names | prints | {f"{name}_fingerprint": "0" * 16}
+        assert dry_run(tmp_path / "three", *TARGET, "--benchmark", str(benchmark_file(settings=wrong))) == 2
+        assert message in capsys.readouterr().err
+    again = BENCHMARK["settings"] | prints | {"draft_fingerprint": "0" * 16}  # trained anew at the same path
+    assert dry_run(tmp_path / "three", *TARGET, "--benchmark", str(benchmark_file(settings=again))) == 2
+    assert "when it had other weights. Measure it again" in capsys.readouterr().err
 
 
 def card_of(**changes) -> str:

@@ -5,15 +5,18 @@ writers
 """
 
 import json
+import os
 import shutil
 
 import pytest
 import torch
 from conftest import DATA
+from models import VOCAB, tiny_draft, tiny_target
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
-from hf_eagle3 import Eagle3Config, Eagle3DraftModel
+from hf_eagle3 import Eagle3Config, Eagle3DraftModel, embedded
+from hf_eagle3.cli import main
 
 
 PARITY = DATA / "parity"
@@ -230,9 +233,24 @@ BROKEN = {
     "surplus": (lambda t: t.update(extra=torch.ones(2)), "`extra` .* is not part of this draft"),
     "mis-shaped": (lambda t: t.update({"norm.weight": torch.ones(7)}), "`norm.weight` has shape"),
     "NaN": (lambda t: t["norm.weight"].fill_(torch.nan), "`norm.weight` .* holds NaN"),
-    "no d2t": (lambda t: (t.pop("d2t"), t.pop("t2d")), "`d2t` is missing"),
-    "foreign t2d": (lambda t: t["t2d"].logical_not_(), "`t2d` does not mark"),
-    "d2t out of range": (lambda t: t["d2t"].add_(1000), "must be distinct ids of 0..127"),
+    "no d2t": (lambda t: (t.pop("d2t"), t.pop("t2d")), r"`d2t` is missing from \S*draft"),
+    "foreign t2d": (lambda t: t["t2d"].logical_not_(), r"`t2d` of \S*draft does not mark"),
+    "no lm_head": (lambda t: t.pop("lm_head.weight"), r"`lm_head.weight` is missing .*has_lm_head=False"),
+    "d2t out of range": (
+        lambda t: t["d2t"].add_(1000),
+        r"`d2t` of \S*draft maps 64 draft ids outside the target's 0..127, first of them 0 to \d",
+    ),
+    "d2t below zero": (lambda t: t["d2t"].select(0, 5).fill_(-7), "maps 1 draft ids outside .* first of them 5 to -2"),
+    "d2t twice the same": (
+        lambda t: t["d2t"].select(0, 1).fill_(int(t["d2t"][0]) - 1),
+        "maps 2 draft ids to the same",
+    ),
+    "d2t of ids": (lambda t: t["d2t"].add_(torch.arange(64)), "holds target ids where offsets belong"),
+    "d2t of ids, no t2d": (
+        lambda t: (t["d2t"].add_(torch.arange(64)), t.pop("t2d")),
+        "holds target ids where offsets",
+    ),
+    "d2t that was cast": (lambda t: t.update(d2t=t["d2t"] * 1.37), r"`d2t` .*holds fractions \(torch.float32\)"),
     "twice": (
         lambda t: t.update({"layers.0.mlp.up_proj.weight": torch.ones(2)}),
         "stores `midlayer.mlp.up_proj.weight` twice",
@@ -283,7 +301,7 @@ def test_a_pickle_with_code_is_not_run(folder, tmp_path):
 
 def test_configurations_that_cannot_be(folder):
     cases = [
-        ({"draft_vocab_size": ...}, "`draft_vocab_size` is missing"),
+        ({"draft_vocab_size": ..., "architectures": ["LlamaForCausalLM"]}, "`draft_vocab_size` is missing"),
         ({"draft_vocab_size": 1000}, "must lie between 1 and `vocab_size`"),
         ({"eagle_aux_hidden_state_layer_ids": [2, 2, 5]}, "each once"),
         ({IDS: [2, 4, 5], "eagle_config": {IDS: [2, 4, 5]}},
@@ -324,6 +342,16 @@ def test_the_wrong_class_says_so(folder, tmp_path):
         Eagle3DraftModel.from_pretrained(folder).generate(torch.ones(1, 3, dtype=torch.long))
 
 
+@pytest.mark.parametrize("draft_vocab_size", [6, VOCAB], ids=["reduced", "whole vocabulary"])
+def test_transformers_own_classes_refuse_a_draft(tmp_path, draft_vocab_size):
+    """Of the whole vocabulary every shape would fit, and all layers would be random."""
+    tiny_draft(tiny_target(), draft_vocab_size=draft_vocab_size).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"load it with hf_eagle3\.Eagle3DraftModel"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path)) is LlamaConfig  # as engines read it
+    Eagle3DraftModel.from_pretrained(tmp_path)
+
+
 def test_a_view_shares_weights_and_nothing_else(folder):
     draft = Eagle3DraftModel.from_pretrained(folder)
     view = draft.with_tree("chain", tree_depth=3)
@@ -349,3 +377,45 @@ def test_tapped_layers_of_shallow_targets_are_distinct():
         assert Eagle3Config.from_target(target).target_layer_ids == ids
     with pytest.raises(ValueError, match="at least 2"):
         Eagle3Config.from_target(AutoConfig.for_model("llama", num_hidden_layers=1))
+
+
+def test_written_files_are_for_whoever_the_umask_lets_read(tmp_path):
+    draft = tiny_draft(tiny_target())
+    before = os.umask(0o022)
+    try:
+        for name, size in (("one", "50GB"), ("sharded", "20KB")):
+            draft.save_pretrained(tmp_path / name, max_shard_size=size)
+        main(["convert", str(tmp_path / "one"), str(tmp_path / "plain")])
+        target = ["--target", str(embedded.TARGET), "--target-name", "org/target"]
+        main(["convert", str(embedded.DRAFT), str(tmp_path / "speculators"), "--to", "speculators", *target])
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len([path for path in files if path.suffix == ".safetensors"]) > 4
+    assert {path.name: oct(path.stat().st_mode) for path in files} == {path.name: oct(0o100644) for path in files}
+
+
+# Precision of what is computed, not stored
+
+
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+CONVERSIONS = {
+    "to": lambda draft: draft.to(torch.bfloat16),
+    "to device and dtype": lambda draft: draft.to("cpu", torch.bfloat16),
+    "half": lambda draft: draft.half(),
+    "inside another module": lambda draft: torch.nn.ModuleList([draft]).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("kind", ["default", "llama3"])
+@pytest.mark.parametrize("convert", CONVERSIONS.values(), ids=CONVERSIONS)
+def test_converting_a_draft_leaves_its_angles_alone(convert, kind):
+    """In bfloat16 a frequency is off by up to 0.4 %, at position 4000 an angle by several turns."""
+    rope = {"rope_type": kind, "rope_theta": 10000.0} | (LLAMA3 if kind == "llama3" else {})
+    draft = Eagle3DraftModel(tiny_draft(tiny_target()).config.changed({"rope_parameters": rope}))
+    positions = torch.tensor([[4000]])
+    expected = draft.rotary(positions, torch.float32)
+    convert(draft)
+    assert draft.norm.weight.dtype != torch.float32
+    for found, right in zip(draft.rotary(positions, torch.float32), expected, strict=True):
+        torch.testing.assert_close(found, right, rtol=0, atol=0)

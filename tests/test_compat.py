@@ -37,6 +37,7 @@ DOCUMENTED = {
     *("LlamaConfig", "LogitsProcessorList", "PreTrainedConfig", "PreTrainedModel", "PreTrainedTokenizerBase"),
     *("PreTrainedTokenizerFast", "StaticCache", "StoppingCriteriaList", "TextStreamer", "Trainer", "TrainerCallback"),
     *("TrainingArguments", "logging", "set_seed", "ModelOutput", "AutoImageProcessor"),
+    *("LlamaForCausalLM", "Qwen3Config", "default_data_collator"),
 }
 WORDS = {point.name for point in POINTS if point.is_word}
 

@@ -16,6 +16,7 @@ import pytest
 
 from hf_eagle3 import embedded
 from hf_eagle3.cli import COMMANDS, main, parser
+from hf_eagle3.cli.train import parents
 
 
 ROOT = Path(__file__).parents[1]
@@ -122,7 +123,7 @@ def snippets(text: str) -> Iterator[str]:
 
 def parsers_of(command: str) -> dict[str, argparse.ArgumentParser]:
     """The parser of a command, and of its tasks where it has some, by name."""
-    chosen = subcommands(parser(command))[command]
+    chosen = subcommands(parser(command, parents() if command == "train" else None))[command]
     return {command: chosen} | {f"{command} {task}": part for task, part in subcommands(chosen).items()}
 
 
@@ -145,7 +146,7 @@ def every_parser():
 
 def test_named_commands_and_options_exist(every_parser):
     """In a command line they belong to the command; alone, as in "`--explain` shows both", to any."""
-    known = {name for part in every_parser.values() for name in options_of(part)} | {"--config"}
+    known = {name for part in (parser(), *every_parser.values()) for name in options_of(part)} | {"--config"}
     num_commands = num_options = 0
     for page in PAGES:
         for text in texts(page):

@@ -17,7 +17,8 @@ from hf_eagle3 import Eagle3Config, Eagle3DraftModel, TreeConfig, embedded, reco
 from hf_eagle3.cli import main
 from hf_eagle3.cli.loading import encode
 from hf_eagle3.hub import engines
-from hf_eagle3.hub.engines import ORIGINAL, PLAIN, SGLANG, SPECULATORS, VLLM, Case, TargetFacts, findings
+from hf_eagle3.hub.dialects import ORIGINAL, PLAIN, SGLANG, SPECULATORS, VLLM
+from hf_eagle3.hub.engines import Case, TargetFacts, findings
 from hf_eagle3.hub.export import ExportTarget, export, speculators_config
 
 
@@ -187,6 +188,7 @@ RULES = {
     "tapped-layers-unknown": ({"target_layer_ids": None}, {VLLM: "!", SGLANG: "!"}),
     "tapped-layers-order": ({"target_layer_ids": [15, 1, 28]}, {VLLM: "!", SGLANG: "!"}),
     "tapped-layers-fixed": ({"target_layer_ids": [2, 15, 28]}, {ORIGINAL: "!"}),
+    "tapped-last-layer": ({"target_layer_ids": [23, 27, 31]}, {SGLANG: "x"}),
     "fusion-skipped": ({"target_layer_ids": [15]}, {SGLANG: "!", ORIGINAL: "!"}),
     "norm-before-residual": ({"norm_before_residual": True}, {SGLANG: "!", ORIGINAL: "!"}),
     "qk-norm": ({"use_qk_norm": True}, {SGLANG: "!", ORIGINAL: "!"}),

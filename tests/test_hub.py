@@ -18,7 +18,9 @@ from local_hub import TOKEN, hub  # noqa: F401
 from models import left_padded, tiny_draft, tiny_target
 from safetensors.torch import load_file
 
-from hf_eagle3 import Eagle3Config, Eagle3DraftModel, record
+from hf_eagle3 import Eagle3Config, Eagle3DraftModel, TreeConfig, checkpoint, record
+from hf_eagle3.cli import main
+from hf_eagle3.cli.loading import load_any_draft
 from hf_eagle3.hub import custom_generate
 
 
@@ -236,6 +238,111 @@ def test_pushing_again_keeps_what_an_author_wrote(hub, pair):  # noqa: F811
     assert (card.data.license, card.data.language, card.data.base_model) == ("apache-2.0", "fr", "org/target")
     assert card.text.count("# draft") == 1
     assert card.text.rstrip().endswith("Made with love.")
+
+
+def pushed_with_a_word_of_mine(hub, pair) -> dict[str, bytes]:  # noqa: F811
+    target, draft = pair
+    draft.push_to_hub("user/draft", target=target)
+    files = hub.repositories["user/draft"].branches["main"]
+    files["README.md"] += b"\nMade with love.\n"
+    return files
+
+
+@pytest.mark.parametrize("is_cached", [False, True], ids=["new here", "an older one cached"])
+def test_a_hub_that_does_not_answer_is_not_a_hub_without_a_card(hub, pair, is_cached):  # noqa: F811
+    files = pushed_with_a_word_of_mine(hub, pair)
+    if is_cached:
+        ModelCard.load("user/draft")
+        files["README.md"] += b"\nAnd care.\n"
+    before = dict(files)
+    hub.silent.add("README.md")
+    with pytest.raises(OSError, match=r"does not tell whether `user/draft` has a README.md already.*504"):
+        pair[1].push_to_hub("user/draft", target=pair[0])
+    assert files == before
+    hub.silent.clear()
+    pair[1].push_to_hub("user/draft", target=pair[0])
+    words = ModelCard.load("user/draft", ignore_metadata_errors=True).text
+    assert "Made with love." in words
+    assert ("And care." in words) is is_cached
+
+
+def test_a_new_branch_starts_with_the_card_of_main(hub, pair):  # noqa: F811
+    pushed_with_a_word_of_mine(hub, pair)
+    pair[1].push_to_hub("user/draft", target=pair[0], revision="other")
+    assert b"Made with love." in hub.repositories["user/draft"].branches["other"]["README.md"]
+
+
+def test_metadata_that_cannot_be_read_is_not_dropped(hub, pair):  # noqa: F811
+    files = pushed_with_a_word_of_mine(hub, pair)
+    files["README.md"] = files["README.md"].replace(b"---\n", b"---\nmodel-index: [{results: []}]\n", 1)
+    before = dict(files)
+    with pytest.raises(ValueError, match="metadata of the card that is there cannot be read"):
+        pair[1].push_to_hub("user/draft", target=pair[0])
+    assert files == before
+
+
+def test_a_file_that_the_hub_keeps_silent_about_is_not_missing(hub, pair, tmp_path):  # noqa: F811
+    """A 504 for the safetensors must not end in an older `.bin`, one for the tree only in a warning."""
+    pair[1].save_pretrained(tmp_path / "draft")
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "draft" / "pytorch_model.bin")
+    hub.put("user/draft", tmp_path / "draft")
+    for name in ("config.json", "model.safetensors"):
+        hub.silent = {name}
+        with pytest.raises(checkpoint.HubUnreachableError, match=rf"`{name}` of `user/draft` \(.*504"):
+            Eagle3DraftModel.from_pretrained("user/draft", cache_dir=tmp_path / name)
+    hub.silent = {"adapter_config.json"}
+    with pytest.raises(checkpoint.HubUnreachableError):
+        load_any_draft("user/draft", cache_dir=tmp_path / "other")
+
+
+def test_a_tree_that_the_hub_keeps_silent_about_is_said(hub, pair, caplog):  # noqa: F811
+    target, draft = pair
+    draft.push_to_hub("user/draft", target=target)
+    hub.silent = {"generation_config.json"}
+    loaded = Eagle3DraftModel.from_pretrained("user/draft")
+    assert loaded.tree_config == TreeConfig() != draft.tree_config
+    assert "The default tree of `user/draft` is not known" in caplog.text
+
+
+def test_a_cached_draft_needs_no_hub(hub, pair, tmp_path, caplog):  # noqa: F811
+    """No answer to anything, and nobody said "offline": what was loaded once loads again, absent files and all."""
+    pair[1].save_pretrained(tmp_path / "draft")
+    (tmp_path / "draft" / "generation_config.json").unlink()
+    hub.put("user/draft", tmp_path / "draft")
+    load_any_draft("user/draft")
+    hub.silent = {"config.json", "model.safetensors", "generation_config.json", "adapter_config.json"}
+    assert same_weights(load_any_draft("user/draft"), pair[1])
+    assert "default tree" not in caplog.text, "that there is none is in the cache"
+
+
+def test_inspect_does_not_guess_where_the_hub_does_not_answer(hub, pair, capsys):  # noqa: F811
+    """Without the heads of the weight files it would report what the configuration says: a head, one layer."""
+    target, _ = pair
+    tiny_draft(target, has_lm_head=False, num_hidden_layers=2).push_to_hub("user/draft", target=target)
+    hub.silent = {"model.safetensors"}
+    assert main(["inspect", "--draft", "user/draft"]) == 2
+    assert "504" in capsys.readouterr().err
+
+
+def test_inspect_reads_the_cache_offline(hub, pair, capsys, monkeypatch):  # noqa: F811
+    target, _ = pair
+    tiny_draft(target, has_lm_head=False, num_hidden_layers=2).push_to_hub("user/draft", target=target)
+    Eagle3DraftModel.from_pretrained("user/draft")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert main(["inspect", "--draft", "user/draft", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)["draft"]
+    assert (out["own_head"], out["decoder_layers"]) == (False, 2)
+
+
+def test_a_target_that_cannot_be_read_is_said(hub, pair, tmp_path, caplog):  # noqa: F811
+    target, _ = pair
+    target.save_pretrained(tmp_path / "target")
+    hub.put("org/target", tmp_path / "target")
+    draft = tiny_draft(target, target_name_or_path="org/target")
+    hub.silent = {"config.json"}
+    draft.push_to_hub("user/draft")
+    assert "configuration of `org/target`" in caplog.text
+    assert "are not checked" in caplog.text
 
 
 def test_a_process_of_its_own_by_the_endpoint(hub, pair, tmp_path):  # noqa: F811

@@ -6,6 +6,7 @@ import pytest
 import torch
 from local_hub import hub  # noqa: F401
 from models import CHAIN_TARGETS, TREE_TARGETS, tiny_draft, tiny_target
+from test_options import letters_tokenizer
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, T5Config
 
 from hf_eagle3 import Eagle3Config, embedded
@@ -82,6 +83,32 @@ def test_a_draft_of_another_target(tmp_path, capsys):
     out = report(capsys, "--target", str(embedded.TARGET), "--draft", str(tmp_path))["draft"]
     assert out["fits"] is False
     assert "192 wide" in out["why_not"]
+
+
+def test_what_does_not_match_is_noted(tmp_path, capsys):
+    """Another name, more tokens, another tokenizer: it runs, and few tokens would be accepted."""
+    target = tiny_target()
+    draft = tiny_draft(target, target_name_or_path="org/other")
+    draft.save_pretrained(tmp_path / "draft")
+    target.resize_token_embeddings(40)
+    target.save_pretrained(tmp_path / "target")
+    letters_tokenizer().save_pretrained(tmp_path / "target")
+    pair = ("--target", str(tmp_path / "target"), "--draft", str(tmp_path / "draft"))
+    out = report(capsys, *pair)["draft"]
+    assert out["fits"] is True
+    assert ["24 tokens, this one has 40" in note for note in out["notes"]] == [True]
+    other = letters_tokenizer()
+    other.save_pretrained(tmp_path / "draft")
+    assert len(report(capsys, *pair)["draft"]["notes"]) == 1
+    tokens = json.loads((tmp_path / "draft" / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (tmp_path / "draft" / "tokenizer.json").write_text(json.dumps(tokens))
+    note = report(capsys, *pair)["draft"]["notes"][1]
+    assert "2 ids stand for other tokens" in note
+    assert "'b' there, 'a' in the target's" in note
+    assert main(["inspect", *pair]) == 0
+    assert "another tokenizer" in capsys.readouterr().out
 
 
 def test_a_draft_alone_and_what_engines_would_make_of_it(tmp_path, capsys):

@@ -143,7 +143,7 @@ CASES = {
     ),
     "layers that are no numbers": (config(eagle_aux_hidden_state_layer_ids=["a", "b"]), "no configuration of a draft"),
     "a width that the weights are not": (config(hidden_size=128), "config.json makes it"),
-    "an ordinary model": (config(draft_vocab_size=...), "not an EAGLE-3 draft"),
+    "an ordinary model": (config(draft_vocab_size=..., architectures=["LlamaForCausalLM"]), "not an EAGLE-3 draft"),
     "another speculator": (config(speculators_model_type="mlp", transformer_layer_config={}), "speculators `mlp`"),
     "a layer after a gap": (
         tensors(lambda t: t.update({"layers.999999999.norm.weight": torch.ones(1)})),

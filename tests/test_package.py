@@ -16,8 +16,10 @@ LAYERS = (
         "_version",
         "compat",
         "checkpoint",
+        "dialects",
         "vocabulary",
         "metrics",
+        "training_options",
         "tree_config",
         "configuration_eagle3",
         "attention_inputs",
@@ -25,14 +27,14 @@ LAYERS = (
         "target_parts",
         "target",
     ),
-    ("modeling_eagle3",),
+    ("modeling_eagle3", "fitting"),
     ("generation", "data", "hub"),
     ("training", "benchmarks"),
-    ("__init__", "cli", "embedded"),
+    ("__init__", "__main__", "cli", "embedded"),
 )
 # Files that run the whole package, beside those that the whole package asks.
 ON_TOP = (("compat", "contract"), ("compat", "__main__"))
-COME_WITH_TRANSFORMERS = {"huggingface_hub", "packaging", "safetensors"}
+COME_WITH_TRANSFORMERS = {"huggingface_hub", "packaging", "safetensors", "yaml"}
 
 
 def layer_of(parts: tuple[str, ...]) -> int:
@@ -106,4 +108,4 @@ def test_importing_brings_no_optional_package():
         "import sys, hf_eagle3, hf_eagle3.cli as c; c.parser('demo'); print({m.split('.')[0] for m in sys.modules})"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert not {"datasets", "matplotlib", "gradio"} & set(ast.literal_eval(found))
+    assert not {"datasets", "matplotlib", "gradio", "tenacity"} & set(ast.literal_eval(found))

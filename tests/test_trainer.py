@@ -11,7 +11,7 @@ from training_setup import curve, fresh_draft, losses, trainer, written
 import hf_eagle3
 from hf_eagle3.data.collator import Eagle3DataCollator
 from hf_eagle3.training import RECIPES, Eagle3TrainingArguments, new_draft
-from hf_eagle3.training.losses import LOSSES
+from hf_eagle3.training_options import LOSSES
 
 
 @pytest.fixture(scope="module")

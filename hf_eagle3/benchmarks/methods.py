@@ -13,10 +13,13 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..modeling_eagle3 import Eagle3DraftModel
+if TYPE_CHECKING:  # `hf-eagle3 benchmark --help` lists the names and imports no model
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ..modeling_eagle3 import Eagle3DraftModel
 
 
 PLAIN = "plain"
@@ -69,8 +72,8 @@ class Method:
 class Assistant:
     """A small causal LM, with both tokenizers where they differ."""
 
-    model: PreTrainedModel
-    tokenizers: Mapping[str, PreTrainedTokenizerBase]
+    model: "PreTrainedModel"
+    tokenizers: "Mapping[str, PreTrainedTokenizerBase]"
 
 
 def title(name: str) -> str:
@@ -85,7 +88,7 @@ def default_names(has_assistant: bool) -> list[str]:
     return [f"lookup:{LOOKUP_TOKENS}", "chain:5", "tree:24,6,6", "tree:59,8,10", "auto"] + ["assisted"] * has_assistant
 
 
-def parse(names: list[str], draft: Eagle3DraftModel, assistant: Assistant | None) -> list[Method]:
+def parse(names: list[str], draft: "Eagle3DraftModel", assistant: Assistant | None) -> list[Method]:
     """
     The methods of `--methods`; "plain" is the measure of all and never in the list.
 
@@ -100,7 +103,7 @@ def parse(names: list[str], draft: Eagle3DraftModel, assistant: Assistant | None
     return methods
 
 
-def _parse(name: str, draft: Eagle3DraftModel, assistant: Assistant | None) -> Method:
+def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None) -> Method:
     shared_noise = not name.endswith(NO_SHARED_NOISE)
     kind, _, text = name.removesuffix(NO_SHARED_NOISE).partition(":")
     if kind not in TITLES or (not shared_noise and kind in ("lookup", "assisted")):

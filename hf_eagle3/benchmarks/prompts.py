@@ -1,30 +1,44 @@
 """Prompt sets: the paper's five tasks from the Hub, or JSON lines from a file. Does not know models or tokenizers.
 
-A line of a file is `{"turns": [...]}` or `{"prompt": "..."}` (or a list of turns under `prompt`), with `question_id`
-if it has one; other keys are left alone.
+A line of a file is `{"turns": [...]}`, `{"prompt": "..."}` or any other row that `prepare regenerate` answers (see
+`data.messages`), with `question_id` if it has one; other keys are left alone. Recorded answers are not used.
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+
+from ..data.messages import MOST_NAMED, BadRow, Message, messages_of, named, plain_text, questions, template_options
+
+
+logger = logging.getLogger(__name__)
+# A turn: what the user says, or messages where that is more than one text (a system message before it, a call of tools
+# with its results behind it).
+Turn = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One conversation to be had: the user's turns, to be answered one after the other."""
+    """
+    One conversation to be had: turns to be answered one after the other. `options` are its own for the chat template,
+    tools included.
+    """
 
     question_id: str
-    turns: tuple[str, ...]
+    turns: tuple[Turn, ...]
+    options: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Task:
-    """A named prompt set."""
+    """A named prompt set, and how many lines of its file could not be read."""
 
     name: str
     prompts: tuple[Prompt, ...]
+    num_unreadable: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,36 +86,60 @@ def load_task(source: str, limit: int | None = None) -> Task:
         limit: Only the first so many prompts.
 
     Raises:
-        ValueError: neither a known name nor a file, or a file that holds something else (with the line's number).
+        ValueError: neither a known name nor a file, or a file without a single prompt (the first line's problem is
+            given). Single lines that hold none are left out and reported.
     """
     if source in HUB_SETS:
         return Task(source, tuple(islice(_from_hub(HUB_SETS[source]), limit)))
     path = Path(source)
     if not path.is_file():
         raise ValueError(f"`--tasks` {source!r} is neither a file nor one of {', '.join(HUB_SETS)}, embedded.")
-    prompts = tuple(islice(read_lines(path.read_text(encoding="utf-8").splitlines(), source), limit))
+    problems: list[tuple[int, str]] = []
+    with path.open("rb") as lines:
+        prompts = tuple(islice(read_lines(lines, problems), limit))
     if not prompts:
-        raise ValueError(f"`--tasks` {source!r} has no prompts; give one JSON object per line.")
-    return Task(path.stem, prompts)
+        reason = f" Line {problems[0][0]}: {problems[0][1]}" if problems else ""
+        raise ValueError(f"`--tasks` {source!r} has no prompts; give one JSON object per line.{reason}")
+    if problems:
+        text = named(problems[:MOST_NAMED], len(problems), "Line")
+        logger.warning("`--tasks` %r: %d lines are left out. %s", source, len(problems), text)
+    return Task(path.stem, prompts, len(problems))
 
 
-def read_lines(lines: Iterable[str], source: str) -> Iterable[Prompt]:
-    """Prompts of JSON lines; empty lines are skipped."""
+def read_lines(lines: Iterable[str | bytes], problems: list[tuple[int, str]]) -> Iterable[Prompt]:
+    """Prompts of JSON lines; empty lines are skipped, and what holds no prompt goes to `problems`, lines from 1."""
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`--tasks` {source!r}, line {number} is not JSON: {error}.") from None
-        turns = (row.get("turns") or row.get("prompt")) if isinstance(row, dict) else None
-        turns = [turns] if isinstance(turns, str) else turns
-        if not isinstance(turns, list) or not turns or not all(isinstance(t, str) and t.strip() for t in turns):
-            raise ValueError(
-                f"`--tasks` {source!r}, line {number} has no prompt; give "
-                '{"turns": ["..."]} or {"prompt": "..."} with text in it.'
-            )
-        yield Prompt(str(row.get("question_id", number)), tuple(turns))
+        if line.strip():
+            try:
+                yield prompt_of(line, number)
+            except BadRow as error:
+                problems.append((number, str(error)))
+
+
+def prompt_of(line: str | bytes, number: int) -> Prompt:
+    """The prompt on line `number`; BadRow where it holds none."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise BadRow(f"it is not JSON: {error}.") from None
+    if not isinstance(row, dict):
+        raise BadRow('it has no prompt; give {"turns": ["..."]} or {"prompt": "..."} with text in it.')
+    column = next((name for name in ("turns", "prompt") if row.get(name)), None)
+    asked = {column: row[column]} if column else {name: row[name] for name in row if name != "input_ids"}
+    messages = messages_of(asked)
+    if messages is None:
+        before, turns = [], [[{"role": "user", "content": plain_text(asked["text"], "`text`")}]]
+    else:
+        before, turns = questions(messages)
+    texts = [message["content"] for turn in turns for message in turn if message["role"] == "user"]
+    if not texts or not all(text.strip() for text in texts):
+        raise BadRow('it has no prompt; give {"turns": ["..."]} or {"prompt": "..."} with text in it.')
+    turns[0] = [*before, *turns[0]]
+    return Prompt(
+        str(row.get("question_id", number)),
+        tuple(turn[0]["content"] if len(turn) == 1 else tuple(turn) for turn in turns),
+        template_options(row),
+    )
 
 
 def _from_hub(hub: HubSet) -> Iterable[Prompt]:

@@ -197,6 +197,10 @@ def _settings(document: Mapping) -> str:
         "- speedup: median of the paired ratios per call, weighted by plain time; 95 % by bootstrap over prompts and "
         "rounds",
         *(f"- {task}: {count} turns too long for the target left out" for task, count in settings["left_out"].items()),
+        *(
+            f"- {task}: {count} prompts left out: they cannot be read, or the chat template refuses them"
+            for task, count in settings.get("unreadable", {}).items()
+        ),
         *(f"- not measured: {line}" for line in settings["skipped"]),
         "- " + ", ".join(f"{name} {version}" for name, version in document["versions"].items() if version),
         f"- `{settings['command']}`",

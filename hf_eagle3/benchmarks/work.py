@@ -7,17 +7,22 @@ end before the longest run on, for every method alike. Conversations of several 
 answers, so that all methods answer the same.
 """
 
+import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import cycle, groupby, islice
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.conversations import Message, chat_ids
-from ..data.regenerate import up_to_stop
-from .prompts import Prompt, Task
+from ..data.conversations import chat_ids, checked_template_kwargs
+from ..data.limits import context_length, stop_tokens, up_to_stop
+from ..data.messages import BadRow, Message
+from .prompts import Prompt, Task, Turn
 from .timing import timed, without_eos
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,7 @@ class Settings:
         warm_up: Untimed calls of each method before the first timed one of a task, temperature and batch size.
         ignore_eos: Always write `max_new_tokens`.
         raw: Prompts as plain text, though the tokenizer has a chat template.
+        chat_template_kwargs: Further arguments of the chat template; a prompt's own win.
     """
 
     temperatures: tuple[float, ...] = (0.0,)
@@ -39,6 +45,7 @@ class Settings:
     max_new_tokens: int = 128
     ignore_eos: bool = False
     raw: bool = False
+    chat_template_kwargs: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,41 +89,55 @@ class Workload:
 
     Attributes:
         left_out: (task, question id, turn) of what does not fit the target's context.
+        refused: The same of what the chat template refuses, with the turns after it.
+
+    Raises:
+        ValueError: arguments of the chat template that it does not have.
     """
 
     def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings):
         self.target, self.tokenizer, self.settings = target, tokenizer, settings
+        self.template_kwargs = checked_template_kwargs(settings.chat_template_kwargs, tokenizer)
         self.left_out: set[tuple[str, str, int]] = set()
+        self.refused: set[tuple[str, str, int]] = set()
         self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-        stops = target.generation_config.eos_token_id
-        self.stops = {stops} if isinstance(stops, int) else set(stops or ())
-        sizes = target.config.get_text_config(decoder=True).to_dict()
-        self.context = sizes.get("max_position_embeddings") or sizes.get("n_positions")
+        self.stops = stop_tokens(target)
+        self.context = context_length(target.config)
 
     def fitting(self, task: Task) -> Task:
         """
-        The task without prompts that are too long for the context.
+        The task without prompts that are too long for the context or that the chat template refuses.
 
         Raises:
-            ValueError: none fits.
+            ValueError: none is left.
         """
-        kept = tuple(p for p in task.prompts if self._fits(len(self._ids([user(p.turns[0])]))))
+        lengths = [self._length(task.name, prompt) for prompt in task.prompts]
+        if all(length is None for length in lengths):
+            raise ValueError(f"`--tasks` {task.name!r}: the chat template refuses every prompt; see the warnings.")
+        pairs = [pair for pair in zip(task.prompts, lengths, strict=True) if pair[1] is not None]
+        kept = tuple(prompt for prompt, length in pairs if self._fits(length))
         if not kept:
             raise ValueError(
                 f"`--tasks` {task.name!r}: no prompt fits {self.context} positions of the target together with "
                 f"`--max-new-tokens` {self.settings.max_new_tokens}; lower that or leave the task out."
             )
-        dropped = [prompt for prompt in task.prompts if prompt not in kept]
+        dropped = [prompt for prompt, length in pairs if not self._fits(length)]
         self.left_out |= {(task.name, p.question_id, turn) for p in dropped for turn in range(len(p.turns))}
-        return Task(task.name, kept)
+        return replace(task, prompts=kept)
 
     def works(self, batch: Batch) -> Iterator[Work]:
         """The batch's turns, one after the other; each costs one untimed call of plain generate."""
         conversations: list[list[Message]] = [[] for _ in batch.prompts]
         for turn in range(batch.num_turns):
             for prompt, messages in zip(batch.prompts, conversations, strict=True):
-                messages.append(user(prompt.turns[turn]))
-            rows = [self._ids(messages) for messages in conversations]
+                messages += said(prompt.turns[turn])
+            rows = []
+            for prompt, messages in zip(batch.prompts, conversations, strict=True):
+                try:
+                    rows.append(self._ids(prompt, messages))
+                except BadRow as error:  # a batch goes on together
+                    self._refuse(batch.task, prompt, turn, error)
+                    return
             if not self._fits(max(map(len, rows))):
                 later = range(turn, batch.num_turns)
                 self.left_out |= {(batch.task, p.question_id, t) for p in batch.prompts for t in later}
@@ -128,9 +149,21 @@ class Workload:
                 text = self.tokenizer.decode(up_to_stop(answer, self.stops), skip_special_tokens=True)
                 messages.append({"role": "assistant", "content": text})
 
+    def _length(self, task: str, prompt: Prompt) -> int | None:
+        """Tokens of the first turn; `None` where the chat template refuses it, which is reported."""
+        try:
+            return len(self._ids(prompt, said(prompt.turns[0])))
+        except BadRow as error:
+            self._refuse(task, prompt, 0, error)
+            return None
+
+    def _refuse(self, task: str, prompt: Prompt, turn: int, error: BadRow) -> None:
+        self.refused |= {(task, prompt.question_id, later) for later in range(turn, len(prompt.turns))}
+        logger.warning("`--tasks` %r, prompt %s, turn %d is left out: %s", task, prompt.question_id, turn + 1, error)
+
     def first_turn(self, batch: Batch, new_tokens: int) -> Work:
         """The batch's first turn, to be written for `new_tokens` whatever the answer."""
-        return Work(batch, 0, self._padded([self._ids([user(p.turns[0])]) for p in batch.prompts]), new_tokens)
+        return Work(batch, 0, self._padded([self._ids(p, said(p.turns[0])) for p in batch.prompts]), new_tokens)
 
     def options(self, work: Work) -> dict:
         """Arguments of `generate` that all methods share."""
@@ -149,9 +182,9 @@ class Workload:
     def _fits(self, length: int) -> bool:
         return self.context is None or length + self.settings.max_new_tokens <= self.context
 
-    def _ids(self, messages: list[Message]) -> list[int]:
+    def _ids(self, prompt: Prompt, messages: list[Message]) -> list[int]:
         if self.tokenizer.chat_template is not None and not self.settings.raw:
-            return chat_ids(self.tokenizer, messages, prompt=True)
+            return chat_ids(self.tokenizer, messages, prompt=True, options=self.template_kwargs | prompt.options)
         return list(self.tokenizer("\n".join(message["content"] for message in messages))["input_ids"])
 
     def _padded(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -161,9 +194,9 @@ class Workload:
         return {"input_ids": ids.to(self.target.device), "attention_mask": mask.to(self.target.device)}
 
 
-def user(text: str) -> Message:
-    """A user's message."""
-    return {"role": "user", "content": text}
+def said(turn: Turn) -> list[Message]:
+    """The messages of a turn."""
+    return [{"role": "user", "content": turn}] if isinstance(turn, str) else list(turn)
 
 
 def batches(task: Task, temperature: float, seed: int, batch_size: int) -> list[Batch]:

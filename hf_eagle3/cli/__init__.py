@@ -1,62 +1,68 @@
-"""`hf-eagle3 <command>`: one small file per command, each with `add_arguments` and `run`."""
+"""`hf-eagle3 <command>`: options in `options/`, one small file per command with its `run` beside this one.
 
-import argparse
+Importing this module needs neither torch nor transformers: a command's own module is imported once it was parsed.
+"""
+
+import os
 import sys
+import traceback
+from collections.abc import Callable
+from importlib import import_module
 
-from transformers.utils import logging
-
-from . import benchmark, convert, demo, generate, inspect, prepare, push, space, train
-
-
-COMMANDS = {
-    "benchmark": benchmark,
-    "convert": convert,
-    "demo": demo,
-    "generate": generate,
-    "inspect": inspect,
-    "prepare": prepare,
-    "push": push,
-    "space": space,
-    "train": train,
-}
+from .mistakes import in_one_line
+from .options import COMMANDS
+from .parsing import HELP_FLAGS, command_of, leading_flags, parse, parser
 
 
-def parser(command: str | None = None) -> argparse.ArgumentParser:
+__all__ = ["COMMANDS", "main", "parser"]
+BUG = (
+    "hf-eagle3: this is a bug in hf_eagle3, not a mistake of yours. Please report the traceback, the command and what "
+    "`hf-eagle3 --version` prints at https://github.com/hf-eagle3/hf_eagle3/issues"
+)
+
+
+def main(argv: list[str] | None = None, import_package: Callable[[], None] = lambda: None) -> int:
     """
-    The whole command line; the hundred options of `train` only where that is the `command`, as they take a while.
+    Entry point; mistakes of the caller end in one line and exit code 2, others in a traceback.
+
+    Args:
+        argv: The words after `hf-eagle3`; `None` for those of the process.
+        import_package: Does what `import hf_eagle3` has not done yet; see `hf_eagle3_cli.py`. May be called twice.
     """
-    top = argparse.ArgumentParser(
-        prog="hf-eagle3", description="EAGLE-3 tree speculation for Hugging Face Transformers."
-    )
-    commands = top.add_subparsers(dest="command", required=True, metavar="command")
-    for name, module in COMMANDS.items():
-        parents = module.parents() if name == command == "train" else []
-        sub = commands.add_parser(name, help=module.HELP, description=module.HELP, allow_abbrev=False, parents=parents)
-        module.add_arguments(sub)
-    return top
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Entry point; mistakes of the caller end in one line and exit code 2."""
     argv = sys.argv[1:] if argv is None else argv
-    command = argv[0] if argv else None
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     try:
-        arguments = parser(command).parse_args(train.expand_config(argv) if command == "train" else argv)
-        return COMMANDS[arguments.command].run(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"hf-eagle3 {command}: {error}", file=sys.stderr)
-        return 2
-    except Exception as error:
-        if not from_http(error):
-            raise
-        print(f"hf-eagle3 {command}: the Hub cannot be reached ({error}).", file=sys.stderr)
-        return 2
+        return run(argv, import_package)
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        line = in_one_line(error)
+        if line is None:
+            print(BUG, file=sys.stderr)
+            raise
+        if is_debugging(argv):
+            traceback.print_exc()
+        print(f"hf-eagle3 {command_of(argv)}: {line}", file=sys.stderr)
+        return 2
 
 
-def from_http(error: Exception) -> bool:
-    """Whether the library under huggingface_hub raised it; which one that is depends on the version."""
-    return any(kind.__module__.partition(".")[0] in ("httpx", "httpx2", "requests") for kind in type(error).__mro__)
+def run(argv: list[str], import_package: Callable[[], None]) -> int:
+    """Parse `argv` and run its command."""
+    command, parents = command_of(argv), None
+    if command == "train" and not set(argv) & set(HELP_FLAGS):  # most of its options are transformers'
+        import_package()
+        from . import train
+
+        argv, parents = train.expand_config(argv), train.parents()
+    arguments = parse(parser(command, parents), argv)
+    COMMANDS[arguments.command].check(arguments)
+    import_package()
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()
+    return import_module(f".{arguments.command}", __name__).run(arguments)
+
+
+def is_debugging(argv: list[str]) -> bool:
+    """Whether tracebacks were asked for, by `--debug` before the command or in the environment."""
+    return "--debug" in leading_flags(argv) or os.environ.get("HF_EAGLE3_DEBUG", "0") not in ("", "0")

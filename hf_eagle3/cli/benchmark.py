@@ -5,11 +5,10 @@ import json
 import shlex
 import sys
 from collections import Counter
-from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 
 from .. import embedded
 from ..benchmarks import environment, methods, prompts, report
@@ -19,63 +18,25 @@ from ..benchmarks.statistics import rows
 from ..benchmarks.work import Settings, Workload
 from ..compat.models import attention_name
 from ..configuration_eagle3 import Eagle3Config
+from ..data.features import fingerprint
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive
+from .loading import (
+    dtype_for,
+    load_any_draft,
+    load_causal_lm,
+    load_draft,
+    load_target,
+    load_tokenizer,
+    needs_extra,
+    tokenizer_note,
+    usable_device,
+)
+from .mistakes import explained
+from .options.benchmark import EMBEDDED, RANDOM
 
 
-HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
-EMBEDDED, RANDOM = "embedded", "random"
 # Where the dtype leaves no excuse for another text.
 EXACT_DTYPES = (torch.float32, torch.float64)
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", default=EMBEDDED, help="directory or Hub id (default: the pair that ships)")
-    parser.add_argument(
-        "--draft",
-        help="directory or Hub id of its draft; random: untrained weights, which show what speculation costs",
-    )
-    parser.add_argument("--assistant", help="directory or Hub id of a small causal LM, for the method assisted")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"{methods.SYNTAX} (default: all that can run)")
-    parser.add_argument(
-        "--tasks",
-        nargs="+",
-        metavar="TASK",
-        help=f"{', '.join(prompts.HUB_SETS)} (from the Hub), .jsonl files, embedded (default: embedded for the pair "
-        "that ships, else the five of the Hub)",
-    )
-    parser.add_argument("--limit", type=positive, default=80, help="prompts per task (default: 80)")
-    parser.add_argument(
-        "--temperatures", type=temperature, nargs="+", default=[0.0, 1.0], help="0 is greedy (default: 0 1)"
-    )
-    parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1], help="(default: 1)")
-    parser.add_argument("--seeds", type=natural, nargs="+", default=[0], help="(default: 0)")
-    parser.add_argument("--repetitions", type=positive, default=3, help="rounds on each call (default: 3)")
-    parser.add_argument("--warm-up", type=natural, default=1, help="untimed calls of each method before (default: 1)")
-    parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
-    parser.add_argument("--ignore-eos", action="store_true", help="always write --max-new-tokens")
-    parser.add_argument("--raw", action="store_true", help="do not wrap prompts in the tokenizer's chat template")
-    parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), help="(default: benchmark)")
-    parser.add_argument("--no-plots", action="store_true", help="no pictures, so no matplotlib")
-    add_device_arguments(parser, "all models")
-
-
-def natural(text: str) -> int:
-    """An argument type: a whole number of at least 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def temperature(text: str) -> float:
-    """An argument type: a number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature; give a number of at least 0")
-    return value
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,7 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
     tasks = load_tasks(arguments)
     target = load_target(arguments)
     draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments, target)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.target)
+    tokenizer = load_tokenizer(arguments.target)
+    if arguments.draft != RANDOM and (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
+        print(f"hf-eagle3 benchmark: {note}", file=sys.stderr)
     chosen = methods.parse(arguments.methods, draft, load_assistant(arguments, target, tokenizer))
     settings = Settings(
         temperatures=distinct(arguments.temperatures),
@@ -94,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         max_new_tokens=arguments.max_new_tokens,
         ignore_eos=arguments.ignore_eos,
         raw=arguments.raw,
+        chat_template_kwargs=arguments.chat_template_kwargs or {},
     )
     workload = Workload(target, tokenizer, settings)
     tasks = [workload.fitting(task) for task in tasks]
@@ -111,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
             runner.run(plan)
     except KeyboardInterrupt:
         interrupted = True
-    document = describe(arguments, target, runner, ceilings, interrupted)
+    document = describe(arguments, target, tasks, runner, ceilings, interrupted)
     write(document, arguments)
     refused = [row for row in document["rows"] if row["speedup"] is None]
     for row in refused:
@@ -137,6 +101,7 @@ def complete(arguments: argparse.Namespace) -> None:
     arguments.named_draft = arguments.draft
     if arguments.draft == EMBEDDED:
         arguments.draft = str(embedded.DRAFT)
+    arguments.dtype = dtype_for(arguments.target, arguments.dtype, usable_device(arguments.device))
     arguments.methods = arguments.methods or methods.default_names(arguments.assistant is not None)
     arguments.tasks = arguments.tasks or ([EMBEDDED] if ships else list(prompts.HUB_SETS))
     if set(arguments.tasks) & set(prompts.HUB_SETS):
@@ -154,11 +119,12 @@ def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
     tasks = []
     for source in dict.fromkeys(arguments.tasks):
         if source != EMBEDDED:
-            tasks.append(prompts.load_task(source, arguments.limit))
+            with explained(f"`--tasks` {source} cannot be read", "Give a .jsonl file in UTF-8, or a known name."):
+                tasks.append(prompts.load_task(source, arguments.limit))
             continue
         for domain in dict.fromkeys(row["domain"] for row in embedded.prompts()):
             lines = [json.dumps(row) for row in embedded.prompts(domain)[: arguments.limit]]
-            tasks.append(prompts.Task(domain, tuple(prompts.read_lines(lines, EMBEDDED))))
+            tasks.append(prompts.Task(domain, tuple(prompts.read_lines(lines, []))))
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(
@@ -171,11 +137,11 @@ def load_assistant(arguments: argparse.Namespace, target: PreTrainedModel, token
     """The small model beside the target; with both tokenizers where their vocabularies differ."""
     if arguments.assistant is None:
         return None
-    model = AutoModelForCausalLM.from_pretrained(arguments.assistant, dtype=target.dtype).to(target.device).eval()
+    model = load_causal_lm("--assistant", arguments.assistant, dtype=target.dtype).to(target.device).eval()
     sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (target, model)]
     if sizes[0] == sizes[1]:
         return methods.Assistant(model, {})
-    own = AutoTokenizer.from_pretrained(arguments.assistant)
+    own = load_tokenizer(arguments.assistant, "--assistant")
     return methods.Assistant(model, {"tokenizer": tokenizer, "assistant_tokenizer": own})
 
 
@@ -197,7 +163,12 @@ def show_ceilings(ceilings: list[Ceiling]) -> None:
 
 
 def describe(
-    arguments: argparse.Namespace, target: PreTrainedModel, runner: Runner, ceilings: list[Ceiling], interrupted: bool
+    arguments: argparse.Namespace,
+    target: PreTrainedModel,
+    tasks: list[prompts.Task],
+    runner: Runner,
+    ceilings: list[Ceiling],
+    interrupted: bool,
 ) -> dict:
     """The JSON document."""
     settings = runner.settings
@@ -207,6 +178,9 @@ def describe(
         "settings": {
             "target": arguments.named_target,
             "draft": arguments.named_draft,
+            "target_fingerprint": fingerprint(target),
+            # Of the file, whose precision need not be the run's.
+            "draft_fingerprint": None if arguments.draft == RANDOM else fingerprint(load_any_draft(arguments.draft)),
             "assistant": arguments.assistant,
             "dtype": str(target.dtype).removeprefix("torch."),
             "attention": attention_name(target.config),
@@ -215,6 +189,8 @@ def describe(
             "methods": [method.name for method in runner.methods],
             "skipped": runner.skipped,
             **vars(settings),
+            "unreadable": Counter({task.name: task.num_unreadable for task in tasks if task.num_unreadable})
+            + Counter(task for task, _, _ in runner.workload.refused),
             "left_out": Counter(task for task, _, _ in sorted(runner.workload.left_out)),
             "interrupted": interrupted,
             "command": command(arguments),
@@ -242,6 +218,7 @@ def command(arguments: argparse.Namespace) -> str:
         "--repetitions": [arguments.repetitions],
         "--warm-up": [arguments.warm_up],
         "--max-new-tokens": [arguments.max_new_tokens],
+        "--chat-template-kwargs": [json.dumps(given)] if (given := arguments.chat_template_kwargs) else [],
     }
     words = [word for name, values in options.items() if values for word in (name, *map(str, values))]
     words += ["--ignore-eos"] * arguments.ignore_eos + ["--raw"] * arguments.raw

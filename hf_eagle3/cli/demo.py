@@ -9,22 +9,10 @@ import torch
 from .. import embedded, metrics
 from ..benchmarks.timing import timed
 from ..generation.stats import CycleRecord, CycleStreamer, record
-from .loading import add_tree_arguments, encode, positive, with_tree
+from .loading import encode, usable_device, with_tree
 
 
-HELP = "see it work: the pair that ships with the package, plain and with its draft, offline on the CPU"
 ACCEPTED, OWN, FAINT, PLAIN = "\033[32m", "\033[1m", "\033[2m", "\033[0m"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompt", action="append", help="instead of the held-out prompts; repeatable")
-    parser.add_argument("--num-prompts", type=positive, default=3, help="held-out prompts to run (default: 3)")
-    parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    parser.add_argument("--device", default="cpu", help="(default: cpu)")
-    parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="(default: auto)")
-    add_tree_arguments(parser)
 
 
 class Painter(CycleStreamer):
@@ -52,7 +40,7 @@ class Painter(CycleStreamer):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    target, draft, tokenizer = embedded.load_pair(device=arguments.device)
+    target, draft, tokenizer = embedded.load_pair(device=usable_device(arguments.device))
     draft = with_tree(draft, arguments)
     colored = arguments.color == "always" or (
         arguments.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -13,36 +13,22 @@ from .. import metrics
 from ..benchmarks.timing import timed
 from ..generation.costs import relative_costs
 from ..generation.stats import SpeculationStats, record
-from .loading import add_pair_arguments, add_tree_arguments, encode, load_pair
+from .loading import encode, load_pair
+from .mistakes import UserError
 
 
-HELP = "generate text with a draft; show tokens/s, acceptance and where time goes"
 WARM_UP_TOKENS = 8
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_pair_arguments(parser)
-    parser.add_argument("--prompt", required=True, help="the text, or - for standard input")
-    parser.add_argument("--raw", action="store_true", help="do not wrap the prompt in the tokenizer's chat template")
-    parser.add_argument("--max-new-tokens", type=int, default=128, help="(default: 128)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    parser.add_argument("--top-k", type=int, default=0, help="0: off (default: 0)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="1: off (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    add_tree_arguments(parser)
-    parser.add_argument(
-        "--compare", action="store_true", help="also run plain generate: speedup, and whether tokens agree"
-    )
-    parser.add_argument(
-        "--explain", action="store_true", help="also show what the tree mode auto chose, and the costs it chose by"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON line at the end instead of the table")
+# Units of the last place by which logits of passes over one token and over several differ, here at most.
+NEAR_TIE = 8
+NOTHING_TO_EXPLAIN = "`--explain` is about the tree mode auto; this run uses another. Add `--tree auto`."
 
 
 def run(arguments: argparse.Namespace) -> int:
     target, draft, tokenizer = load_pair(arguments)
+    if arguments.explain and draft.tree_config.tree_mode != "auto":
+        raise UserError(NOTHING_TO_EXPLAIN)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
-    inputs = encode(tokenizer, prompt, arguments.raw, target.device)
+    inputs = encode(tokenizer, prompt, arguments.raw, target.device, arguments.chat_template_kwargs)
     options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
     if options["do_sample"]:
         options |= {"temperature": arguments.temperature, "top_k": arguments.top_k, "top_p": arguments.top_p}
@@ -66,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
             "identical": torch.equal(plain, tokens),
         }
         if not report["identical"]:
-            report["first_difference"] = first_difference(target, inputs, plain, tokens)
+            report["first_difference"] = first_difference(target, inputs, plain, tokens, options["do_sample"])
     print(json.dumps(report) if arguments.json else table(report))
     return 0
 
@@ -89,7 +75,7 @@ def describe(tokens: torch.Tensor, seconds: float, stats: SpeculationStats) -> d
 def explain(stats: SpeculationStats, costs: list[dict]) -> dict:
     """What auto did, commonest first, and the costs in plain steps that it had measured."""
     if not stats.choices:
-        raise ValueError("`--explain` tells about the tree mode auto; this run used another. Add `--tree auto`.")
+        raise UserError(NOTHING_TO_EXPLAIN)
     chosen = Counter((choice.levels, choice.nodes) for choice in stats.choices)
     return {
         "choices": [
@@ -101,17 +87,33 @@ def explain(stats: SpeculationStats, costs: list[dict]) -> dict:
 
 
 @torch.no_grad()
-def first_difference(target, inputs, plain: torch.Tensor, tokens: torch.Tensor) -> dict:
-    """
-    Where two texts part and how close the target's choice was there. In bf16 a pass over N tokens rounds differently
-    from a pass over one, so near-ties may flip.
-    """
+def first_difference(target, inputs, plain: torch.Tensor, tokens: torch.Tensor, sampled: bool = False) -> dict:
+    """Where two texts part, how close the target's choice was there, and what explains it."""
     shared = min(len(plain), len(tokens))
     differs = (plain[:shared] != tokens[:shared]).nonzero()
     index = int(differs[0]) if len(differs) else shared
     prefix = torch.cat((inputs["input_ids"][0], plain[:index]))[None]
     best = target(prefix).logits[0, -1].float().topk(2).values
-    return {"position": index, "logit_gap": float(best[0] - best[1])}
+    gap = float(best[0] - best[1])
+    rounding = NEAR_TIE * torch.finfo(target.dtype).eps * float(best[0].abs())
+    return {
+        "position": index,
+        "logit_gap": gap,
+        "explanation": explanation(str(target.dtype).removeprefix("torch."), sampled, gap <= rounding),
+    }
+
+
+def explanation(dtype: str, sampled: bool, is_near_tie: bool) -> str:
+    """One line on why a text may differ from plain generate's, or that it may not."""
+    if dtype in ("float32", "float64"):
+        return f"{dtype} promises identical text: please report this, with the command"
+    if sampled:
+        return f"a draw near the border of two tokens falls either way in {dtype}; try --dtype float32"
+    if is_near_tie:
+        return (
+            f"a tie in {dtype}, which passes over one and over several tokens round differently; try --dtype float32"
+        )
+    return f"more than rounding in {dtype} explains; see whether --dtype float32 differs too, and report it if so"
 
 
 def table(report: dict) -> str:
@@ -131,6 +133,7 @@ def table(report: dict) -> str:
     if "first_difference" in report:
         where = report["first_difference"]
         rows.insert(5, ("first difference", f"token {where['position']}, logit gap {where['logit_gap']:.4f}"))
+        rows.insert(6, ("", where["explanation"]))
     if "choices" in report:
         rows += explained(report)
     width = max(len(name) for name, _ in rows)

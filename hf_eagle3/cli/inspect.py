@@ -8,13 +8,14 @@ import json
 from pathlib import Path
 
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, NotASafetensorsRepoError
+from huggingface_hub import HfApi, is_offline_mode
+from huggingface_hub.errors import NotASafetensorsRepoError
 from safetensors import safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
     Cache,
     DynamicCache,
     PreTrainedModel,
@@ -24,31 +25,25 @@ from .. import checkpoint
 from ..compat.calls import makes_dynamic_cache
 from ..compat.models import attention_name, auto_class_of, set_attention_name
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
-from ..hub import engines, registry
+from ..fitting import fit_notes
+from ..hub import dialects, engines, registry
 from ..hub.export import ExportTarget
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit, decoding_mode, own_cache
+from .loading import MODEL_REMEDY, TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
+from .mistakes import explained
 
 
-HELP = "how a target would be sped up and what a draft for it needs; how a draft fits (no weights are loaded)"
 YES = {True: "yes", False: "no"}
 SERVED = "would be served as it is"
 FLAGS = (*OPTIONAL_FLAGS, "attention_bias", "mlp_bias")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", help="directory or Hub id of a target")
-    parser.add_argument("--draft", help="directory or Hub id of a draft")
-    parser.add_argument("--attention", help="the target's attn_implementation (default: its own)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
-
-
 def run(arguments: argparse.Namespace) -> int:
-    if not (arguments.target or arguments.draft):
-        raise ValueError("Name a `--target`, a `--draft` or both.")
     report, target = {}, None
     if arguments.target:
-        target = ExportTarget.load(arguments.target)
+        with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
+            target = ExportTarget.load(arguments.target)
         report["target"] = describe_target(arguments.target, target, arguments.attention)
     if arguments.draft:
         report["draft"] = describe_draft(arguments.draft, target)
@@ -84,7 +79,8 @@ def describe_target(source: str, target: ExportTarget, attention: str | None) ->
     """What `inspect` says of a target, by the names of its JSON."""
     config = target.config
     text = config.get_text_config(decoder=True)
-    model = empty_model(config, attention)
+    with explained(f"`--target` {source} cannot be built", "See its config.json and `--attention`."):
+        model = empty_model(config, attention)
     mode = decoding_mode(model, empty_cache(model))
     out = {
         "name": target.facts.name or source,
@@ -121,33 +117,36 @@ def num_parameters(config: Eagle3Config) -> int:
         return Eagle3DraftModel(config).num_parameters()
 
 
-def stored_shapes(source: str) -> dict[str, torch.Tensor] | None:
+def stored_shapes(source: str, **hub) -> dict[str, torch.Tensor] | None:
     """Every stored tensor, empty, by its native name, from the heads of the files; `None` for `.bin` files."""
-    if Path(source).is_dir():
-        files = sorted(Path(source).glob("*.safetensors"))
-        if not files:
+    if Path(source).is_dir() or is_offline_mode():
+        if not any(checkpoint.has_file(source, name, **hub) for name in checkpoint.SAFETENSORS_NAMES):
             return None
         shapes = {}
-        for path in files:
+        for path in checkpoint.weight_files(source, **hub):
             with safe_open(path, framework="pt") as file:
                 shapes |= {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
     else:
         try:
-            found = HfApi().get_safetensors_metadata(source)
-        except (NotASafetensorsRepoError, HfHubHTTPError):
+            found = HfApi().get_safetensors_metadata(source, **hub)
+        except NotASafetensorsRepoError:
             return None
         shapes = {name: info.shape for part in found.files_metadata.values() for name, info in part.tensors.items()}
     return {checkpoint.native_name(name): torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-def describe_draft(source: str, target: ExportTarget | None) -> dict:
-    """What `inspect` says of a draft, alone or beside a target."""
-    raw = checkpoint.load_config(source)
+def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
+    """What `inspect` says of a draft, alone or beside a target; of an adapter, what it says of its base."""
+    if is_adapter(source):
+        base, revision = adapter_base(source)
+        return describe_draft(base, target, revision=revision) | {"name": source, "adapter_of": base}
+    raw = checkpoint.load_config(source, **hub)
     config = Eagle3Config.from_dict(raw)
-    stored = stored_shapes(source)
+    with explained(f"`--draft` {source} cannot be read", MODEL_REMEDY):
+        stored = stored_shapes(source, **hub)
     if stored is not None:
-        config = config.changed(checkpoint.fields_from_names(stored))
-    dialect = engines.SPECULATORS if "speculators_model_type" in raw else engines.PLAIN
+        config = config.changed(checkpoint.fields_from_names(stored, config))
+    dialect = dialects.SPECULATORS if "speculators_model_type" in raw else dialects.PLAIN
     out = {
         "name": source,
         "dialect": dialect,
@@ -168,15 +167,24 @@ def describe_draft(source: str, target: ExportTarget | None) -> dict:
         try:
             out["target_layer_ids"] = check_fit(target.config.get_text_config(decoder=True), config)
             out["fits"] = True
+            out["notes"] = notes(source, config, target)
         except ValueError as error:
             out["fits"], out["why_not"] = False, str(error)
     facts = target.facts if target is not None else engines.TargetFacts()
     found = engines.findings(engines.Case(config, dialect, facts))
     out["engines"] = {
         engine: [f"{f.rule.name}: {f.rule.consequence}" for f in found if f.engine == engine] or SERVED
-        for engine in engines.READERS[dialect]
+        for engine in dialects.READERS[dialect]
     }
     return out
+
+
+def notes(draft: str, config: Eagle3Config, target: ExportTarget) -> list[str]:
+    """What does not match although the draft runs: names, sizes of vocabularies, tokenizers where both are there."""
+    found = fit_notes(target.config, config, target.facts.name)
+    if any(checkpoint.has_file(target.source, name) for name in TOKENIZER_FILES):
+        found.append(tokenizer_note(draft, AutoTokenizer.from_pretrained(target.source)))
+    return [note for note in found if note is not None]
 
 
 def table(title: str, part: dict) -> str:
@@ -192,6 +200,8 @@ def table(title: str, part: dict) -> str:
             rows += [(label, text) for text in known(value)]
         elif name == "needs":
             rows += [("a draft for it", text) for text in needs(value)]
+        elif name == "notes":
+            rows += [("note", text) for text in value]
         elif isinstance(value, dict):
             rows += [(label, f"{key}: {'; '.join(x) if isinstance(x, list) else x}") for key, x in value.items()]
         else:

@@ -1,70 +1,145 @@
 """What several commands share: loading a pair, devices, prompts."""
 
 import argparse
+import math
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging
 
-from .. import checkpoint
+from .. import checkpoint, embedded
 from ..configuration_eagle3 import Eagle3Config
 from ..generation.transfer import best_device
 from ..modeling_eagle3 import Eagle3DraftModel
+from .mistakes import PACKAGE, UserError, explained, is_raised_by
+from .options.shared import refuse_unused_sizes
 
 
-ADAPTER_CONFIG = "adapter_config.json"
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-
-def positive(text: str) -> int:
-    """An argument type: a whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", required=True, help="directory or Hub id of the target model")
-    parser.add_argument("--draft", required=True, help="directory or Hub id of its EAGLE-3 draft model")
-    add_device_arguments(parser, "both models")
-
-
-def add_device_arguments(parser: argparse.ArgumentParser, models: str) -> None:
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help=f"of {models} (default: auto)")
-    parser.add_argument("--device", help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
-
-
-def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tree",
-        choices=("auto", "static", "chain"),
-        default=None,
-        help="shape of the draft (default: the draft's own)",
-    )
-    parser.add_argument("--num-draft-tokens", type=int, help="nodes verified per cycle, the root not counted")
-    parser.add_argument("--tree-depth", type=int, help="levels below the root")
-    parser.add_argument("--tree-top-k", type=int, help="children per node, and nodes expanded per level")
-    parser.add_argument(
-        "--no-shared-noise", action="store_true", help="when sampling, rank by the draft's probability alone"
-    )
+logger = logging.get_logger(__name__)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+BASE = "base"  # folder beside an adapter
+MODEL_REMEDY = (
+    "Give the directory or Hub id of a model that this transformers knows, and see that its files are whole."
+)
 
 
 def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
     """Target, draft (with the tree asked for) and tokenizer."""
-    target = load_target(arguments)
-    return target, with_tree(load_draft(arguments, target), arguments), AutoTokenizer.from_pretrained(arguments.target)
+    target, tokenizer = load_target(arguments), load_tokenizer(arguments.target)
+    if (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
+        logger.warning(note)
+    return target, with_tree(load_draft(arguments, target), arguments), tokenizer
 
 
 def load_target(arguments: argparse.Namespace) -> PreTrainedModel:
     """The target in the precision and on the device asked for."""
-    target = AutoModelForCausalLM.from_pretrained(arguments.target, dtype=arguments.dtype)
-    return target.to(arguments.device or best_device()).eval()
+    device = usable_device(arguments.device)
+    dtype = dtype_for(arguments.target, arguments.dtype, device)
+    return load_causal_lm("--target", arguments.target, dtype=dtype).to(device).eval()
+
+
+def load_causal_lm(flag: str, source: str, **options) -> PreTrainedModel:
+    """
+    A causal LM that was named by the option `flag`.
+
+    Raises:
+        UserError: there is none, it is a draft, or its files are broken.
+    """
+    with explained(f"`{flag}` {source} cannot be loaded", MODEL_REMEDY):
+        config, _ = PreTrainedConfig.get_config_dict(source)
+    refuse_wrong_config(f"`{flag}` {source}", config)
+    with explained(f"`{flag}` {source} cannot be loaded", MODEL_REMEDY):
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+
+
+def refuse_wrong_config(what: str, config: dict) -> None:
+    """
+    Raises:
+        UserError: the `config.json` of a draft, or of a model that can compute nothing but NaN.
+    """
+    if config.get("draft_vocab_size") is not None or "speculators_model_type" in config:
+        raise UserError(f"{what} is an EAGLE-3 draft, not a target model; are `--target` and `--draft` swapped?")
+    for name, value in numbers_of(config):
+        if math.isnan(value) or (name.endswith("rope_theta") and not 0 < value < math.inf):
+            raise UserError(f"{what} has `{name}` {value} in its config.json; correct the file.")
+
+
+def numbers_of(config: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
+    """(name, value) of every float in a configuration, nested ones too."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from numbers_of(value, f"{prefix}{name}.")
+        elif isinstance(value, float):
+            yield prefix + name, value
+
+
+def load_tokenizer(source: str, flag: str = "--target") -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that was named by the option `flag`."""
+    with explained(f"The tokenizer of `{flag}` {source} cannot be loaded", "Save it into the model's directory."):
+        return AutoTokenizer.from_pretrained(source)
+
+
+def usable_device(name: str | None, option: str = "`--device`") -> str:
+    """
+    The device asked for by `option`, by default the accelerator where there is one.
+
+    Raises:
+        UserError: it is not there.
+    """
+    device = name or best_device()
+    try:
+        if torch.empty(0, device=device).is_meta:
+            raise RuntimeError("it holds no numbers")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        known = " or ".join(dict.fromkeys((best_device(), "cpu")))
+        why = str(error).splitlines()[0].rstrip(".")
+        raise UserError(f"{option} {device!r} cannot be used: {why}. This machine has {known}.") from None
+    return device
+
+
+def dtype_for(source: str, dtype: str, device: str) -> str:
+    """
+    "auto" is what the files say, but float32 for the embedded pair on a CPU: in bfloat16 near-ties depend on how many
+    tokens a pass has, which the tree mode "auto" chooses by measured time, so that its text would change between runs.
+    """
+    is_embedded = Path(source).resolve() == embedded.TARGET.resolve()
+    return "float32" if dtype == "auto" and is_embedded and torch.device(device).type == "cpu" else dtype
 
 
 def load_draft(arguments: argparse.Namespace, target: PreTrainedModel) -> Eagle3DraftModel:
-    """The draft in its target's precision and beside it."""
-    return Eagle3DraftModel.from_pretrained(arguments.draft, dtype=target.dtype).to(target.device).eval()
+    """The draft, or what an adapter makes of its base, in its target's precision and beside it."""
+    if not is_adapter(arguments.draft):
+        draft = read_draft(arguments.draft, dtype=target.dtype)
+    else:
+        draft = load_any_draft(arguments.draft)
+        for parameter in draft.parameters():  # merged before it is rounded; buffers keep their precision
+            parameter.data = parameter.data.to(target.dtype)
+    return draft.to(target.device).eval()
+
+
+def read_draft(source: str, **options) -> Eagle3DraftModel:
+    """
+    The draft that was named by `--draft`, where it stands.
+
+    Raises:
+        ValueError: it cannot be loaded; the message names it.
+    """
+    try:
+        with explained(f"`--draft` {source} cannot be loaded", MODEL_REMEDY):
+            return Eagle3DraftModel.from_pretrained(source, **options)
+    except ValueError as error:
+        if source in str(error) or not is_raised_by(error, (PACKAGE,)):
+            raise
+        raise UserError(f"`--draft` {source}: {error}") from error
 
 
 def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
@@ -73,29 +148,86 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
 
     Args:
         source: Directory or Hub id of a draft or of an adapter.
-        base: Draft of an adapter. Default: `base/` beside it, or what the adapter names.
+        base: Draft of an adapter. Default: see [`adapter_base`].
         hub: `revision`, `subfolder`.
     """
-    if not checkpoint.has_file(source, ADAPTER_CONFIG, **hub):
+    if not is_adapter(source, **hub):
         if base is not None:
-            raise ValueError(f"`--base {base}`: {source} is no adapter (it has no {ADAPTER_CONFIG}); leave it out.")
+            raise ValueError(
+                f"`--base {base}`: {source} is no adapter (no {checkpoint.ADAPTER_CONFIG}); leave it out."
+            )
         raw = checkpoint.load_config(source, **hub)
         # What the configuration says of the precision may not be the file's; converting changes no weight.
         config = Eagle3Config.from_dict({k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")})
         return Eagle3DraftModel.from_pretrained(source, config=config, dtype="auto", **hub).eval()
     needs_extra("train", ("peft",))
-    from peft import PeftConfig, PeftModel
+    from peft import PeftModel
 
     known = {name: value for name, value in hub.items() if value is not None}
-    if base is None and (Path(source) / "base").is_dir():
-        base = str(Path(source) / "base")
-    base = base or PeftConfig.from_pretrained(source, **known).base_model_name_or_path
-    if not base:
-        raise ValueError(f"{source} is an adapter and does not say of which draft; give --base.")
-    draft = load_any_draft(base)
-    merged = PeftModel.from_pretrained(draft, source, **known).merge_and_unload(safe_merge=True)
-    merged.config.name_or_path = source
+    base, revision = (base, None) if base else adapter_base(source, **hub)
+    try:
+        draft = load_any_draft(base, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{source} is an adapter over `{base}`, which does not load: {error} Name the right one by --base."
+        ) from error
+    with explained(f"The adapter {source} cannot be loaded", MODEL_REMEDY):
+        merged = PeftModel.from_pretrained(draft, source, **known).merge_and_unload(safe_merge=True)
+    merged.config.name_or_path = merged.name_or_path = source
     return merged.eval()
+
+
+def adapter_base(source: str, **hub) -> tuple[str, str | None]:
+    """
+    Directory or Hub id, and revision, of the draft that an adapter changes: the one that it names, or `base/` beside
+    it, where `Eagle3Trainer` keeps one that has no name.
+    """
+    needs_extra("train", ("peft",))
+    from peft import PeftConfig
+
+    with explained(f"The adapter {source} cannot be loaded", MODEL_REMEDY):
+        config = PeftConfig.from_pretrained(
+            source, **{name: value for name, value in hub.items() if value is not None}
+        )
+    named = config.base_model_name_or_path
+    beside = [str(Path(folder, BASE)) for folder in (source, Path(source).parent) if Path(folder, BASE).is_dir()]
+    if named in (None, "", "None"):  # the text, in adapters of earlier versions
+        if not beside:
+            raise ValueError(f"{source} is an adapter and does not say of which draft; give --base.")
+        return beside[0], None
+    if beside and Path(named).name == BASE and not Path(named).is_dir():  # the folder was moved since
+        return beside[0], None
+    return named, config.revision
+
+
+def tokenizer_note(draft: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Where a draft carries a tokenizer, as trainers save it: how it differs from its target's in the ids of both."""
+    try:
+        if not any(checkpoint.has_file(draft, name) for name in TOKENIZER_FILES):
+            return None
+        own = AutoTokenizer.from_pretrained(draft)
+    except (OSError, ValueError) as error:
+        return (
+            f"The tokenizer beside the draft cannot be read, so it is not compared ({' '.join(str(error).split())})."
+        )
+    mine, theirs = ({place: token for token, place in t.get_vocab().items()} for t in (own, tokenizer))
+    other = [place for place in sorted(mine.keys() & theirs.keys()) if mine[place] != theirs[place]]
+    if not other:
+        return None
+    return (
+        f"The draft was trained with another tokenizer: {len(other)} ids stand for other tokens, the first of them "
+        f"{other[0]}: {mine[other[0]]!r} there, {theirs[other[0]]!r} in the target's. Few tokens will be accepted."
+    )
+
+
+def is_adapter(source: str, **hub) -> bool:
+    """Whether a directory or Hub id is that of a LoRA adapter; none if the Hub is silent and a draft is cached."""
+    try:
+        return checkpoint.has_file(source, checkpoint.ADAPTER_CONFIG, **hub)
+    except checkpoint.HubUnreachableError:
+        if checkpoint.has_file(source, checkpoint.CONFIG_NAME, **hub | {"local_files_only": True}):
+            return False
+        raise
 
 
 def new_folder(path: str, option: str) -> Path:
@@ -117,18 +249,26 @@ def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3D
     }
     if arguments.no_shared_noise:
         sizes["shared_noise"] = False
-    return draft.with_tree(arguments.tree or draft.tree_config.tree_mode, **sizes)
+    mode = arguments.tree or draft.tree_config.tree_mode
+    refuse_unused_sizes(arguments, mode)
+    return draft.with_tree(mode, **sizes)
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: str, raw: bool, device: torch.device
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    raw: bool,
+    device: torch.device,
+    template_kwargs: dict | None = None,
 ) -> dict[str, torch.Tensor]:
     """Token ids of one prompt, as a chat turn where the tokenizer has a template and `raw` is not asked for."""
+    from ..data.conversations import checked_template_kwargs, rendered
+
+    options = checked_template_kwargs(template_kwargs, tokenizer)
     if tokenizer.chat_template is not None and not raw:
         messages = [{"role": "user", "content": prompt}]
-        inputs = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )
+        with explained("The prompt does not go through the tokenizer's chat template", "`--raw` leaves it out."):
+            inputs = rendered(tokenizer, messages, options, add_generation_prompt=True, return_tensors="pt")
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
     inputs.pop("token_type_ids", None)

@@ -7,69 +7,9 @@ from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 
-from .loading import add_device_arguments, load_draft, load_target, needs_extra, positive
-
-
-HELP = "prepare training data: regenerate answers, choose the draft vocabulary, compute features beforehand"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    tasks = parser.add_subparsers(dest="task", required=True, metavar="task", help="what to prepare:")
-    regenerate = tasks.add_parser(
-        "regenerate", help="the target answers the prompts itself (JSON lines out; resumes)", allow_abbrev=False
-    )
-    add_data_arguments(regenerate)
-    regenerate.add_argument("--output", required=True, help="JSON-lines file; what it has already is not done again")
-    regenerate.add_argument("--target", required=True, help="target model, or the model's name at --endpoint")
-    regenerate.add_argument("--endpoint", help="OpenAI-compatible address, e.g. http://localhost:8000/v1")
-    regenerate.add_argument("--draft", help="a draft for the target, to be faster in-process")
-    regenerate.add_argument("--batch-size", type=positive, default=32, help="conversations side by side (default: 32)")
-    regenerate.add_argument("--concurrency", type=positive, default=16, help="requests under way (default: 16)")
-    regenerate.add_argument("--retries", type=int, default=5, help="of a request that failed (default: 5)")
-    regenerate.add_argument("--max-new-tokens", type=positive, default=512, help="per answer (default: 512)")
-    regenerate.add_argument(
-        "--temperature",
-        type=float,
-        nargs="+",
-        default=[1.0],
-        help="0 is greedy; several take turns, batch by batch (default: 1)",
-    )
-    regenerate.add_argument(
-        "--prompt-tokens", type=positive, default=32, help="of plain text that is to be continued (default: 32)"
-    )
-    regenerate.add_argument("--top-p", type=float, default=1.0, help="(default: 1)")
-    regenerate.add_argument("--seed", type=int, default=0, help="(default: 0)")
-    add_device_arguments(regenerate, "the target")
-    vocabulary = tasks.add_parser(
-        "vocabulary",
-        help="count the tokens to be predicted and say what a draft vocabulary covers",
-        allow_abbrev=False,
-    )
-    add_data_arguments(vocabulary)
-    vocabulary.add_argument("--target", required=True, help="target model (its tokenizer and configuration are read)")
-    vocabulary.add_argument("--output", required=True, help="JSON file for `train --vocabulary`")
-    vocabulary.add_argument("--max-length", type=positive, default=2048, help="of a sample, in tokens (default: 2048)")
-    features = tasks.add_parser(
-        "features", help="compute the target's hidden states beforehand (large; resumes)", allow_abbrev=False
-    )
-    add_data_arguments(features)
-    features.add_argument("--target", required=True, help="target model")
-    features.add_argument("--output", required=True, help="folder for `train --features`")
-    features.add_argument("--draft", help="tap the layers of this draft (default: those of a new one)")
-    features.add_argument("--max-length", type=positive, default=2048, help="of a sample, in tokens (default: 2048)")
-    features.add_argument(
-        "--store-dtype", choices=("bfloat16", "float16"), default="bfloat16", help="(default: bfloat16)"
-    )
-    features.add_argument("--estimate", action="store_true", help="only say how large it would be")
-    add_device_arguments(features, "the target")
-
-
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, help="preset, file, folder or Hub id")
-    parser.add_argument("--split", help="default: train")
-    parser.add_argument("--limit", type=positive, help="only the first so many samples")
+from .loading import MODEL_REMEDY, load_draft, load_target, load_tokenizer, needs_extra
+from .mistakes import explained
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -77,13 +17,19 @@ def run(arguments: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     from ..data.loading import load
 
-    data = load(arguments.data, arguments.split)
+    output = Path(arguments.output)
+    if output.exists() and Path(arguments.data).exists() and output.samefile(arguments.data):
+        raise ValueError(f"`--output` {arguments.output} is the data itself; name another file.")
+    with explained(f"`--data` {arguments.data} cannot be read", "Give a preset, file, folder or Hub id."):
+        data = load(arguments.data, arguments.split)
     if arguments.limit is not None:
         data = data.select(range(min(arguments.limit, len(data))))
     return {"regenerate": regenerate, "vocabulary": vocabulary, "features": features}[arguments.task](arguments, data)
 
 
 def regenerate(arguments: argparse.Namespace, data) -> int:
+    needs_extra("train", ("httpx", "tenacity"))
+    from ..data.conversations import checked_template_kwargs
     from ..data.regenerate import Endpoint, InProcess, Sampling, finished_ids
     from ..data.regenerate import regenerate as answer_all
 
@@ -100,29 +46,41 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
     else:
         target = load_target(arguments)
         draft = load_draft(arguments, target) if arguments.draft else None
-        answer = InProcess(target, AutoTokenizer.from_pretrained(arguments.target), sampling, draft)
+        tokenizer = load_tokenizer(arguments.target)
+        checked_template_kwargs(arguments.chat_template_kwargs, tokenizer)
+        answer = InProcess(target, tokenizer, sampling, draft)
         batch_size = arguments.batch_size
     done = len(finished_ids(Path(arguments.output)))
     with tqdm(total=len(data), initial=done, unit="conversation", disable=None) as progress:
-        written = answer_all(data, arguments.output, answer, batch_size, progress)
+        written = answer_all(data, arguments.output, answer, batch_size, progress, arguments.chat_template_kwargs)
     print(f"{written} conversations written to {arguments.output}, {done} were there")
     return 0
 
 
 def tokens_of(arguments: argparse.Namespace, data):
+    """(tokenised samples, tokenizer, vocabulary size of the target)."""
+    from transformers import AutoConfig
+
     from ..data.loading import tokenised
 
-    tokenizer = AutoTokenizer.from_pretrained(arguments.target)
-    return tokenised(data, tokenizer, arguments.max_length, name=f"`{arguments.data}`"), tokenizer
+    tokenizer = load_tokenizer(arguments.target)
+    with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
+        size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
+    samples = tokenised(
+        data,
+        tokenizer,
+        arguments.max_length,
+        name=f"`{arguments.data}`",
+        template_kwargs=arguments.chat_template_kwargs,
+        vocab_size=size,
+    )
+    return samples, tokenizer, size
 
 
 def vocabulary(arguments: argparse.Namespace, data) -> int:
-    from transformers import AutoConfig
-
     from ..training.new_draft import count_tokens
 
-    samples, _ = tokens_of(arguments, data)
-    size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
+    samples, _, size = tokens_of(arguments, data)
     counts = count_tokens(samples, size)
     Path(arguments.output).write_text(
         json.dumps(
@@ -143,10 +101,11 @@ def features(arguments: argparse.Namespace, data) -> int:
     from ..data.features import FeatureWriter, estimate_bytes
     from ..target import Target
 
-    samples, tokenizer = tokens_of(arguments, data)
+    samples, tokenizer, _ = tokens_of(arguments, data)
     target = load_target(arguments)
     if arguments.draft:
-        config = Eagle3Config.from_pretrained(arguments.draft)
+        with explained(f"`--draft` {arguments.draft} cannot be read", MODEL_REMEDY):
+            config = Eagle3Config.from_pretrained(arguments.draft)
     else:
         config = Eagle3Config.from_target(target)
     tokens = sum(len(ids) for ids in samples["input_ids"])
@@ -154,14 +113,16 @@ def features(arguments: argparse.Namespace, data) -> int:
     print(f"{len(samples)} samples, {tokens} tokens: about {size:.2f} GiB in {arguments.output}", flush=True)
     if arguments.estimate:
         return 0
-    writer = FeatureWriter(
-        arguments.output,
-        target,
-        config,
-        tokenizer,
-        getattr(torch, arguments.store_dtype),
-        arguments.max_length,
-    )
+    with explained(f"`--output` {arguments.output} cannot be continued", "Name a new folder."):
+        writer = FeatureWriter(
+            arguments.output,
+            target,
+            config,
+            tokenizer,
+            getattr(torch, arguments.store_dtype),
+            arguments.max_length,
+            template_kwargs=arguments.chat_template_kwargs,
+        )
     with tqdm(total=len(samples), initial=sum(writer.provenance.shards), unit="sample", disable=None) as progress:
         written = writer.write(samples, progress)
     print(f"{written} samples written")

@@ -3,74 +3,44 @@
 import argparse
 import json
 import logging
+import zipfile
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser, set_seed
+from safetensors import safe_open
+from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 
 from ..compat.training import last_checkpoint
+from ..configuration_eagle3 import Eagle3Config
+from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import DTYPES, needs_extra
+from .loading import BASE, load_causal_lm, load_tokenizer, needs_extra, read_draft
+from .mistakes import UserError, explained
+from .options.shared import value_of
+from .options.train import DEFAULT_DRAFT_VOCABULARY, OPTIONS, SWITCHES, with_default
 
 
-HELP = "train a draft for a target by training-time test"
+ARGUMENTS_REMEDY = "`hf-eagle3 train --help-all` explains every argument."
+DATA_REMEDY = "Give a preset, file, folder or Hub id."
+VOCABULARY_REMEDY = "Make it by `hf-eagle3 prepare vocabulary`."
+TRAINER_MODULES = ("transformers.train", "transformers.integrations", "accelerate", "peft")
 EXTRA = ("accelerate", "datasets")
-DEFAULT_DRAFT_VOCABULARY = 32000  # the original code's, where the target knows more tokens
 MOST_HELD_OUT, HELD_OUT_SHARE = 200, 0.02
 COUNTED_FROM_STREAM = 10_000  # samples of a stream that choose the draft vocabulary
 LORA_MODULES = ["fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
-# What to train on what; the training arguments themselves come from their dataclass.
-OPTIONS = {
-    "--recipe": {"choices": ("paper", "specforge", "speculators"), "help": "a whole recipe (default: paper)"},
-    "--target": {"help": "directory or Hub id of the target model"},
-    "--train-data": {"help": "preset (sharegpt, ultrachat-200k, openthoughts-114k-math), file, folder or Hub id"},
-    "--train-split": {"help": "default: train"},
-    "--eval-data": {"help": "default: 2 %% of the training data, 1 to 200 samples, are held out"},
-    "--eval-split": {"help": "default: train"},
-    "--streaming": {"action": "store_true", "help": "read the data while training; needs --max-steps"},
-    "--features": {"help": "folder of `prepare features`: train on these instead of running the target"},
-    "--draft": {"help": "go on from this draft instead of a new one"},
-    "--draft-vocab-size": {
-        "type": int,
-        "help": f"tokens the draft can propose (default: {DEFAULT_DRAFT_VOCABULARY}, or all if the target "
-        "knows no more)",
-    },
-    "--vocabulary": {"help": "file of `prepare vocabulary`; default: counted in the training data"},
-    "--draft-option": {
-        "action": "append",
-        "metavar": "NAME=VALUE",
-        "help": "field of Eagle3Config, e.g. intermediate_size=4096 or target_layer_ids=[1,15,28]; repeatable",
-    },
-    "--random-start": {"action": "store_true", "help": "random head and fusion, as the original code"},
-    "--lora-rank": {"type": int, "help": "train a LoRA adapter of this rank; a merged draft is saved too"},
-    "--target-dtype": {"choices": DTYPES, "help": "of the target (default: auto)"},
-    "--target-device-map": {"help": "e.g. auto: spread the target over devices (default: one device)"},
-}
-SWITCHES = [
-    name[2:] for name, settings in OPTIONS.items() if settings.get("action") == "store_true"
-]  # without a value
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("what to train on what (also as keys of --config)")
-    for name, settings in OPTIONS.items():
-        group.add_argument(name, default=argparse.SUPPRESS, **settings)
-    parser.epilog = "--config FILE: YAML or JSON with any of these options; flags win over it."
-
-
 def parents() -> list[argparse.ArgumentParser]:
     """transformers' training arguments and ours, from the dataclass; nothing is set that was not given."""
-    try:
-        from ..training.arguments import Eagle3TrainingArguments
-    except ImportError:  # said by `run`
-        return []
+    needs_extra("train", EXTRA)
+    from ..training.arguments import Eagle3TrainingArguments
+
     parser = HfArgumentParser(Eagle3TrainingArguments, add_help=False, allow_abbrev=False)
     for action in parser._actions:
-        if action.help and action.default not in (None, argparse.SUPPRESS, ""):
-            action.help += f" (default: {action.default})".replace("%", "%%")
+        if action.help:
+            action.help = with_default(action.help, action.default)
         action.default = argparse.SUPPRESS
         if action.dest == "report_to":  # a list, although its annotation says otherwise
             action.nargs = "+"
@@ -78,42 +48,23 @@ def parents() -> list[argparse.ArgumentParser]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    needs_extra("train", EXTRA)
-    from ..data.features import CachedTarget, FeatureDataset
-    from ..training import Eagle3Trainer, Eagle3TrainingArguments
+    from ..training import Eagle3TrainingArguments
 
     logging.basicConfig(format="%(message)s")
-    settings = {name: value for name, value in vars(arguments).items() if name != "command"}
-    own = {name: settings.pop(name, None) for name in (option[2:].replace("-", "_") for option in OPTIONS)}
-    for name in ("target", *(() if own["features"] else ("train_data",))):
-        if own[name] is None:
-            raise ValueError(f"`--{name.replace('_', '-')}` is missing (as a flag or in the config file).")
-    if own["features"] and own["eval_data"]:
-        raise ValueError("`--eval-data` does not go with `--features`: a part of the features is held out instead.")
-    args = Eagle3TrainingArguments.from_recipe(own["recipe"] or "paper", **settings)
-
-    tokenizer = AutoTokenizer.from_pretrained(own["target"])
-    target = load_target(own, args)
-    if own["features"]:
-        data = FeatureDataset(own["features"])
-        draft = first_draft(own, args, target, data.tokens())
-        data, held_out = split_off(data)
-        target = CachedTarget(own["features"], target, tokenizer)
-    else:
-        data, held_out = load_data(own, tokenizer, args)
-        draft = first_draft(own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
-    trainer = Eagle3Trainer(
-        model=draft,
-        target_model=target,
-        args=args,
-        train_dataset=data,
-        eval_dataset=held_out,
-        processing_class=tokenizer,
-        peft_config=lora_config(own["lora_rank"]),
-    )
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(args))
-    trainer.save_model(args.output_dir)
-    metrics = trainer.evaluate() if held_out is not None else {}
+    own = {name: value_of(arguments, name) for name in (option[2:].replace("-", "_") for option in OPTIONS)}
+    names = {field.name for field in fields(Eagle3TrainingArguments)}
+    settings = {name: value for name, value in vars(arguments).items() if name in names}
+    with explained("The training arguments cannot be used", ARGUMENTS_REMEDY, TRAINER_MODULES):
+        args = Eagle3TrainingArguments.from_recipe(own["recipe"] or "paper", **settings)
+    start = draft_to_start_from(own, args)
+    checkpoint = checkpoint_to_resume(args)
+    if checkpoint:
+        refuse_broken_checkpoint(Path(checkpoint))
+    with explained("The Trainer refuses this", ARGUMENTS_REMEDY, TRAINER_MODULES):
+        trainer = make_trainer(start, own, args)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model(args.output_dir)
+        metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if trainer.is_world_process_zero():
         if own["lora_rank"]:
             merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
@@ -125,24 +76,65 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def first_draft(own: dict, args, target, samples) -> Eagle3DraftModel:
-    """
-    The draft to begin with; `samples` choose its vocabulary. An adapter needs the same one again when it resumes.
-    """
+def draft_to_start_from(own: dict, args) -> str | None:
+    """Directory or Hub id of the draft that is trained on, `None` for a new one."""
+    base = Path(args.output_dir) / BASE
+    if own["draft"] or not own["lora_rank"]:
+        return own["draft"]
+    if checkpoint_to_resume(args) and base.is_dir():  # a run of an earlier version
+        return str(base)
+    raise UserError(
+        f"`--lora-rank` {own['lora_rank']} adapts a draft that is trained already: name it with `--draft`. A new one, "
+        "with random layers, is trained as a whole: leave `--lora-rank` out."
+    )
+
+
+def make_trainer(start: str | None, own: dict, args):
+    """The Trainer with target, data and draft; `own` are the values of `OPTIONS`."""
+    from ..data.features import CachedTarget, FeatureDataset
+    from ..training import Eagle3Trainer
+
+    tokenizer = load_tokenizer(own["target"])
+    target = load_target(own, args)
+    if own["features"]:
+        with explained(f"`--features` {own['features']} cannot be read", "Compute them again in a new folder."):
+            data = FeatureDataset(own["features"])
+            cached = CachedTarget(own["features"], target, tokenizer, args.chat_template_kwargs)
+        draft = first_draft(start, own, args, target, data.tokens())
+        data, held_out = split_off(data)
+        target = cached
+    else:
+        data, held_out = load_data(own, tokenizer, args, target.config.get_text_config(decoder=True).vocab_size)
+        draft = first_draft(start, own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
+    return Eagle3Trainer(
+        model=draft,
+        target_model=target,
+        args=args,
+        train_dataset=data,
+        eval_dataset=held_out,
+        processing_class=tokenizer,
+        peft_config=lora_config(own["lora_rank"]),
+    )
+
+
+def first_draft(start: str | None, own: dict, args, target, samples) -> Eagle3DraftModel:
+    """The draft to begin with: `start`, or a new one, whose vocabulary `samples` choose."""
     from ..training import new_draft
 
-    base = Path(args.output_dir) / "base"
-    start = own["draft"] or (str(base) if own["lora_rank"] and checkpoint_to_resume(args) else None)
     if start:
-        return Eagle3DraftModel.from_pretrained(start, dtype=torch.float32)
+        overrides = draft_options(own["draft_option"])
+        refuse_unknown_fields(overrides)
+        return fit_to(read_draft(start, dtype=torch.float32, **overrides), target)
     set_seed(args.seed)
     vocabulary = target.config.get_text_config(decoder=True).vocab_size
     size = own["draft_vocab_size"] or min(DEFAULT_DRAFT_VOCABULARY, vocabulary)
+    if own["vocabulary"] and size >= vocabulary:
+        raise UserError(
+            f"`--vocabulary` has no effect, as the draft proposes all {vocabulary} tokens of the target; leave it "
+            "out, or add a smaller `--draft-vocab-size`."
+        )
     counts = token_counts(own, samples, vocabulary) if size < vocabulary else None
-    draft = new_draft(target, size, counts, not own["random_start"], **draft_options(own["draft_option"]))
-    if own["lora_rank"] and args.process_index == 0:
-        draft.save_pretrained(str(base))
-    return draft
+    return new_draft(target, size, counts, not own["random_start"], **draft_options(own["draft_option"]))
 
 
 def lora_config(rank: int | None):
@@ -161,7 +153,9 @@ def expand_config(argv: list[str]) -> list[str]:
     known, rest = parser.parse_known_args(argv)
     if known.config is None:
         return argv
-    content = parse_yaml(Path(known.config).read_text(encoding="utf-8"), f"`--config {known.config}`")
+    with explained(f"`--config {known.config}` cannot be read", "Give a YAML or JSON file."):
+        text = Path(known.config).read_text(encoding="utf-8")
+    content = parse_yaml(text, f"`--config {known.config}`")
     if not isinstance(content, dict):
         raise ValueError(f"`--config {known.config}` must hold options and their values.")
     flags: list[str] = []
@@ -169,6 +163,8 @@ def expand_config(argv: list[str]) -> list[str]:
         flag = "--" + str(name).replace("_", "-")
         if flag[2:] in SWITCHES:
             flags += [flag] if value else []
+        elif isinstance(value, dict) and flag != "--draft-option":
+            flags += [flag, json.dumps(value)]
         elif isinstance(value, dict):
             flags += [x for key, inner in value.items() for x in (flag, f"{key}={json.dumps(inner)}")]
         elif isinstance(value, list):
@@ -196,24 +192,36 @@ def draft_options(pairs: list[str] | None) -> dict:
     return out
 
 
+def refuse_unknown_fields(overrides: dict) -> None:
+    """Raises UserError where a name is no field of a draft's configuration."""
+    known = {field.name for field in fields(Eagle3Config)} - {field.name for field in fields(PreTrainedConfig)}
+    if unknown := overrides.keys() - known - {"rope_theta"}:
+        raise UserError(
+            f"`--draft-option {min(unknown)}` is no field of Eagle3Config; known: {', '.join(sorted(known))}."
+        )
+
+
 def load_target(own: dict, args):
     options = {"dtype": own["target_dtype"] or "auto"}
     if own["target_device_map"]:
-        return AutoModelForCausalLM.from_pretrained(own["target"], device_map=own["target_device_map"], **options)
+        return load_causal_lm("--target", own["target"], device_map=own["target_device_map"], **options)
     # With features computed beforehand only its configuration, head and embedding are looked at.
     device = "cpu" if args.use_cpu or own["features"] else args.device
-    return AutoModelForCausalLM.from_pretrained(own["target"], **options).to(device)
+    return load_causal_lm("--target", own["target"], **options).to(device)
 
 
-def load_data(own: dict, tokenizer, args):
+def load_data(own: dict, tokenizer, args, vocab_size: int):
     """(training data, evaluation data), tokenised."""
     from ..data.loading import load, tokenised
 
-    data = load(own["train_data"], own["train_split"], streaming=bool(own["streaming"]))
-    data = tokenised(data, tokenizer, args.max_length, name=f"`{own['train_data']}`")
+    options = {"template_kwargs": args.chat_template_kwargs, "vocab_size": vocab_size}
+    with explained(f"`--train-data` {own['train_data']} cannot be read", DATA_REMEDY):
+        data = load(own["train_data"], own["train_split"], streaming=bool(own["streaming"]))
+    data = tokenised(data, tokenizer, args.max_length, name=f"`{own['train_data']}`", **options)
     if own["eval_data"]:
-        held_out = load(own["eval_data"], own["eval_split"])
-        return data, tokenised(held_out, tokenizer, args.max_length, name=f"`{own['eval_data']}`")
+        with explained(f"`--eval-data` {own['eval_data']} cannot be read", DATA_REMEDY):
+            held_out = load(own["eval_data"], own["eval_split"])
+        return data, tokenised(held_out, tokenizer, args.max_length, name=f"`{own['eval_data']}`", **options)
     return (data, None) if own["streaming"] else split_off(data)
 
 
@@ -234,7 +242,10 @@ def token_counts(own: dict, samples, vocabulary: int) -> torch.Tensor:
     from ..training import count_tokens
 
     if own["vocabulary"]:
-        stored = json.loads(Path(own["vocabulary"]).read_text(encoding="utf-8"))
+        with explained(f"`--vocabulary` {own['vocabulary']} cannot be read", VOCABULARY_REMEDY):
+            stored = json.loads(Path(own["vocabulary"]).read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or not isinstance(stored.get("counts"), list):
+            raise UserError(f"`--vocabulary` {own['vocabulary']} holds no counts. {VOCABULARY_REMEDY}")
         if stored.get("vocab_size") != vocabulary:
             raise ValueError(
                 f"`{own['vocabulary']}` counts {stored.get('vocab_size')} tokens, the target has {vocabulary}."
@@ -251,3 +262,21 @@ def checkpoint_to_resume(args) -> str | None:
     if str(wish).lower() != "true":
         return wish
     return last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+
+
+def refuse_broken_checkpoint(folder: Path) -> None:
+    """
+    Raises:
+        UserError: there is no such folder, or a run ended while it was written.
+    """
+    if not folder.is_dir():
+        raise UserError(f"`--resume-from-checkpoint` {folder} is no directory; give one, or true for the newest.")
+    remedy = "A run ended while it was written: remove it and resume from the checkpoint before it."
+    with explained(f"`--resume-from-checkpoint`: {folder} is not whole", remedy):
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        for path in folder.glob("*.safetensors"):
+            with safe_open(path, framework="pt"):
+                pass
+    for path in (path for pattern in ("*.pt", "*.pth", "*.bin") for path in folder.glob(pattern)):
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"`--resume-from-checkpoint`: {path} is cut off. {remedy}")

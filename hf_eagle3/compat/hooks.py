@@ -60,6 +60,9 @@ class Handler(Protocol):
     def validate(self, target: PreTrainedModel, draft: Any, mode: Any, config: GenerationConfig, given: dict) -> None:
         """Raises ValueError for what cannot be honoured."""
 
+    def fitted(self, target: PreTrainedModel, draft: Any) -> Any:
+        """The draft with the target's vocabulary, which transformers' own loop compares."""
+
     def decodes(self, draft: Any) -> bool:
         """Whether our own loop decodes, not transformers'."""
 
@@ -122,8 +125,11 @@ def _validation(handler: Handler, own):
         draft = None if assistant is None else handler.draft_of(self, assistant)
         if draft is not None:
             handler.validate(self, draft, generation_mode, generation_config, generation_mode_kwargs)
-        if draft is None or not handler.decodes(draft):  # transformers' own loop, whose refusals count then
+        if draft is None:
             own(self, generation_mode, generation_config, generation_mode_kwargs)
+        elif not handler.decodes(draft):  # transformers' own loop, whose refusals count then
+            given = generation_mode_kwargs | {"assistant_model": handler.fitted(self, draft)}
+            own(self, generation_mode, generation_config, given)
 
     return _validate_generation_mode
 

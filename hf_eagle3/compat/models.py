@@ -12,6 +12,9 @@ LlamaRotaryEmbedding = uses(
     "transformers.models.llama.modeling_llama", "LlamaRotaryEmbedding", "the draft's rotary embedding"
 )
 ACT2FN = uses("transformers.activations", "ACT2FN", "the draft's activation function")
+ROPE_INIT_FUNCTIONS = uses(
+    "transformers.modeling_rope_utils", "ROPE_INIT_FUNCTIONS", "`config.json` is checked", scope=COMMANDS
+)
 AttentionInterface = uses("transformers", "AttentionInterface", "attention of verification passes")
 sdpa_attention_forward = uses(
     "transformers.integrations.sdpa_attention", "sdpa_attention_forward", "attention of verification passes"
@@ -27,6 +30,22 @@ uses(
     holder=PreTrainedConfig,
 )
 uses("transformers.AutoModelForCausalLM", "_model_mapping", "`inspect` of a target", scope=COMMANDS)
+
+
+class _ExactRotaryEmbedding(LlamaRotaryEmbedding):
+    """
+    Keeps the precision of its frequencies when the model around it is converted, e.g. by `draft.to(torch.bfloat16)`:
+    rounded ones turn by wrong angles at positions in the thousands. (transformers fills in what loading leaves empty
+    by "RotaryEmbedding" in the class's name.)
+    """
+
+    def _apply(self, fn, recurse: bool = True):
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in dict(self.named_buffers()).items():
+            if buffer.dtype != before[name].dtype:
+                setattr(self, name, before[name].to(buffer.device))
+        return self
 
 
 class _NoRotaryEmbedding(nn.Module):
@@ -45,12 +64,22 @@ def rotary_embedding(config: PreTrainedConfig) -> nn.Module:
     Called with (a tensor of some dtype and device, positions (B, L)), gives cos and sin (B, L, d), with every kind of
     scaling that transformers knows. No parameters.
     """
-    return (_NoRotaryEmbedding if is_missing(LlamaRotaryEmbedding) else LlamaRotaryEmbedding)(config)
+    return (_NoRotaryEmbedding if is_missing(LlamaRotaryEmbedding) else _ExactRotaryEmbedding)(config)
 
 
 def activation(name: str) -> nn.Module:
     """The activation function that model configurations call `name`."""
     return nn.SiLU() if is_missing(ACT2FN) else ACT2FN[name]
+
+
+def known_activations() -> tuple[str, ...]:
+    """What `activation` takes; empty: not known."""
+    return () if is_missing(ACT2FN) else tuple(ACT2FN)
+
+
+def known_rope_types() -> tuple[str, ...]:
+    """The `rope_type`s that `rotary_embedding` computes; empty: not known."""
+    return () if is_missing(ROPE_INIT_FUNCTIONS) else ("default", *ROPE_INIT_FUNCTIONS)
 
 
 def commit_of(config: PreTrainedConfig) -> str | None:

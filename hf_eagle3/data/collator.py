@@ -23,6 +23,10 @@ class Eagle3DataCollator:
         pad_token_id: Fills up; never read.
         max_length: Longer samples are cut. With `packing`, the length of a row.
         packing: Put samples one after the other into as few rows of `max_length` as first fit, longest first, gives.
+        vocab_size: Tokens that the target knows. `None`: not checked.
+
+    Raises:
+        ValueError: a token that the target does not know.
 
     Returns:
         `input_ids`, `loss_mask`, `document_ids` (0, 1, ... in a row; -1 at padding) and `position_ids` (from 0 in each
@@ -32,6 +36,7 @@ class Eagle3DataCollator:
     pad_token_id: int = 0
     max_length: int | None = None
     packing: bool = False
+    vocab_size: int | None = None
 
     def __call__(self, samples: list[dict]) -> dict[str, Tensor]:
         """A batch of samples; see the class."""
@@ -40,7 +45,13 @@ class Eagle3DataCollator:
             for sample in samples
         ]
         for sample in samples:
-            sample.setdefault("loss_mask", torch.ones_like(sample["input_ids"]))
+            ids = sample["input_ids"]
+            sample.setdefault("loss_mask", torch.ones_like(ids))
+            if self.vocab_size is not None and len(unknown := ids[(ids < 0) | (ids >= self.vocab_size)]):
+                raise ValueError(
+                    f"A sample holds token {int(unknown[0])}, the target knows 0 to {self.vocab_size - 1}: another "
+                    "tokenizer's. Tokenise with the target's."
+                )
         rows = self._pack(samples) if self.packing else [[sample] for sample in samples]
         batch = {
             "input_ids": self._fill(rows, "input_ids", self.pad_token_id),

@@ -1,39 +1,26 @@
-"""Samples of every common shape to messages or text, and those to tokens with a loss mask.
+"""Samples of every common shape to tokens with a loss mask. Does not know datasets or models.
 
-Does not know datasets or models. A sample is one row of a dataset:
+A sample is one row of a dataset: chat messages in any shape of `messages`, or
 
-    {"messages": [{"role", "content"}, ...]}                    OpenAI, Hub
-    {"conversations": [{"from": "human" | "gpt", "value"}]}     ShareGPT
-    {"prompt", "completion"}                                    strings, or lists of messages
     {"text"}                                                    loss on everything
     {"input_ids"[, "loss_mask" | "labels" | "assistant_masks"]} tokenised already
+
+What is wrong with a sample is a `BadRow` that says what.
 """
 
+import inspect
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-
-SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "bard": "assistant",
-    "bing": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_call": "assistant",
-}
-SHAPES = "`messages`, `conversations`, `prompt` with `completion`, `text`, or `input_ids`"
-Message = dict[str, str]
+from .messages import BadRow, Message, for_template, messages_of, plain_text, row_of, shown, template_options
 
 
-class TemplateMismatch(ValueError):
+class TemplateMismatch(BadRow):
     """The chat template does not say which tokens are the assistant's, and no prefix of the chat shows it."""
 
 
@@ -53,97 +40,106 @@ class Tokenised:
     partial: bool = False
 
 
-def messages_of(sample: Mapping) -> list[Message] | None:
-    """
-    The sample as chat messages; `None` if it is plain text or tokens.
-
-    Raises:
-        ValueError: no known column, or an unknown speaker.
-    """
-    if sample.get("input_ids") is not None:  # tokens win: they are exactly what was generated
-        return None
-    if sample.get("messages") is not None:
-        return from_the_first_question([dict(message) for message in sample["messages"]])
-    if sample.get("conversations") is not None:
-        turns = []
-        for turn in sample["conversations"]:
-            speaker = turn.get("from", turn.get("role"))
-            if speaker not in SHAREGPT_ROLES:
-                raise ValueError(
-                    f"`conversations` has the speaker {speaker!r}; known are {', '.join(SHAREGPT_ROLES)}."
-                )
-            turns.append({"role": SHAREGPT_ROLES[speaker], "content": turn.get("value", turn.get("content"))})
-        return from_the_first_question(turns)
-    if sample.get("prompt") is not None and sample.get("completion") is not None:
-        prompt, completion = sample["prompt"], sample["completion"]
-        if isinstance(prompt, str):
-            prompt = [{"role": "user", "content": prompt}]
-        if isinstance(completion, str):
-            completion = [{"role": "assistant", "content": completion}]
-        return from_the_first_question([*prompt, *completion])
-    if sample.get("text") is not None:
-        return None
-    raise ValueError(f"A sample has the columns {sorted(sample)}; needed are {SHAPES}.")
-
-
-def from_the_first_question(messages: list[Message]) -> list[Message]:
-    """Messages as plain text each, without answers before the first question (chats may begin in the middle)."""
-    start = next((i for i, message in enumerate(messages) if message["role"] != "assistant"), len(messages))
-    return [message | {"content": plain_text(message.get("content"))} for message in messages[start:]]
-
-
-def plain_text(content) -> str:
-    """
-    Raises:
-        ValueError: parts that are not text.
-    """
-    if isinstance(content, str):
-        return content
-    if content is None:
-        return ""
-    if all(isinstance(part, Mapping) and part.get("type") == "text" for part in content):
-        return "".join(part["text"] for part in content)
-    raise ValueError("A message holds parts that are not text; drafts are trained on text.")
-
-
-def tokenise(sample: Mapping, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None = None) -> Tokenised:
+def tokenise(
+    sample: Mapping,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_length: int | None = None,
+    template_kwargs: Mapping | None = None,
+    vocab_size: int | None = None,
+) -> Tokenised:
     """
     A sample as tokens with a loss mask, cut to `max_length`.
 
     The loss is on the assistant's turns: by the chat template's `{% generation %}` mask where it has one, otherwise by
-    comparing the chat with and without each turn, which is checked token by token.
+    comparing the chat with and without each turn, which is checked token by token. Where there is no chat template,
+    `prompt` is plain text, with the loss on `completion` if that is there.
+
+    Args:
+        sample: One row.
+        tokenizer: The target's; needed unless the sample is tokens.
+        max_length: In tokens.
+        template_kwargs: Further arguments of the chat template; `tools` and `chat_template_kwargs` of the row join in.
+        vocab_size: Tokens that the target knows; others are an error.
 
     Raises:
-        ValueError: unknown columns, or messages without a chat template.
+        BadRow: unknown columns, values that are not what their column holds, or messages without a chat template.
         TemplateMismatch: neither way finds the assistant's tokens.
+        ValueError: text without a tokenizer.
     """
-    messages = messages_of(sample)
-    if messages is not None:
-        out = tokenise_messages(messages, tokenizer)
-    elif sample.get("input_ids") is not None:
-        out = Tokenised(list(sample["input_ids"]), given_mask(sample))
-        if sample.get("attention_mask") is not None:  # padding of whoever made the tokens
-            seen = [i for i, x in enumerate(sample["attention_mask"]) if x]
-            out = Tokenised([out.input_ids[i] for i in seen], [out.loss_mask[i] for i in seen])
+    row = row_of(sample)
+    messages = messages_of(row)
+    if row.get("input_ids") is not None:
+        out = given_tokens(row)
+    elif (text := plain_prompt(row, tokenizer)) is not None:
+        out = tokenise_text(*text, needed(tokenizer))
     else:
-        ids = needed(tokenizer)(sample["text"])["input_ids"]
-        out = Tokenised(ids, [1] * len(ids))
-    if len(out.input_ids) != len(out.loss_mask):
-        raise ValueError(f"`input_ids` has {len(out.input_ids)} tokens, its mask {len(out.loss_mask)}.")
-    return Tokenised(out.input_ids[:max_length], out.loss_mask[:max_length], out.partial)
+        out = tokenise_messages(messages, tokenizer, template_options(row, template_kwargs))
+    out = Tokenised(out.input_ids[:max_length], out.loss_mask[:max_length], out.partial)
+    if vocab_size is not None and (unknown := [i for i in out.input_ids if not 0 <= i < vocab_size]):
+        raise BadRow(
+            f"It holds token {unknown[0]}, the target knows 0 to {vocab_size - 1}: another tokenizer's, or the "
+            "target's embeddings were not resized."
+        )
+    return out
 
 
-def given_mask(sample: Mapping) -> list[int]:
-    """The mask that comes with tokens; ones where none does."""
-    mask = [1] * len(sample["input_ids"])
-    for name in ("loss_mask", "assistant_masks"):
-        if sample.get(name) is not None:
-            mask = [int(bool(x)) for x in sample[name]]
+def given_tokens(row: Mapping) -> Tokenised:
+    """Tokens that are there already, with their mask (ones where none comes with them), without padding."""
+    ids = whole_numbers(row, "input_ids")
+    mask = np.ones_like(ids)
+    for name in ("loss_mask", "assistant_masks", "labels"):
+        if row.get(name) is not None:
+            values = whole_numbers(row, name)
+            mask = values != (-100 if name == "labels" else 0)
             break
-    else:
-        if sample.get("labels") is not None:
-            mask = [int(x != -100) for x in sample["labels"]]
-    return mask
+    if len(ids) != len(mask):
+        raise BadRow(f"`input_ids` has {len(ids)} tokens, its mask {len(mask)}.")
+    if row.get("attention_mask") is not None:  # padding of whoever made the tokens
+        seen = whole_numbers(row, "attention_mask") != 0
+        if len(seen) != len(ids):
+            raise BadRow(f"`input_ids` has {len(ids)} tokens, `attention_mask` {len(seen)}.")
+        ids, mask = ids[seen], mask[seen]
+    return Tokenised(ids.tolist(), mask.astype(int).tolist())
+
+
+def whole_numbers(row: Mapping, name: str) -> np.ndarray:
+    """A column as whole numbers, (L,); BadRow where it holds anything else."""
+    try:
+        values = np.asarray(row[name])
+    except ValueError:  # lists of different lengths
+        values = np.asarray(None)
+    is_whole = values.dtype.kind in "iub"
+    if values.dtype.kind == "f":  # as tables with gaps store them; beyond 2**53, and for NaN, nothing is whole
+        is_whole = bool(((np.abs(values) < 2**53) & (values == np.rint(values))).all())
+    if values.ndim != 1 or not (is_whole or values.size == 0):
+        raise BadRow(f"`{name}` is {shown(row[name])}; give one list of whole numbers.")
+    return values.astype(np.int64)
+
+
+def plain_prompt(row: Mapping, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, str] | None:
+    """(text that is given, text that is to be learnt) of a row that is no chat; `None` for chats."""
+    if row.get("messages") is not None or row.get("conversations") is not None:
+        return None
+    prompt, completion = row.get("prompt"), row.get("completion")
+    if isinstance(prompt, str) and (completion is not None or row.get("text") is None):
+        if needed(tokenizer).chat_template is None and isinstance(completion, str | None):
+            return (plain_text(prompt), plain_text(completion)) if completion else ("", plain_text(prompt))
+        return None
+    if row.get("text") is None:
+        return None
+    if not isinstance(row["text"], str):
+        raise BadRow(f"`text` is {shown(row['text'])}; give a string.")
+    return "", plain_text(row["text"])
+
+
+def tokenise_text(given: str, learnt: str, tokenizer: PreTrainedTokenizerBase) -> Tokenised:
+    """Plain text; the loss begins with the first token that `given` alone does not have."""
+    ids = list(tokenizer(given + learnt)["input_ids"])
+    if not given:
+        return Tokenised(ids, [1] * len(ids))
+    alone = list(tokenizer(given)["input_ids"])
+    start = next((i for i, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b), min(len(ids), len(alone)))
+    return Tokenised(ids, [0] * start + [1] * (len(ids) - start))
 
 
 def needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase:
@@ -153,29 +149,62 @@ def needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase
     return tokenizer
 
 
+def template_text(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The chat template, or all of them where there are several by name; empty where there is none."""
+    template = tokenizer.chat_template
+    return "\n".join(template.values()) if isinstance(template, dict) else template or ""
+
+
+def checked_template_kwargs(template_kwargs: Mapping | None, tokenizer: PreTrainedTokenizerBase | None) -> dict:
+    """
+    Further arguments of the chat template, as they were given.
+
+    Raises:
+        ValueError: the tokenizer has no chat template, the template does not read one of them, or one is an argument
+            of `apply_chat_template` itself.
+    """
+    if not template_kwargs or tokenizer is None:  # tokens need neither
+        return dict(template_kwargs or {})
+    given, text = json.dumps(dict(template_kwargs)), template_text(tokenizer)
+    if not text:
+        raise ValueError(f"`chat_template_kwargs` is {given}, but the tokenizer has no chat template; leave it out.")
+    own = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters.keys() - {"documents"}
+    for name in template_kwargs:
+        if name in own:
+            raise ValueError(f"`chat_template_kwargs` is {given}; `{name}` is set by the program, leave it out.")
+        if not re.search(rf"\b{re.escape(name)}\b", text):
+            raise ValueError(
+                f"`chat_template_kwargs` is {given}, but the chat template does not read `{name}`; correct the name "
+                "or leave it out."
+            )
+    return dict(template_kwargs)
+
+
 def marks_generation(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template says which part the assistant generates."""
     template = tokenizer.chat_template
     return isinstance(template, str) and "generation %}" in template.replace("-%}", " %}").replace("  ", " ")
 
 
-def tokenise_messages(messages: list[Message], tokenizer: PreTrainedTokenizerBase | None) -> Tokenised:
-    """A conversation as ids with its loss mask; ValueError without a chat template."""
-    tokenizer = needed(tokenizer)
+def tokenise_messages(
+    messages: list[Message], tokenizer: PreTrainedTokenizerBase | None, options: Mapping | None = None
+) -> Tokenised:
+    """A conversation as ids with its loss mask; BadRow without a chat template. `options`: see `rendered`."""
+    tokenizer, options = needed(tokenizer), options or {}
     if tokenizer.chat_template is None:
-        raise ValueError(
+        raise BadRow(
             "The data is conversations and the tokenizer has no chat template; set `tokenizer.chat_template` to "
             "the one the target is used with, or give `text` or `input_ids`."
         )
     if marks_generation(tokenizer):
-        out = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+        out = rendered(tokenizer, messages, options, return_assistant_tokens_mask=True)
         return Tokenised(list(out["input_ids"]), list(out["assistant_masks"]))
-    full = chat_ids(tokenizer, messages, prompt=False)
+    full = chat_ids(tokenizer, messages, prompt=False, options=options)
     mask, partial = [0] * len(full), False
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for index in turns:
-        start = chat_ids(tokenizer, messages[:index], prompt=True)
-        end = chat_ids(tokenizer, messages[: index + 1], prompt=False)
+        start = chat_ids(tokenizer, messages[:index], prompt=True, options=options)
+        end = chat_ids(tokenizer, messages[: index + 1], prompt=False, options=options)
         if full[: len(end)] == end and end[: len(start)] == start:
             stop = spoken_until(end, len(start), tokenizer.eos_token_id)
             mask[len(start) : stop] = [1] * (stop - len(start))
@@ -196,8 +225,30 @@ def spoken_until(ids: list[int], start: int, eos_token_id: int | None) -> int:
     return ends[-1] + 1 if ends else len(ids)
 
 
-def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt: bool) -> list[int]:
+def chat_ids(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], prompt: bool, options: Mapping | None = None
+) -> list[int]:
     """Token ids of messages by the chat template; `prompt`: up to where the assistant begins."""
     if not messages:
         return []
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=True)["input_ids"])
+    return list(rendered(tokenizer, messages, options or {}, add_generation_prompt=prompt)["input_ids"])
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[Message], options: Mapping, **settings):
+    """
+    `apply_chat_template` as a dictionary.
+
+    Args:
+        tokenizer, messages: What is written, and by which template.
+        options: What the template gets besides, as `template_options` makes it.
+        settings: Of `apply_chat_template`.
+
+    Raises:
+        BadRow: the template refuses the messages.
+    """
+    try:
+        return tokenizer.apply_chat_template(for_template(messages), return_dict=True, **settings, **options)
+    except ImportError:  # jinja2 is missing
+        raise
+    except Exception as error:  # a template is its author's program: what it raises is about these messages
+        raise BadRow(f"The chat template refuses it: {type(error).__name__}: {error}") from error

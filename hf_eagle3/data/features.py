@@ -11,7 +11,7 @@ Shape letters: L tokens of a sample, H hidden of the target, F tapped features, 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,10 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checkpoint import share_weights
 from ..compat.models import commit_of
 from ..configuration_eagle3 import Eagle3Config
 from ..target import Target
 from ..target_parts import head_options, shaped_logits, unwrap_peft
+from .conversations import Tokenised, tokenise
+from .messages import BadRow
 
 
 PROVENANCE, TARGET_FILE = "provenance.json", "target.safetensors"
@@ -43,7 +46,7 @@ class Provenance:
         target: Name or path the target was loaded from, and `revision`, its commit on the Hub where known.
         fingerprint: Of every weight of the target, adapters included.
         target_layer_ids: Tapped layers.
-        template_hash: Of the tokenizer's chat template.
+        template_hash: Of the tokenizer's chat template and what it was given besides.
         head: Scale and soft cap of the target's head.
         shards: Samples in each file, and `contents`, a hash of their tokens.
     """
@@ -64,7 +67,13 @@ class Provenance:
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, target: Target, dtype: torch.dtype, tokenizer, max_length: int
+        cls,
+        model: PreTrainedModel,
+        target: Target,
+        dtype: torch.dtype,
+        tokenizer,
+        max_length: int,
+        template_kwargs: Mapping | None = None,
     ) -> "Provenance":
         """That of features which `target` is about to make."""
         return cls(
@@ -75,7 +84,7 @@ class Provenance:
             hidden_size=target.config.hidden_size,
             vocab_size=target.config.vocab_size,
             dtype=str(dtype).removeprefix("torch."),
-            template_hash=template_hash(tokenizer),
+            template_hash=template_hash(tokenizer, template_kwargs),
             max_length=max_length,
             head=head_options(target.config),
         )
@@ -142,10 +151,11 @@ def content_hash(samples: Iterable[dict]) -> str:
     return digest.hexdigest()[:16]
 
 
-def template_hash(tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """16 hexadecimal digits that change with the chat template."""
+def template_hash(tokenizer: PreTrainedTokenizerBase | None, template_kwargs: Mapping | None = None) -> str:
+    """16 hexadecimal digits that change with the chat template and with its further arguments."""
     template = tokenizer.chat_template if tokenizer is not None else None
-    return hashlib.sha256(json.dumps(template).encode()).hexdigest()[:16]
+    given = [template, dict(template_kwargs)] if template_kwargs else template
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def estimate_bytes(num_tokens: int, target: Target) -> int:
@@ -166,6 +176,7 @@ class FeatureWriter:
         dtype: Half precision the features are kept in; bfloat16 cannot overflow.
         max_length: Samples are cut to it.
         samples_per_shard: Samples in one file.
+        template_kwargs: Further arguments that the chat template was given; recorded.
 
     Raises:
         ValueError: the folder holds features of another target or set-up.
@@ -180,6 +191,7 @@ class FeatureWriter:
         dtype: torch.dtype = torch.bfloat16,
         max_length: int = 2048,
         samples_per_shard: int = 512,
+        template_kwargs: Mapping | None = None,
     ):
         if dtype not in (torch.bfloat16, torch.float16):
             raise ValueError(f"`dtype` is {dtype}; features are kept in bfloat16 or float16.")
@@ -187,7 +199,7 @@ class FeatureWriter:
         self.samples_per_shard = samples_per_shard
         base = unwrap_peft(model)
         self.target = Target(base, draft_config)
-        self.provenance = Provenance.of(base, self.target, dtype, tokenizer, max_length)
+        self.provenance = Provenance.of(base, self.target, dtype, tokenizer, max_length, template_kwargs)
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / PROVENANCE).exists():
             stored = Provenance.read(self.folder)
@@ -200,6 +212,9 @@ class FeatureWriter:
     def write(self, samples: Sequence[dict], progress: Iterable | None = None) -> int:
         """
         Compute and write what is missing of `samples` ({"input_ids", "loss_mask"}); returns how many were written.
+
+        Raises:
+            ValueError: other samples than were written before, or one, counted from 1, that cannot be used.
         """
         self._refuse_other_samples(samples)
         done = sum(self.provenance.shards)
@@ -208,11 +223,12 @@ class FeatureWriter:
             shard: dict[str, Tensor] = {}
             chosen = range(start, min(start + self.samples_per_shard, len(samples)))
             for index in chosen:
-                ids = torch.tensor([samples[index]["input_ids"][: self.max_length]], device=device)
+                sample = self._checked(samples[index], index)
+                ids = torch.tensor([sample.input_ids], device=device)
                 if index == 0:
                     self.target.check_head(ids[:, :32])
                 features, hidden = self.target.read(ids, torch.ones_like(ids))
-                values = (ids[0], torch.tensor(samples[index]["loss_mask"][: self.max_length]), features[0], hidden[0])
+                values = (ids[0], torch.tensor(sample.loss_mask), features[0], hidden[0])
                 for name, value in zip(COLUMNS, values, strict=True):
                     value = value.to(self.dtype) if value.is_floating_point() else value.to(torch.int32)
                     shard[f"{index - start}.{name}"] = value.cpu().contiguous()
@@ -222,10 +238,20 @@ class FeatureWriter:
             self.provenance.shards.append(len(chosen))
             self.provenance.contents.append(content_hash(samples[i] for i in chosen))
             self.provenance.write(self.folder)
+            share_weights(self.folder, PROVENANCE)
             written += len(chosen)
             if progress is not None:
                 progress.update(len(chosen))
         return written
+
+    def _checked(self, sample: dict, index: int) -> Tokenised:
+        try:
+            out = tokenise(sample, None, self.max_length, vocab_size=self.provenance.vocab_size)
+            if not out.input_ids:
+                raise BadRow("It has no tokens.")
+        except BadRow as error:
+            raise ValueError(f"Sample {index + 1} cannot be used: {error} Leave it out (`tokenised` does).") from None
+        return out
 
     def _refuse_other_samples(self, samples: Sequence[dict]) -> None:
         start = 0
@@ -298,7 +324,7 @@ class CachedTarget:
     Args:
         folder: Written by [`FeatureWriter`] or `hf-eagle3 prepare features`.
         model: The target itself, to check that the features are its own.
-        tokenizer: Likewise for the chat template.
+        tokenizer, template_kwargs: Likewise for the chat template and its further arguments.
 
     Raises:
         ValueError: the features are another target's.
@@ -309,6 +335,7 @@ class CachedTarget:
         folder: str | Path,
         model: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
+        template_kwargs: Mapping | None = None,
     ):
         self.folder = Path(folder)
         self.provenance = Provenance.read(self.folder)
@@ -317,8 +344,11 @@ class CachedTarget:
                 f"The features in `{folder}` were computed by `{self.provenance.target}`; the weights of "
                 f"`{model.config.name_or_path}` are others."
             )
-        if tokenizer is not None and template_hash(tokenizer) != self.provenance.template_hash:
-            raise ValueError(f"The features in `{folder}` were computed with another chat template.")
+        if tokenizer is not None and template_hash(tokenizer, template_kwargs) != self.provenance.template_hash:
+            raise ValueError(
+                f"The features in `{folder}` were computed with another chat template, or other "
+                "`chat_template_kwargs`."
+            )
         weights = load_file(self.folder / TARGET_FILE)
         self.embedding = weights["embedding"]
         self.head_weight = weights.get("head", self.embedding)

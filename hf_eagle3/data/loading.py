@@ -1,20 +1,23 @@
 """Datasets in, tokenised datasets out: names of the paper's sets, Hub ids, local files, streaming.
 
-Reading, mapping, caching and sharding are `datasets`' work.
+Reading, mapping, caching and sharding are `datasets`' work; only a file whose lines make no table is read here. Rows
+are counted from 1. One that cannot be used is left out and reported with its number and the reason.
 """
 
+import json
 import logging
-from collections import Counter
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, DatasetDict, Features, IterableDataset, Sequence, Value, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from .conversations import TemplateMismatch, tokenise
+from .conversations import TemplateMismatch, checked_template_kwargs, tokenise
+from .messages import BAD_ROW, JSON_ROW, MOST_NAMED, BadRow, named, shown
 
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,7 @@ COLUMNS = Features(
         "problem": Value("string"),
     }
 )
+LEARNT = ("used", "partial")  # states of samples that are trained on
 PEEK = 64  # samples of a stream that are looked at before training
 
 
@@ -62,8 +66,15 @@ def load(source: str, split: str | None = None, streaming: bool = False, **optio
         options: Further arguments of `datasets.load_dataset` (`name`, `revision`, `token`, ...).
 
     Raises:
-        ValueError: a file of unknown kind, or no such split (the ones there are named).
+        ValueError: a file of unknown kind, no such split (the ones there are named), or nothing in it.
     """
+    data = _load(source, split, streaming, options)
+    if isinstance(data, Dataset) and not len(data):
+        raise ValueError(f"`{source}` is empty: it has no rows.")
+    return data
+
+
+def _load(source: str, split: str | None, streaming: bool, options: dict) -> Dataset | IterableDataset:
     if source in PRESETS:
         preset = PRESETS[source]
         if preset.data_files:
@@ -73,11 +84,9 @@ def load(source: str, split: str | None = None, streaming: bool = False, **optio
     if path.is_file():
         if path.suffix not in FILE_FORMATS:
             raise ValueError(f"`{source}` ends in {path.suffix!r}; known are {', '.join(FILE_FORMATS)}.")
-        kind = FILE_FORMATS[path.suffix]
-        try:
-            return load_dataset(kind, data_files=str(path), split=split or "train", streaming=streaming, **options)
-        except DatasetGenerationError as error:
-            raise ValueError(f"`{source}` cannot be read as {kind}: {error.__cause__ or error}") from None
+        if FILE_FORMATS[path.suffix] == "json" and split in (None, "train") and not options:
+            return _load_json(path, streaming)
+        return _load_file(path, split, streaming, options)
     if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():  # written by save_to_disk
         loaded = load_from_disk(source)
         if not isinstance(loaded, DatasetDict):
@@ -88,26 +97,96 @@ def load(source: str, split: str | None = None, streaming: bool = False, **optio
     return load_dataset(source, split=split or "train", streaming=streaming, **options)
 
 
+def _load_file(path: Path, split: str | None, streaming: bool, options: dict) -> Dataset | IterableDataset:
+    kind = FILE_FORMATS[path.suffix]
+    if not path.stat().st_size:
+        raise ValueError(f"`{path}` is empty: it has no rows.")
+    try:
+        return load_dataset(kind, data_files=str(path), split=split or "train", streaming=streaming, **options)
+    except DatasetGenerationError as error:
+        raise ValueError(f"`{path}` cannot be read as {kind}: {error.__cause__ or error}") from None
+
+
+def _load_json(path: Path, streaming: bool) -> Dataset | IterableDataset:
+    """As a table where it is one; else row by row, so that one line does not spoil the others."""
+    if streaming:
+        return IterableDataset.from_generator(json_rows, gen_kwargs={"path": str(path)})
+    try:
+        with path.open(encoding="utf-8") as file:  # a table takes other bytes, and fails when they are read
+            for _ in iter(lambda: file.read(2**20), ""):
+                pass
+        return _load_file(path, None, False, {})
+    except ValueError as error:
+        rows = [as_text(row) for row in json_rows(path)]
+        if not rows:
+            raise ValueError(f"`{path}` is empty: it has no rows.") from None
+        if all(row[JSON_ROW] is None for row in rows):
+            raise ValueError(f"`{path}` cannot be read as json: {rows[0][BAD_ROW]}; {error}") from None
+        return Dataset.from_list(rows)
+
+
+def json_rows(path: str | Path) -> Iterator[dict]:
+    """
+    Rows of a file of JSON lines, or of one JSON list, one by one; what is no object becomes {BAD_ROW: why}. Empty
+    lines are no rows.
+    """
+    with Path(path).open("rb") as file:
+        if file.read(1) == b"[":
+            try:
+                yield from map(_as_row, json.loads(b"[" + file.read()))
+                return
+            except ValueError:  # lines that begin with a list
+                pass
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield _as_row(json.loads(line))
+            except ValueError as error:
+                yield {BAD_ROW: f"line {number} is not JSON ({error})"}
+
+
+def _as_row(row) -> dict:
+    return row if isinstance(row, dict) else {BAD_ROW: f"it is {shown(row)}, not a JSON object"}
+
+
+def as_text(row: dict) -> dict[str, str | None]:
+    """A row for a table of any rows, see `messages.row_of`."""
+    bad = row.get(BAD_ROW)
+    return {JSON_ROW: None if bad else json.dumps(row), BAD_ROW: bad}
+
+
 def tokenised(
     dataset: Dataset | IterableDataset,
     tokenizer: PreTrainedTokenizerBase | None,
     max_length: int,
     num_proc: int | None = None,
     name: str = "The data",
+    template_kwargs: Mapping | None = None,
+    vocab_size: int | None = None,
 ) -> Dataset | IterableDataset:
     """
-    `dataset` with the columns `input_ids` and `loss_mask` alone. Samples without a single token to learn from are left
-    out, counted and reported.
+    `dataset` with the columns `input_ids` and `loss_mask` alone. Samples that cannot be read, and those without a
+    single token to learn from, are left out, counted and reported.
+
+    Args:
+        dataset, tokenizer: What is read, and by which tokenizer.
+        max_length: Longer samples are cut.
+        num_proc: Processes.
+        name: Of the data, for reports.
+        template_kwargs: Further arguments of the chat template.
+        vocab_size: Tokens that the target knows; samples with others cannot be read.
 
     Raises:
         ValueError: no sample has a token to learn from; the counts and likely reasons are given.
     """
-    columns = list(dataset.column_names or next(iter(dataset)))
+    template_kwargs = checked_template_kwargs(template_kwargs, tokenizer)
 
     def convert(sample: dict) -> dict:
         try:
-            out = tokenise(sample, tokenizer, max_length)
-        except (ValueError, TemplateError) as error:
+            out = tokenise(sample, tokenizer, max_length, template_kwargs, vocab_size)
+        except BadRow as error:
             state = "unmarked" if isinstance(error, TemplateMismatch) else "unreadable"
             return {"input_ids": [], "loss_mask": [], "state": state, "problem": str(error)}
         # The first two tokens are never predicted by a draft.
@@ -120,40 +199,76 @@ def tokenised(
         }
 
     if isinstance(dataset, IterableDataset):
-        peeked = [convert(sample) for sample in dataset.take(PEEK)]
-        report(peeked, f"{name} (its first {len(peeked)} samples)")
-        # The columns an iterable dataset is told to drop must be all it has.
-        converted = dataset.map(convert, remove_columns=[c for c in columns if c not in COLUMNS], features=COLUMNS)
-        return converted.filter(lambda sample: sample["state"] in ("used", "partial")).remove_columns(
-            ["state", "problem"]
-        )
-    converted = dataset.map(convert, remove_columns=columns, features=COLUMNS, num_proc=num_proc, desc="Tokenising")
+        return _tokenised_stream(dataset, convert, name)
+    converted = dataset.map(
+        convert, remove_columns=dataset.column_names, features=COLUMNS, num_proc=num_proc, desc="Tokenising"
+    )
     report(converted.select_columns(["state", "problem"]), name)
-    return converted.filter(
-        lambda state: state in ("used", "partial"), input_columns="state", num_proc=num_proc
-    ).remove_columns(["state", "problem"])
+    return converted.filter(lambda state: state in LEARNT, input_columns="state", num_proc=num_proc).remove_columns(
+        ["state", "problem"]
+    )
+
+
+def _tokenised_stream(dataset: IterableDataset, convert, name: str) -> IterableDataset:
+    """What the stream begins with is reported before anything is trained, later rows as they come."""
+    peeked = [convert(sample) for sample in dataset.take(PEEK)]
+    report(peeked, f"{name} (its first {len(peeked)} samples)")
+
+    def convert_later(sample: dict, index: int) -> dict:
+        out = convert(sample)
+        if index >= PEEK and out["state"] not in LEARNT:
+            logger.warning("%s: row %d is left out: %s", name, index + 1, out["problem"] or "no token to learn from")
+        return out
+
+    # Rows of a stream may have different columns: selected, not removed by name.
+    converted = dataset.map(convert_later, with_indices=True).select_columns(list(COLUMNS)).cast(COLUMNS)
+    return converted.filter(lambda sample: sample["state"] in LEARNT).remove_columns(["state", "problem"])
+
+
+def is_tokenised(dataset: Dataset | IterableDataset, max_length: int, vocab_size: int) -> bool:
+    """Whether each row is as `tokenised` leaves it: tokens that the target knows, and something to learn in them."""
+    if isinstance(dataset, IterableDataset) or set(dataset.column_names) != {"input_ids", "loss_mask"}:
+        return False
+    for batch in dataset.with_format("numpy").iter(batch_size=1000):
+        for ids, mask in zip(batch["input_ids"], batch["loss_mask"], strict=True):
+            ids, mask = np.asarray(ids), np.asarray(mask)
+            if not (ids.dtype.kind in "iu" and ids.ndim == 1 and ids.shape == mask.shape and mask.dtype.kind in "iub"):
+                return False
+            if not mask[2:max_length].any() or ids.min() < 0 or ids.max() >= vocab_size:
+                return False
+    return True
 
 
 def report(converted: Iterable[dict], name: str) -> None:
-    """Say what was left out; an error where nothing is left."""
-    states: Counter = Counter()
-    problem = ""
-    for sample in converted:
-        states[sample["state"]] += 1
-        problem = problem or sample["problem"]
-    total = sum(states.values())
-    if not states["used"] and not states["partial"]:
+    """Say what was left out, with the numbers of the rows, from 1; an error where nothing is left."""
+    counts: Counter = Counter()
+    examples: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    for number, sample in enumerate(converted, start=1):
+        state = sample["state"]
+        counts[state] += 1
+        if len(examples[state]) < MOST_NAMED:
+            examples[state].append((number, sample["problem"]))
+    total = counts.total()
+    if not total:
+        raise ValueError(f"{name} has no rows.")
+    if not any(counts[state] for state in LEARNT):
+        problem = next((problem for found in examples.values() for _, problem in found if problem), "")
+        remedy = (
+            "Check the roles, the template, the loss masks and `max_length`; prompts without answers are answered by "
+            "`hf-eagle3 prepare regenerate`."
+        )
         raise ValueError(
-            f"{name}: none of {total} samples has a token to learn from ({states['empty']} without one of the "
-            f"assistant's, or cut off before it by `max_length`; {states['unmarked']} where the chat template "
-            f"does not show which tokens are the assistant's; {states['unreadable']} that cannot be read). "
-            + (f"The first problem: {problem}" if problem else "Check the roles, the template and `max_length`.")
+            f"{name}: none of {total} samples has a token to learn from ({counts['empty']} without one of the "
+            f"assistant's, or cut off before it by `max_length`; {counts['unmarked']} where the chat template "
+            f"does not show which tokens are the assistant's; {counts['unreadable']} that cannot be read). "
+            + (f"The first problem: {problem}" if problem else remedy)
         )
     for state, reason in (
         ("empty", "have no token to learn from (no assistant turn, or cut off by `max_length`) and are left out"),
         ("unmarked", "are left out: the chat template does not show which tokens are the assistant's"),
-        ("unreadable", f"are left out as they cannot be read, the first because: {problem}"),
+        ("unreadable", "are left out as they cannot be read"),
         ("partial", "learn from the last assistant turn only: the chat template rewrites earlier ones"),
     ):
-        if states[state]:
-            logger.warning("%s: %d of %d samples %s.", name, states[state], total, reason)
+        if counts[state]:
+            text = named(examples[state], counts[state])
+            logger.warning("%s: %d of %d samples %s. %s", name, counts[state], total, reason, text)

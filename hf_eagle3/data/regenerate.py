@@ -1,111 +1,104 @@
 """The target answers the prompts itself: what a draft should learn is what its target says.
 
 In-process (batched, with or without a draft) or through an OpenAI-compatible endpoint. Conversations are written to a
-JSON-lines file one by one as they are finished; a run that was interrupted goes on where it was.
+JSON-lines file one by one as they are finished; a run that was interrupted continues where it was. Beside the text of
+each turn stand the tokens that the target read and wrote, so that training depends on no chat template.
 """
 
 import json
 import logging
+import math
 import os
-import threading
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from .conversations import Message, chat_ids, messages_of
+from .conversations import chat_ids
+from .endpoint import Endpoint
+from .jobs import Job, Sampling
+from .limits import context_length, stop_tokens, up_to_stop
+from .messages import MOST_NAMED, BadRow, named
 
 
+__all__ = ["Endpoint", "InProcess", "Job", "Sampling", "finished_ids", "regenerate", "up_to_stop"]
 logger = logging.getLogger(__name__)
-RETRIED_STATUS = (408, 409, 425, 429, 500, 502, 503, 504)
-HOPELESS_STATUS = (401, 403, 404)  # no conversation would fare better
-PAUSE = 0.5  # seconds before the first retry, doubling
-
-
-class Refused(Exception):
-    """One conversation cannot be answered; others may."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """
-    How answers are drawn. `temperatures` take turns, batch by batch; 0 is greedy. Plain text (for targets without
-    chat) is cut after `prompt_tokens` tokens and continued.
-    """
-
-    max_new_tokens: int = 512
-    temperatures: tuple[float, ...] = (1.0,)
-    top_p: float = 1.0
-    seed: int = 0
-    prompt_tokens: int = 32
-
-    def temperature(self, batch: int) -> float:
-        """That of a batch."""
-        return self.temperatures[batch % len(self.temperatures)]
-
-
-@dataclass
-class Job:
-    """
-    One conversation under way: `asked` user turns still to come, `messages` so far; or `text` to be continued. `batch`
-    is the place of its batch in the data, whatever of it was done before. `problem` says why it could not be answered.
-    """
-
-    index: int
-    messages: list[Message]
-    asked: list[Message]
-    batch: int = 0
-    text: str | None = None
-    tokens: dict | None = None
-    problem: str | None = None
-
-    @classmethod
-    def from_sample(cls, index: int, sample: dict, batch: int = 0) -> "Job | None":
-        """The system and user turns of a sample; `None` if there is none to answer."""
-        if isinstance(sample.get("prompt"), str) and sample.get("completion") is None:
-            sample = {"prompt": sample["prompt"], "completion": ""}
-        messages = messages_of(sample)
-        if messages is None:
-            if sample.get("text") is None:
-                raise ValueError("Regeneration needs conversations or `text`; this sample is tokens.")
-            return cls(index, [], [], batch, text=sample["text"])
-        system = [m for m in messages[:1] if m["role"] == "system"]
-        asked = [m for m in messages if m["role"] == "user" and m["content"]]
-        return cls(index, system, asked, batch) if asked else None
-
-    def record(self) -> dict:
-        """The line of the output file."""
-        content = {"messages": self.messages} if self.text is None else {"text": self.text}
-        return {"id": self.index} | content | (self.tokens or {})
+NUM_REPORTED = 10  # problems logged one by one as they occur; all are counted
+LINE_STARTS = (b'{"id": 0, "part": ', b'{"id": 0, "messages": ', b'{"id": 0, "text": ')  # the latter two: older files
+MAX_START = 64  # bytes of a line that hold any of them, whatever the number
 
 
 def finished_ids(path: Path) -> set[int]:
-    """Ids that the file already has; a half-written last line is cut off."""
+    """
+    Ids of the conversations that the file already has. Reads only.
+
+    Raises:
+        ValueError: the file is of another kind.
+    """
+    return read_output(path)[0]
+
+
+def read_output(path: Path) -> tuple[set[int], int]:
+    """
+    Ids of the whole conversations in a file, and how many bytes they take: behind them stands at most one that a run
+    left half-written.
+
+    Raises:
+        ValueError: the file is of another kind.
+    """
+    found: set[int] = set()
     if not path.exists():
-        return set()
-    found, good = set(), 0
+        return found, 0
+    end = position = 0
     with path.open("rb") as file:
         for line in file:
-            if not line.endswith(b"\n"):
-                break
-            try:
-                found.add(json.loads(line)["id"])
-            except (ValueError, KeyError, TypeError):
-                raise ValueError(f"`{path}` is not a file of regenerated conversations; use another.") from None
-            good += len(line)
-    if good == 0 and path.stat().st_size and not found:
-        with path.open("rb") as file:
-            if not file.read(6).startswith(b'{"id"'):
+            position += len(line)
+            record = output_record(line)
+            if record is None and (line.endswith(b"\n") or not half_written(line)):
                 raise ValueError(f"`{path}` is not a file of regenerated conversations; use another.")
-    os.truncate(path, good)
-    return found
+            if record is not None and record.get("part") == record.get("parts"):
+                found.add(record["id"])
+                end = position
+    return found, end
+
+
+def output_record(line: bytes) -> dict | None:
+    """A line of the output file; `None` if it is something else, or cut off."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    is_ours = isinstance(record, dict) and type(record.get("id")) is int and ("messages" in record or "text" in record)
+    return record if is_ours else None
+
+
+def half_written(line: bytes) -> bool:
+    """Whether a line without an end is the beginning of one of ours, and not another kind of line."""
+    try:
+        json.loads(line)
+    except ValueError:
+        start = re.sub(rb"\d+", b"0", line[:MAX_START])
+        return any(known.startswith(start[: len(known)]) for known in LINE_STARTS)
+    return False
+
+
+def open_output(path: Path, end: int) -> BinaryIO:
+    """The file, to be appended to behind its first `end` bytes; what a run left half-written there is cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        os.truncate(path, end)
+    file = path.open("a+b")
+    if end:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            file.write(b"\n")
+    return file
 
 
 def regenerate(
@@ -114,58 +107,127 @@ def regenerate(
     answer: Callable[[list[Job]], Iterator[Job]],
     batch_size: int,
     progress=None,
+    template_kwargs: Mapping | None = None,
 ) -> int:
     """
     Answer every conversation of `samples` that `path` does not have yet and append it there.
 
     Args:
         samples: Conversations in any shape of `conversations`; the answers in them are ignored.
-        path: JSON lines: {"id": place in `samples`, "messages", ...}.
+        path: JSON lines: {"id": place in `samples`, "part", "parts", "messages" or "text", "tools",
+            "chat_template_kwargs", "input_ids", "loss_mask"}, without the last two where the token ids are not known.
+            A conversation is one line; where the chat template rewrites earlier turns it has `parts` lines, each with
+            the tokens of its own turns. The file is made with the first answer.
         answer: Takes a batch of jobs, yields them finished, in any order.
         batch_size: Jobs given to `answer` at once.
         progress: Something with `update(n)`.
+        template_kwargs: Further arguments of the chat template; each line of `path` keeps them.
 
     Returns:
-        How many were written. Conversations that could not be answered are said and left out; a later run tries again.
+        How many were written. Rows that cannot be read or answered are left out and reported with their numbers, from
+        1; a later run tries again.
 
     Raises:
-        ValueError: `path` is another kind of file, or a sample has no turns to answer.
+        ValueError: `path` is another kind of file, or there is nothing that could be answered.
+        OSError: the endpoint answered nothing.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done, written = finished_ids(path), 0
-    problems: list[str] = []
-    jobs = (
-        job
-        for index, sample in enumerate(samples)
-        if index not in done and (job := Job.from_sample(index, sample, index // batch_size)) is not None
-    )
-    with path.open("a", encoding="utf-8") as file:
+    done, end = read_output(path)
+    report = Report()
+    jobs = unanswered(samples, done, batch_size, report, template_kwargs)
+    with ExitStack() as stack:
+        file = None
         for _, batch in groupby(jobs, key=lambda job: job.batch):
             for job in answer(list(batch)):
                 if progress is not None:
                     progress.update(1)
+                report.add(job)
                 if job.problem is not None:
-                    problems.append(f"conversation {job.index}: {job.problem}")
                     continue
-                file.write(json.dumps(job.record(), ensure_ascii=False) + "\n")
+                file = file or stack.enter_context(open_output(path, end))
+                lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in job.records())
+                file.write("".join(lines).encode())
                 file.flush()
-                written += 1
-    if problems:
-        logger.warning("%d conversations were not answered, the first: %s", len(problems), problems[0])
-    return written
+    report.close(anything_there=bool(done))
+    return report.num_written
+
+
+def unanswered(
+    samples: Iterable[dict], done: set[int], batch_size: int, report: "Report", template_kwargs: Mapping | None
+) -> Iterator[Job]:
+    """The jobs of the samples that are not done; samples that cannot be read are reported."""
+    for index, sample in enumerate(samples):
+        if index in done:
+            continue
+        try:
+            job = Job.from_sample(index, sample, index // batch_size, template_kwargs)
+        except ValueError as error:
+            report.problem(index, str(error))
+        else:
+            yield job
+
+
+class Report:
+    """What became of the conversations of one run; the first problems are logged as they occur."""
+
+    def __init__(self) -> None:
+        self.num_written = 0
+        self.problems: list[tuple[int, str]] = []  # row numbers, from 1
+        self.can_retry = False
+        self.cut: Counter[str] = Counter()
+
+    def add(self, job: Job) -> None:
+        """A job that is finished."""
+        if job.problem is not None:
+            self.can_retry |= job.can_retry
+            self.problem(job.index, job.problem)
+            return
+        self.num_written += 1
+        if job.cut is not None:
+            self.cut[job.cut] += 1
+
+    def problem(self, index: int, reason: str) -> None:
+        """A conversation that is left out."""
+        self.problems.append((index + 1, reason))
+        if len(self.problems) <= NUM_REPORTED:
+            logger.warning("Row %d is not answered: %s", *self.problems[-1])
+
+    def close(self, anything_there: bool) -> None:
+        """
+        Log the counts.
+
+        Args:
+            anything_there: Whether an earlier run has written something.
+
+        Raises:
+            OSError, ValueError: nothing was answered, though something was to be.
+        """
+        for reason, count in self.cut.items():
+            logger.warning("%d conversations end early: %s.", count, reason)
+        if not self.problems:
+            if not self.num_written and not anything_there:
+                raise ValueError("The data has no rows, so there is nothing to answer.")
+            return
+        count = len(self.problems)
+        examples = named(sorted(self.problems)[:MOST_NAMED], count)
+        if self.num_written or (anything_there and not self.can_retry):
+            logger.warning("%d conversations were not answered. %s", count, examples)
+        else:
+            kind = OSError if self.can_retry else ValueError
+            raise kind(f"None of {count} conversations was answered. {examples}")
 
 
 class InProcess:
     """
     Answers by `target.generate`, all turns of a batch of conversations side by side.
 
-    A conversation of one turn is also kept as the very tokens (`input_ids`, `loss_mask`), which training prefers: text
-    encoded again may split differently, and an answer cut by `max_new_tokens` has no end to learn.
+    Every turn is kept as the very tokens as well, which training prefers: text encoded again may split differently, an
+    answer cut by `max_new_tokens` has no end to learn, and templates drop reasoning from earlier turns. No answer goes
+    past the target's context; a conversation that fills it ends there.
 
     Args:
         target: The target.
-        tokenizer: Its tokenizer, with a chat template.
+        tokenizer: Its tokenizer; without a chat template, prompts are plain text.
         sampling: How to draw.
         draft: A draft for it, to be faster.
     """
@@ -173,8 +235,8 @@ class InProcess:
     def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, draft=None):
         self.target, self.tokenizer, self.sampling, self.draft = target, tokenizer, sampling, draft
         self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
-        stops = target.generation_config.eos_token_id
-        self.stops = {stops} if isinstance(stops, int) else set(stops or ())
+        self.stops = stop_tokens(target)
+        self.context = context_length(target.config) or math.inf
 
     def __call__(self, jobs: list[Job]) -> Iterator[Job]:
         """The jobs finished, in any order; see the class."""
@@ -182,48 +244,77 @@ class InProcess:
         temperature = self.sampling.temperature(jobs[0].batch)
         unfinished = list(jobs)
         while unfinished:
-            prompts = []
-            for job in list(unfinished):
-                try:
-                    prompts.append(self._prompt(job))
-                except TemplateError as error:  # a template may refuse a system message, or two questions in a row
-                    job.problem = f"the chat template refuses it: {error}"
-                    unfinished.remove(job)
-                    yield job
-            if not prompts:
-                return
-            for job, prompt, tokens in zip(unfinished, prompts, self._generate(prompts, temperature), strict=True):
-                text = self.tokenizer.decode(tokens, skip_special_tokens=True)
-                if not job.asked and not any(m["role"] == "assistant" for m in job.messages):
-                    job.tokens = {"input_ids": prompt + tokens, "loss_mask": [0] * len(prompt) + [1] * len(tokens)}
-                if job.text is not None:
-                    job.text = self.tokenizer.decode(prompt + tokens, skip_special_tokens=True)
-                else:
-                    job.messages.append({"role": "assistant", "content": text})
+            prompts = {job.index: self._next_prompt(job) for job in unfinished}
+            yield from (job for job in unfinished if prompts[job.index] is None)
+            unfinished = [job for job in unfinished if prompts[job.index] is not None]
+            answers = self._answers([prompts[job.index] for job in unfinished], temperature)
+            for job, tokens in zip(unfinished, answers, strict=True):
+                self._add_answer(job, prompts[job.index], tokens)
                 if not job.asked:
                     yield job
             unfinished = [job for job in unfinished if job.asked]
 
-    def _prompt(self, job: Job) -> list[int]:
-        if job.text is not None:
-            ids = list(self.tokenizer(job.text)["input_ids"])[: self.sampling.prompt_tokens]
-            if not ids:
-                raise ValueError(f"Sample {job.index} has an empty `text`, and the tokenizer starts with no token.")
+    def _next_prompt(self, job: Job) -> list[int] | None:
+        """The tokens that the next answer follows; `None` where none can, for the reason that the job then has."""
+        try:
+            ids = self._prompt_ids(job)
+        except BadRow as error:  # a template may refuse a system message, or two questions in a row
+            job.problem = str(error)
+            return None
+        if len(ids) < self.context:
             return ids
-        if self.tokenizer.chat_template is None:
-            raise ValueError(
-                "The data is conversations and the tokenizer has no chat template; set the one the target is "
-                "used with, or give `text` to be continued."
-            )
-        job.messages.append(job.asked.pop(0))
-        return chat_ids(self.tokenizer, job.messages, prompt=True)
+        job.end_early(self._full())
+        return None
+
+    def _prompt_ids(self, job: Job) -> list[int]:
+        if job.text is None and self.tokenizer.chat_template is None:
+            job.as_plain_text()
+        if job.text is None:
+            job.messages += job.asked.pop(0)
+            return chat_ids(self.tokenizer, job.messages, prompt=True, options=job.options)
+        ids = list(self.tokenizer(job.text)["input_ids"])[: None if job.is_prompt else self.sampling.prompt_tokens]
+        if not ids:
+            raise BadRow("It is an empty text, and the tokenizer starts with no token.")
+        return ids
+
+    def _add_answer(self, job: Job, prompt: list[int], tokens: list[int]) -> None:
+        whole = prompt + tokens if job.text is not None else tokens
+        job.add_answer(self.tokenizer.decode(whole, skip_special_tokens=True), prompt, tokens)
+        is_cut = len(tokens) < self.sampling.max_new_tokens and tokens[-1] not in self.stops
+        if is_cut and len(prompt) + len(tokens) >= self.context:
+            job.end_early(self._full())
+
+    def _full(self) -> str:
+        return f"the target's context of {self.context} tokens is full"
+
+    def _answers(self, prompts: list[list[int]], temperature: float) -> list[list[int]]:
+        """
+        The tokens that follow each prompt, through a stop token, `max_new_tokens` or the end of the context.
+
+        `generate` has one limit for a batch: where prompts of different lengths near the end of the context, the
+        sequences that still have room are continued by a further call.
+        """
+        rooms = [int(min(self.sampling.max_new_tokens, self.context - len(prompt))) for prompt in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
+        unfinished = list(range(len(prompts)))
+        while unfinished:
+            steps = min(rooms[i] - len(answers[i]) for i in unfinished)
+            written = self._generate([prompts[i] + answers[i] for i in unfinished], temperature, steps)
+            for i, tokens in zip(unfinished, written, strict=True):
+                answers[i] += tokens
+            unfinished = [
+                i
+                for i, tokens in zip(unfinished, written, strict=True)
+                if len(answers[i]) < rooms[i] and len(tokens) == steps and tokens[-1] not in self.stops
+            ]
+        return answers
 
     @torch.no_grad()
-    def _generate(self, prompts: list[list[int]], temperature: float) -> list[list[int]]:
+    def _generate(self, prompts: list[list[int]], temperature: float, max_new_tokens: int) -> list[list[int]]:
         width = max(map(len, prompts))
         ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
-        options: dict = {"max_new_tokens": self.sampling.max_new_tokens, "do_sample": temperature > 0}
+        options: dict = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             options |= {"temperature": temperature, "top_p": self.sampling.top_p, "top_k": 0}
         if self.draft is not None:
@@ -233,121 +324,3 @@ class InProcess:
             input_ids=ids.to(device), attention_mask=mask.to(device), pad_token_id=self.pad, **options
         )
         return [up_to_stop(row, self.stops) for row in out[:, width:].tolist()]
-
-
-def up_to_stop(tokens: list[int], stops: set[int]) -> list[int]:
-    """Tokens through the first stop token."""
-    end = next((i + 1 for i, token in enumerate(tokens) if token in stops), len(tokens))
-    return tokens[:end]
-
-
-class Endpoint:
-    """
-    Answers by an OpenAI-compatible chat endpoint (vLLM, SGLang, ...), several conversations at once.
-
-    Args:
-        url: Up to the version, e.g. `http://localhost:8000/v1`. The key, if any, is read from `OPENAI_API_KEY`.
-        model: Name of the served model.
-        sampling: How to draw.
-        concurrency: Most requests under way.
-        retries: Attempts after the first, with growing pauses; for refusals of load and errors of the server only.
-    """
-
-    def __init__(
-        self, url: str, model: str, sampling: Sampling, concurrency: int = 16, retries: int = 5, timeout: float = 600
-    ):
-        if not url.startswith(("http://", "https://")):
-            raise ValueError(f"`--endpoint` is {url!r}; give an http(s) address such as http://localhost:8000/v1.")
-        self.url, self.model, self.sampling = url.rstrip("/") + "/chat/completions", model, sampling
-        self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
-
-    def __call__(self, jobs: list[Job]) -> Iterator[Job]:
-        """The jobs finished, in any order; see the class."""
-        stop = threading.Event()
-        failure: OSError | None = None
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            waiting = {pool.submit(self._converse, job, stop) for job in jobs}
-            try:
-                while waiting:
-                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        try:
-                            job = future.result()
-                        except OSError as error:  # nobody will be answered: keep what is done, ask no more
-                            failure = failure or error
-                            stop.set()
-                            continue
-                        if job is not None:
-                            yield job
-            finally:
-                stop.set()
-                for future in waiting:
-                    future.cancel()
-        if failure is not None:
-            raise failure
-
-    def _converse(self, job: Job, stop: threading.Event) -> Job | None:
-        """The job with its answers or its problem; `None` where the run is being stopped."""
-        if job.text is not None:
-            job.problem = "a chat endpoint cannot continue plain `text`; that is done in-process"
-        while job.asked and job.problem is None:
-            job.messages.append(job.asked.pop(0))
-            try:
-                content = self._ask(job, stop)
-            except Refused as refusal:
-                job.problem = str(refusal)
-                break
-            if content is None:
-                return None
-            job.messages.append({"role": "assistant", "content": content})
-        return job
-
-    def _ask(self, job: Job, stop: threading.Event) -> str | None:
-        body = {
-            "model": self.model,
-            "messages": job.messages,
-            "max_tokens": self.sampling.max_new_tokens,
-            "temperature": self.sampling.temperature(job.batch),
-            "top_p": self.sampling.top_p,
-            "seed": self.sampling.seed + job.index,
-        }
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-        problem = ""
-        for attempt in range(self.retries + 1):
-            if stop.wait(min(2**attempt * PAUSE, 30) if attempt else 0):
-                return None
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return said(json.load(response))
-            except urllib.error.HTTPError as error:
-                problem = f"{self.url} answered {error.code}: {error.read(500).decode(errors='replace')}"
-                if error.code in HOPELESS_STATUS:
-                    raise OSError(problem) from None
-                if error.code not in RETRIED_STATUS:
-                    raise Refused(problem) from None
-            except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-                problem = f"{self.url} cannot be reached: {error}"
-            except ValueError:
-                raise OSError(f"{self.url} did not answer as a chat endpoint does.") from None
-        raise OSError(problem)
-
-
-def said(answer: dict) -> str:
-    """
-    The text of a chat completion, reasoning included where the server parts it off.
-
-    Raises:
-        Refused: no text.
-        ValueError: not a chat completion.
-    """
-    try:
-        message = answer["choices"][0]["message"]
-        content, reasoning = message.get("content"), message.get("reasoning_content")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        raise ValueError("not a chat completion") from None
-    if not content:
-        raise Refused("the answer has no text (cut off while it was reasoning?); raise `--max-new-tokens`")
-    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}" if reasoning else content

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from ..compat.outputs import CandidateGenerator
+from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import Target
 from .drafting import Drafter, Entries
@@ -46,7 +47,9 @@ class Eagle3CandidateGenerator(CandidateGenerator):
                 f"The host's assisted decoding takes one row, got {input_ids.shape[0]}; use another `tree_mode` "
                 "for batches."
             )
+        draft = fit_to(draft, model)
         self.target = Target(model, draft.config)
+        self.target.read_outputs()
         self.drafter = Drafter(draft, self.target, 1, new_stats())
         self.depth = draft.tree_config.tree_depth
         self.max_length = generation_config.max_length

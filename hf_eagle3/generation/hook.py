@@ -18,6 +18,7 @@ from ..compat.calls import cache_of
 from ..compat.guard import Guard
 from ..compat.models import is_stateful
 from ..compat.outputs import is_assisted
+from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import decoding_mode
 from ..target_parts import unwrapped
@@ -151,6 +152,10 @@ class _Drafts:
         refuse_options(target, draft, mode, config, given)
         set_aside(config)
 
+    def fitted(self, target: PreTrainedModel, draft: Eagle3DraftModel) -> Eagle3DraftModel:
+        """See `fit_to`."""
+        return fit_to(draft, target)
+
     def decodes(self, draft: Eagle3DraftModel) -> bool:
         """Whether our loop decodes."""
         return draft.tree_config.tree_mode != HOST_CHAIN
@@ -166,7 +171,7 @@ class _Drafts:
 
     def decode(self, target, draft, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
         """See `speculative_decode`."""
-        return speculative_decode(target, draft, input_ids, prepared, model_kwargs)
+        return speculative_decode(target, fit_to(draft, target), input_ids, prepared, model_kwargs)
 
     def candidates(self, target, draft, *, input_ids, generation_config, logits_processor, **others):
         """A chain's, for transformers' own loop."""

@@ -5,11 +5,13 @@ measured", and an engine that would serve the draft wrongly gets the reason inst
 around the generated part is kept when a card is written again.
 """
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError
 
 from ..configuration_eagle3 import Eagle3Config
 from ..tree_config import TreeConfig
@@ -74,7 +76,7 @@ def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = Non
         tags=list(dict.fromkeys((*TAGS, *facts.tags))),
     )
     if earlier:
-        card = ModelCard(earlier, ignore_metadata_errors=True)
+        card = _readable(earlier)
         own = data.to_dict()
         kept = {name: value for name, value in card.data.to_dict().items() if name not in own}
         kept["tags"] = list(dict.fromkeys((*own["tags"], *(card.data.tags or ()))))
@@ -83,6 +85,16 @@ def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = Non
         text, count = re.subn(pattern, lambda _: body, card.text.strip("\n") + "\n", flags=re.DOTALL)
         body = text if count else f"{body}\n{text}"
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _readable(text: str) -> ModelCard:
+    try:
+        return ModelCard(text)
+    except (ValueError, YAMLError) as error:
+        raise ValueError(
+            f"The metadata of the card that is there cannot be read ({' '.join(str(error).split())}), and would be "
+            "lost; mend it on the Hub, or remove it."
+        ) from error
 
 
 def _body(config: Eagle3Config, facts: CardFacts) -> str:
@@ -120,6 +132,8 @@ def _shape(config: Eagle3Config, facts: CardFacts) -> str:
     ]
     if config.sliding_window is not None:
         rows.append(("attention", f"the latest {config.sliding_window} positions"))
+    if config.chat_template_kwargs:
+        rows.append(("chat template", f"trained on text written with `{_cell(config.chat_template_kwargs)}`"))
     return "## Draft\n\n" + _table(("", ""), rows)
 
 
@@ -136,7 +150,7 @@ def _figures(facts: CardFacts) -> str:
         cells += ("-" if row["acceptance_length"] is None else f"{row['acceptance_length']:.2f}", row["num_prompts"])
         rows.append((*map(_cell, cells), "yes" if row["identical"] else "no"))
     head = ("task", "method", "temperature", "batch", "speedup", "acceptance length", "prompts", "identical text")
-    chosen = {name: found.settings.get(name) for name in ("dtype", "max_new_tokens")}
+    chosen = {name: found.settings.get(name) or None for name in ("dtype", "max_new_tokens", "chat_template_kwargs")}
     parts = [(k, v) for part in (found.hardware, found.versions, chosen) for k, v in part.items() if v is not None]
     where = "; ".join(f"{_cell(name).replace('_', ' ')} {_cell(value)}" for name, value in parts)
     return (
@@ -147,7 +161,8 @@ def _figures(facts: CardFacts) -> str:
 
 def _cell(value: object) -> str:
     """Text from a file that cannot leave its cell."""
-    return re.sub(r"[|\n\r<>]", " ", str(value)).strip()
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    return re.sub(r"[|\n\r<>]", " ", text).strip()
 
 
 def _transformers(facts: CardFacts) -> str:

@@ -13,13 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config, default_target_layer_ids
-
-
-VLLM, SGLANG, ORIGINAL = "vllm", "sglang", "original"
-PLAIN, SPECULATORS = "plain", "speculators"
-# Who reads which dialect.
-READERS = {PLAIN: (VLLM, SGLANG, ORIGINAL), SPECULATORS: (VLLM,)}
-NAMES = {VLLM: "vLLM", SGLANG: "SGLang", ORIGINAL: "the original EAGLE code"}
+from .dialects import NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
 
 
 @dataclass(frozen=True)
@@ -118,6 +112,12 @@ def _unchecked_layers(case: Case) -> bool:
     return case.draft.target_layer_ids is not None and case.usual_layers is None
 
 
+def _last_layer(case: Case) -> bool:
+    ids, count = case.draft.target_layer_ids, case.target.num_layers
+    is_served = "GptOssForCausalLM" in case.target.architectures
+    return ids is not None and count is not None and count - 1 in ids and not is_served
+
+
 def _short_positions(case: Case) -> bool:
     served = case.target.max_position_embeddings
     return served is not None and case.draft.max_position_embeddings < served
@@ -151,6 +151,14 @@ RULES = (
         True,
         _unusual_layers,
         "reads `hidden_states` [2, n//2, n-3] always",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "tapped-last-layer",
+        (SGLANG,),
+        False,
+        _last_layer,
+        "gives the last layer's output for gpt-oss targets only, and stops at features of another width for others",
         OTHER_ENGINE,
     ),
     Rule(

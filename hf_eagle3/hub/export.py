@@ -13,15 +13,19 @@ from pathlib import Path
 import torch
 from huggingface_hub import save_torch_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.utils import CONFIG_NAME
+from transformers.utils import logging
 
+from ..checkpoint import CONFIG_NAME, share_weights
 from ..compat.models import commit_of
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config
+from ..fitting import fit_notes, fitted
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import check_fit
 from ..target_parts import head_rows
 from . import engines
 
+
+logger = logging.get_logger(__name__)
 
 SHARD_SIZE = "50GB"  # transformers' own
 # RoPE kinds whose frequencies do not depend on `max_position_embeddings`: there it is a length of a table only.
@@ -33,8 +37,10 @@ NOT_OF_A_LAYER = (
     "draft_vocab_size",
     "eagle_aux_hidden_state_layer_ids",
     "eagle_config",
+    "chat_template_kwargs",
     "embed_trained",
     "fc_norm",
+    "has_lm_head",
     "norm_before_fc",
     "norm_before_residual",
     "norm_output",
@@ -44,6 +50,7 @@ NOT_OF_A_LAYER = (
     "target_name_or_path",
     "target_revision",
     "transformers_version",
+    "transformers_weights",
     "use_qk_norm",
 )
 
@@ -95,8 +102,13 @@ def resolved(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = F
     Raises:
         ValueError: they do not fit.
     """
-    config, facts = draft.config, target.facts
-    changes = {}
+    facts = target.facts
+    if target.config is not None:
+        for note in fit_notes(target.config, draft.config, facts.name):
+            logger.warning(note)
+        check_fit(target.config.get_text_config(decoder=True), draft.config)
+        draft = fitted(draft, target.config.get_text_config(decoder=True).vocab_size)
+    config, changes = draft.config, {}
     if facts.name is not None:
         changes |= {"target_name_or_path": facts.name, "target_revision": facts.revision}
     if target.config is not None:
@@ -196,6 +208,7 @@ def _save_speculators(
     (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     draft.generation_config.save_pretrained(folder)
     save_torch_state_dict(tensors, folder, max_shard_size=max_shard_size, metadata={"format": "pt"})
+    share_weights(folder)
 
 
 def speculators_config(config: Eagle3Config, facts: engines.TargetFacts) -> dict:
@@ -232,7 +245,9 @@ def speculators_config(config: Eagle3Config, facts: engines.TargetFacts) -> dict
         "fc_norm": config.fc_norm,
         "norm_output": config.norm_output,
         "embed_requires_grad": config.embed_trained,
+        "has_lm_head": plain.get("has_lm_head"),
         "eagle_aux_hidden_state_layer_ids": [i + 1 for i in config.target_layer_ids or ()] or None,
         "tie_word_embeddings": False,
+        "chat_template_kwargs": config.chat_template_kwargs,
     }
     return {name: value for name, value in written.items() if value is not None}

@@ -1,11 +1,12 @@
 """Figures for a model card, from the JSON file that `hf-eagle3 benchmark` wrote and from nowhere else.
 
-A file about another draft or target is refused. Does not know how figures are made or shown.
+A file about another draft or target is refused: by their weights where it has fingerprints of them, else by name.
+Does not know how figures are made or shown.
 """
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,13 @@ class Measured:
     rows: list[dict]
 
 
-def read_benchmark(path: str | Path, drafts: Iterable[str | None], targets: Iterable[str | None]) -> Measured:
+def read_benchmark(
+    path: str | Path,
+    drafts: Iterable[str | None],
+    targets: Iterable[str | None],
+    draft_fingerprint: str | None = None,
+    target_fingerprint: Callable[[], str] | None = None,
+) -> Measured:
     """
     Read and check a benchmark's file.
 
@@ -48,6 +55,8 @@ def read_benchmark(path: str | Path, drafts: Iterable[str | None], targets: Iter
         path: The JSON file of `hf-eagle3 benchmark`.
         drafts: Names that the draft goes by: the directory it was loaded from, its Hub id.
         targets: The same of the target.
+        draft_fingerprint: Of the draft's weights, which decides where the file has one.
+        target_fingerprint: Computes the target's, which decides where the names do not match.
 
     Raises:
         ValueError: not such a file, a row without a figure, or figures of another pair (both names are given).
@@ -63,8 +72,17 @@ def read_benchmark(path: str | Path, drafts: Iterable[str | None], targets: Iter
         if not isinstance(raw, dict) or not isinstance(raw.get(name), kind):
             raise ValueError(f"`--benchmark {path}` has no `{name}`; give the file of `hf-eagle3 benchmark`.")
     for role, known in (("draft", tuple(drafts)), ("target", tuple(targets))):
-        found = raw["settings"].get(role)
-        if not any(_same(found, name) for name in known):
+        found, stored = raw["settings"].get(role), raw["settings"].get(f"{role}_fingerprint")
+        is_same = any(_same(found, name) for name in known)
+        if stored is not None and role == "draft" and draft_fingerprint is not None:
+            if is_same and stored != draft_fingerprint:
+                raise ValueError(
+                    f"`--benchmark {path}` measured the draft `{found}` when it had other weights. Measure it again."
+                )
+            is_same = stored == draft_fingerprint
+        elif stored is not None and role == "target" and not is_same and target_fingerprint is not None:
+            is_same = stored == target_fingerprint()
+        if not is_same:
             names = ", ".join(dict.fromkeys(str(name) for name in known if name)) or "of unknown name"
             raise ValueError(
                 f"`--benchmark {path}` measured the {role} `{found}`; this {role} is {names}. Measure this one."

@@ -4,17 +4,26 @@ Uploading, resuming, checksums and tokens are huggingface_hub's. Does not know t
 """
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitInfo, HfApi
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from .._version import __version__
 from ..configuration_eagle3 import hub_identity
+from ..data.features import fingerprint
 from ..modeling_eagle3 import Eagle3DraftModel
 from . import engines
 from .card import LIBRARY, CardFacts, write_card
@@ -22,6 +31,8 @@ from .custom_generate import write_custom_generate
 from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, resolved
 from .measured import read_benchmark
 
+
+logger = logging.get_logger(__name__)
 
 CARD = "README.md"
 MESSAGE = "Upload EAGLE-3 draft"
@@ -50,6 +61,12 @@ class Publication:
     tags: Iterable[str] = ()
     dialect: str = engines.PLAIN
 
+    def target_fingerprint(self, target: ExportTarget) -> Callable[[], str] | None:
+        """Computes the fingerprint of the target's weights, where they are at hand."""
+        if isinstance(self.target, PreTrainedModel):
+            return partial(fingerprint, self.target)
+        return None if target.source is None else lambda: fingerprint(target.weights())
+
     def export_target(self, draft: Eagle3DraftModel) -> ExportTarget:
         """The target as far as it is known."""
         name, revision = self.target_name, self.target_revision
@@ -60,7 +77,12 @@ class Publication:
             revision = revision or draft.config.target_revision
             try:
                 return ExportTarget.load(name, name, revision) if name else UNKNOWN_TARGET
-            except (OSError, ValueError):  # gated, elsewhere, or with code of its own: its name is known all the same
+            except (OSError, ValueError) as error:  # gated, offline, or with code of its own
+                logger.warning(
+                    f"The configuration of `{name}`, the target that the draft names, could not be read "
+                    f"({' '.join(str(error).split())}). The card names it all the same; whether the draft fits it, "
+                    "which layers it taps and how long a text it serves are not checked. Give --target a directory."
+                )
                 return ExportTarget(engines.TargetFacts(name, revision))
         config = self.target.config if isinstance(self.target, PreTrainedModel) else self.target
         known_name, known_revision = hub_identity(config)
@@ -93,7 +115,9 @@ def write_repository(
     if publication.benchmark is not None:
         drafts = (repo_id, draft.config.name_or_path)
         targets = (target.facts.name, draft.config.target_name_or_path, target.source)
-        measured = read_benchmark(publication.benchmark, drafts, targets)
+        measured = read_benchmark(
+            publication.benchmark, drafts, targets, fingerprint(draft), publication.target_fingerprint(target)
+        )
     facts = CardFacts(
         repository=repo_id,
         target=target.facts,
@@ -184,9 +208,22 @@ def push_to_hub(
 
 
 def _earlier_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:
-    """The card that an author may have written by hand."""
-    try:
-        path = api.hf_hub_download(repo_id, CARD, revision=revision)
-    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError):
-        return None
-    return Path(path).read_text(encoding="utf-8")
+    """
+    The card that an author may have written by hand; of a branch that is still to be made, what it will start with.
+
+    Raises:
+        OSError: the Hub does not tell whether there is one.
+    """
+    with tempfile.TemporaryDirectory() as empty:  # a card in the usual cache may be older than the Hub's
+        try:
+            path = api.hf_hub_download(repo_id, CARD, revision=revision, cache_dir=empty)
+        except (LocalEntryNotFoundError, GatedRepoError) as error:  # kinds of the two below that do not mean "none"
+            raise OSError(
+                f"The Hub does not tell whether `{repo_id}` has a {CARD} already, which a push would replace "
+                f"({' '.join(str(error.__cause__ or error).split())}); try again later."
+            ) from error
+        except RevisionNotFoundError:
+            return _earlier_card(api, repo_id, None)
+        except (EntryNotFoundError, RepositoryNotFoundError):
+            return None
+        return Path(path).read_text(encoding="utf-8")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 
-LOSSES = ("soft_cross_entropy", "kl", "lk_alpha", "lk_lambda")
 LK_DECAY = 3.0  # how fast the hybrid turns from KL to acceptance: arXiv 2602.23881, and SpecForge's default
 
 

@@ -50,6 +50,12 @@ class TargetReader:
         self.model = model
         self.base = unwrap_peft(model)
         self.target = Target(self.base, draft_config)
+        if draft_config.vocab_size != self.target.config.vocab_size:
+            raise ValueError(
+                f"The draft knows {draft_config.vocab_size} target tokens (`vocab_size`), the target has "
+                f"{self.target.config.vocab_size}. If its embeddings were resized, train what "
+                "`hf_eagle3.fitting.fit_to(draft, target)` returns."
+            )
         self.head_checked = False
         model.eval()
         for parameter in model.parameters():

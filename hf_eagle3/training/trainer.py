@@ -6,6 +6,8 @@ checkpoints and logging are the Trainer's.
 """
 
 import logging
+from collections.abc import Mapping, Sized
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +15,11 @@ from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Trainer
 
+from ..checkpoint import ADAPTER_CONFIG, share_weights
 from ..compat.training import prepared_inputs, use_one_device
 from ..data.collator import Eagle3DataCollator
 from ..data.features import CachedTarget
-from ..data.loading import tokenised
+from ..data.loading import is_tokenised, tokenised
 from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target_parts import unwrap_peft
@@ -93,11 +96,14 @@ class Eagle3Trainer(Trainer):
         for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if kwargs.get(name) is not None:
                 raise ValueError(f"`{name}` has no use here: the draft's figures are computed by the trainer itself.")
+        if args.chat_template_kwargs:
+            draft.config.chat_template_kwargs = dict(args.chat_template_kwargs)
         self.objective = args.objective()
         if args.n_gpu > 1:
             logger.warning("Training on one of %d GPUs; `accelerate launch` uses all.", args.n_gpu)
             use_one_device(args)  # the Trainer would split batches by DataParallel
         model = self._prepare_draft(model, draft, args, peft_config)
+        self._vocab_size = draft.config.vocab_size
         train_dataset = self._tokenised(train_dataset, processing_class, args, "Training data")
         if isinstance(eval_dataset, dict):
             eval_dataset = {
@@ -109,7 +115,8 @@ class Eagle3Trainer(Trainer):
         super().__init__(
             model=model,
             args=args,
-            data_collator=data_collator or Eagle3DataCollator(max_length=args.max_length, packing=args.packing),
+            data_collator=data_collator
+            or Eagle3DataCollator(max_length=args.max_length, packing=args.packing, vocab_size=self._vocab_size),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
@@ -136,16 +143,36 @@ class Eagle3Trainer(Trainer):
         if peft_config is not None:
             from peft import get_peft_model
 
+            if not draft.name_or_path:  # by which the adapter names its base
+                draft.name_or_path = str(Path(args.output_dir) / "base")
+                if args.should_save:
+                    draft.save_pretrained(draft.name_or_path)
             model = get_peft_model(model, peft_config)
+        elif model is not draft and not draft.name_or_path:
+            logger.warning(
+                "The adapter that is saved will not name its base, as the draft inside it was never saved or loaded. "
+                "Give the plain draft as `model` and `peft_config`: then the base is kept in `base/` of `output_dir`."
+            )
         return model
 
-    @staticmethod
-    def _tokenised(dataset, tokenizer, args: Eagle3TrainingArguments, name: str):
-        if not isinstance(dataset, (Dataset, IterableDataset)):
-            return dataset  # offline features, or a torch dataset of tokens
-        if dataset.column_names is not None and set(dataset.column_names) == {"input_ids", "loss_mask"}:
-            return dataset  # done before
-        return tokenised(dataset, tokenizer, args.max_length, name=name)
+    def save_model(self, output_dir: str | None = None, **kwargs) -> None:
+        """`Trainer.save_model`, of a draft or its adapter; readable as the umask says."""
+        super().save_model(output_dir, **kwargs)
+        folder = Path(output_dir or self.args.output_dir)
+        if self.args.should_save and (folder / ADAPTER_CONFIG).is_file():
+            share_weights(folder, ADAPTER_CONFIG)
+
+    def _tokenised(self, dataset, tokenizer, args: Eagle3TrainingArguments, name: str):
+        if not isinstance(dataset, (Dataset, IterableDataset)):  # offline features, or a torch dataset of tokens
+            if isinstance(dataset, Sized) and not has_something_to_learn(dataset):
+                raise ValueError(f"{name}: none of {len(dataset)} samples has a token to learn from; see `loss_mask`.")
+            return dataset
+        if is_tokenised(dataset, args.max_length, self._vocab_size):
+            return dataset
+        kwargs = args.chat_template_kwargs
+        return tokenised(
+            dataset, tokenizer, args.max_length, name=name, template_kwargs=kwargs, vocab_size=self._vocab_size
+        )
 
     # Loss
 
@@ -348,6 +375,17 @@ class Eagle3Trainer(Trainer):
         counts = torch.tensor([stats.num_committed_tokens, stats.num_cycles], device=self.args.device)
         committed, cycles = self.accelerator.reduce(counts, "sum").tolist()
         return {"acceptance_length": round(committed / cycles, 4)} if cycles else {}
+
+
+def has_something_to_learn(samples) -> bool:
+    """Whether a sample's mask is not empty. The first one usually answers it; features are read as far as needed."""
+    for index in range(len(samples)):
+        sample = samples[index]
+        if not isinstance(sample, Mapping) or "loss_mask" not in sample:  # everything counts, or another collator's
+            return True
+        if torch.as_tensor(sample["loss_mask"])[2:].any():  # a draft never predicts the first two tokens
+            return True
+    return not len(samples)
 
 
 def prompt_of(sample: dict) -> list[int]:

@@ -28,17 +28,20 @@ class KeptCache:
     ids: list[int]
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, template_kwargs: dict | None = None) -> list[int]:
     """One prompt: a chat turn where the tokenizer has a template, else the text itself."""
     if tokenizer.chat_template is None:
         return tokenizer(text).input_ids
-    return turn_ids(tokenizer, Conversation([], []), text)
+    return turn_ids(tokenizer, Conversation([], []), text, template_kwargs)
 
 
-def turn_ids(tokenizer: PreTrainedTokenizerBase, past: Conversation, text: str) -> list[int]:
+def turn_ids(
+    tokenizer: PreTrainedTokenizerBase, past: Conversation, text: str, template_kwargs: dict | None = None
+) -> list[int]:
     """
     The conversation with one more question. Its past is kept as it was read and written, token for token, so that
     its keys and values still fit: text that was sampled may be split otherwise when it is encoded again.
+    `template_kwargs` are further arguments of the chat template.
 
     Raises:
         ValueError: the tokenizer has no chat template.
@@ -46,7 +49,9 @@ def turn_ids(tokenizer: PreTrainedTokenizerBase, past: Conversation, text: str) 
     if tokenizer.chat_template is None:
         raise ValueError("This target's tokenizer has no chat template; use single prompts.")
     messages = [*past.messages, {"role": "user", "content": text}]
-    whole = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=False, **(template_kwargs or {})
+    )
     before = tokenizer.decode(past.ids, skip_special_tokens=False)
     if past.ids and whole.startswith(before):
         return past.ids + tokenizer(whole[len(before) :], add_special_tokens=False).input_ids

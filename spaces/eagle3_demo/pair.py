@@ -1,8 +1,9 @@
 """Loading a pair and warming it up. Does not know visitors or pages."""
 
 import argparse
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,6 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import hf_eagle3
 from hf_eagle3 import embedded
 from hf_eagle3.cli import loading
+from hf_eagle3.cli.options.shared import DTYPES, json_object
+from hf_eagle3.data.conversations import checked_template_kwargs
 
 
 WARM_UP_TOKENS = 16
@@ -24,12 +27,14 @@ class Settings:
         target, draft: Directories or Hub ids; both empty for the pair that ships with the package.
         dtype: As `hf-eagle3 generate --dtype`; the embedded pair runs in float32 where it is "auto".
         device: "cpu", "cuda", "mps", ...; empty for the accelerator, else the CPU.
+        chat_template_kwargs: Further arguments of the target's chat template, as JSON.
     """
 
     target: str = ""
     draft: str = ""
     dtype: str = "auto"
     device: str = ""
+    chat_template_kwargs: str = ""
 
     def __post_init__(self):
         if bool(self.target) != bool(self.draft):
@@ -38,13 +43,18 @@ class Settings:
                 f"A {given} is given without a {missing}. Give both, or neither for the embedded pair "
                 "(HF_EAGLE3_TARGET and HF_EAGLE3_DRAFT, or --target and --draft)."
             )
-        if self.dtype not in loading.DTYPES:
-            raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; known are {', '.join(loading.DTYPES)}.")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; known are {', '.join(DTYPES)}.")
+        if self.chat_template_kwargs:
+            try:
+                json_object(self.chat_template_kwargs)
+            except argparse.ArgumentTypeError as error:
+                raise ValueError(f"HF_EAGLE3_CHAT_TEMPLATE_KWARGS or --chat-template-kwargs: {error}") from None
 
     @classmethod
     def from_environment(cls) -> "Settings":
-        """`HF_EAGLE3_TARGET`, `_DRAFT`, `_DTYPE` and `_DEVICE`."""
-        names = ("target", "draft", "dtype", "device")
+        """`HF_EAGLE3_TARGET`, `_DRAFT`, `_DTYPE`, `_DEVICE` and `_CHAT_TEMPLATE_KWARGS`."""
+        names = ("target", "draft", "dtype", "device", "chat_template_kwargs")
         values = {name: os.environ.get(f"HF_EAGLE3_{name.upper()}", "") for name in names}
         if is_zero_gpu() and not values["device"]:
             values["device"] = "cuda"  # there at start only by name: the device itself comes with each call
@@ -53,13 +63,14 @@ class Settings:
 
 @dataclass(frozen=True)
 class Pair:
-    """Target, draft and tokenizer, with what the page says of them."""
+    """Target, draft and tokenizer, with what the page says of them and further arguments of the chat template."""
 
     target: PreTrainedModel
     draft: hf_eagle3.Eagle3DraftModel
     tokenizer: PreTrainedTokenizerBase
     name: str
     is_toy: bool = False
+    template_kwargs: dict = field(default_factory=dict)
 
     @property
     def context(self) -> int:
@@ -88,21 +99,20 @@ def load(settings: Settings) -> Pair:
     Raises:
         ValueError, OSError: the pair does not exist, or draft and target do not fit.
     """
-    device = settings.device or loading.best_device()
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"Device {device!r} (HF_EAGLE3_DEVICE or --device) cannot be used: {reason}. Give cpu, cuda, mps, ..."
-        ) from None
+    device = loading.usable_device(settings.device, "`--device` (or HF_EAGLE3_DEVICE)")
+    kwargs = json.loads(settings.chat_template_kwargs or "{}")
     if not settings.target:
         dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        return Pair(*embedded.load_pair(dtype, device), "the embedded pair", is_toy=True)
-    arguments = argparse.Namespace(target=settings.target, draft=settings.draft, dtype=settings.dtype, device=device)
-    target = loading.load_target(arguments)
-    draft = loading.load_draft(arguments, target)
-    return Pair(target, draft, loading.AutoTokenizer.from_pretrained(settings.target), settings.target)
+        pair = Pair(*embedded.load_pair(dtype, device), "the embedded pair", True, kwargs)
+    else:
+        arguments = argparse.Namespace(
+            target=settings.target, draft=settings.draft, dtype=settings.dtype, device=device
+        )
+        target = loading.load_target(arguments)
+        draft = loading.load_draft(arguments, target)
+        pair = Pair(target, draft, loading.load_tokenizer(settings.target), settings.target, template_kwargs=kwargs)
+    checked_template_kwargs(kwargs, pair.tokenizer)
+    return pair
 
 
 def leave_a_core() -> None:

@@ -119,8 +119,8 @@ class Service:
         session = self.sessions.use(key)
         session.stop.clear()
         past = session.conversation
-        tokenizer = self.pair.tokenizer
-        ids = turn_ids(tokenizer, past, prompt) if is_chat else prompt_ids(tokenizer, prompt)
+        tokenizer, kwargs = self.pair.tokenizer, self.pair.template_kwargs
+        ids = turn_ids(tokenizer, past, prompt, kwargs) if is_chat else prompt_ids(tokenizer, prompt, kwargs)
         self._check_length(ids, request, is_chat and bool(past.messages))
         progress = Progress(compare=request.compare, prompt_tokens=len(ids))
         view = View(progress, ColouredText(tokenizer), PlainText(tokenizer))

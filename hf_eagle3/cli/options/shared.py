@@ -1,0 +1,170 @@
+"""Argument types, and options that several commands share."""
+
+import argparse
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+
+
+NO_DEFAULTS: Mapping = MappingProxyType({})
+SAMPLING = {"--top-k": 0, "--top-p": 1.0, "--no-shared-noise": False}  # and where each is off
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+AUTO_DTYPE = "default: auto: as the files say; float32 for the pair that ships, on a CPU"
+
+
+def positive(text: str) -> int:
+    """An argument type: a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """An argument type: a whole number of at least 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def temperature(text: str) -> float:
+    """An argument type: a number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature; give a number of at least 0")
+    return value
+
+
+def probability(text: str) -> float:
+    """An argument type: a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a probability; give a number from 0 to 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """An argument type: what `torch.manual_seed` takes."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 2**64
+    if not -(2**63) <= value < 2**64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a seed; give a whole number, e.g. 0")
+    return value
+
+
+def json_object(text: str) -> dict:
+    """An argument type: a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object such as " + '{"enable_thinking": false}')
+    return value
+
+
+def add_template_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--chat-template-kwargs",
+        type=json_object,
+        metavar="JSON",
+        help="further arguments of the chat template, e.g. '{\"enable_thinking\": false}'",
+    )
+
+
+def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", required=True, help="directory or Hub id of the target model")
+    parser.add_argument("--draft", required=True, help="directory or Hub id of its EAGLE-3 draft model")
+    add_device_arguments(parser, "both models")
+
+
+def add_device_arguments(parser: argparse.ArgumentParser, models: str) -> None:
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help=f"of {models} ({AUTO_DTYPE})")
+    parser.add_argument("--device", help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
+
+
+def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tree",
+        choices=("auto", "static", "chain"),
+        default=None,
+        help="shape of the draft (default: the draft's own)",
+    )
+    parser.add_argument("--num-draft-tokens", type=int, help="nodes verified per cycle, the root not counted")
+    parser.add_argument("--tree-depth", type=int, help="levels below the root")
+    parser.add_argument("--tree-top-k", type=int, help="children per node, and nodes expanded per level")
+    parser.add_argument(
+        "--no-shared-noise", action="store_true", help="when sampling, rank by the draft's probability alone"
+    )
+
+
+def refuse(arguments: argparse.Namespace, flags: Iterable[str], why: str, defaults: Mapping = NO_DEFAULTS) -> None:
+    """
+    Args:
+        flags: Options that have no effect.
+        why: The end of the message, with the remedy.
+        defaults: By flag, of those whose default is not `None`, `False` or empty.
+
+    Raises:
+        ValueError: one of them was given.
+    """
+    for flag in flags:
+        value = value_of(arguments, flag)
+        if value is not None and value is not False and value != [] and value != defaults.get(flag):
+            raise ValueError(f"`{flag}` has no effect {why}")
+
+
+def refuse_unused_sampling(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where only greedy decoding is asked for and an option that shapes sampling is not off."""
+    temperatures = arguments.temperature if isinstance(arguments.temperature, list) else [arguments.temperature]
+    for flag, off in SAMPLING.items():
+        if not any(temperatures) and value_of(arguments, flag) not in (None, off):
+            raise ValueError(
+                f"`{flag}` has no effect at `--temperature 0` (greedy); leave it out or raise the temperature."
+            )
+
+
+def refuse_unused_template(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where prompts are not wrapped in a chat template and arguments for one were given."""
+    if arguments.raw:
+        refuse(arguments, ("--chat-template-kwargs",), "with `--raw`; leave one out.")
+
+
+def refuse_unused_sizes(arguments: argparse.Namespace, tree_mode: str | None) -> None:
+    """Raises ValueError where a size of the tree was given that a chain does not have."""
+    if tree_mode == "chain":
+        refuse(arguments, ("--tree-top-k",), "on a chain, which has one child per node; leave it out.")
+        if arguments.tree_depth is not None:
+            refuse(arguments, ("--num-draft-tokens",), "beside `--tree-depth` on a chain; leave one of them out.")
+
+
+def check_sources(arguments: argparse.Namespace, *flags: str) -> None:
+    """
+    Raises:
+        ValueError: one of the options `flags` can only be a path, which the Hub would refuse as an id, and leads to no
+            directory.
+    """
+    for flag in flags:
+        source = value_of(arguments, flag)
+        if source and is_path(source) and not Path(source).is_dir():
+            found = "is a file" if Path(source).exists() else "does not exist"
+            raise ValueError(f"`{flag}` {source} {found}; give a model's directory or Hub id (user/name).")
+
+
+def is_path(source: str) -> bool:
+    """Whether it can only mean a path: a Hub id is `name` or `user/name`."""
+    return source.startswith((".", "~")) or os.path.isabs(source) or source.count("/") > 1 or Path(source).is_file()
+
+
+def value_of(arguments: argparse.Namespace, flag: str):
+    """What was given for `--some-option` or a positional argument; `None` where the command has no such option."""
+    return vars(arguments).get(flag.lstrip("-").replace("-", "_"))
