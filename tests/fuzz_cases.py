@@ -57,6 +57,7 @@ PROCESSORS = (
     "watermark",
     "synthid",
 )
+SERIES = 40000  # one in which 2,000 seeds have every pair of values
 # What each field of a `Case` may be, the default first.
 VALUES: dict[str, tuple] = {
     "arch": CORE,
@@ -206,6 +207,8 @@ def compatible(case: Case) -> Case:
         changes["turns"] = "d"
     if case.cache == "user without windows" and case.arch in FAMILIES["states"] + FAMILIES["compressed"]:
         changes["cache"] = "user"
+    if case.attention == "flash" and case.implementation == "static":  # the stub counts from a cache's last slot
+        changes["implementation"] = "none"
     if case.inputs == "embeds" and case.mask == "none":
         changes["mask"] = "ones"
     if changes.get("turns", case.turns) == "d":
@@ -218,23 +221,29 @@ def compatible(case: Case) -> Case:
 
 
 def drawn(seed: int, other_architectures: tuple[str, ...] = ()) -> Case:
-    """The case of `seed`. Every field costs one random number, whatever there is to choose from."""
-    draws = random.Random(seed)
+    """
+    The case of `seed`: odd ones have an architecture of `CORE`, even ones all others in turn. What is drawn does not
+    depend on how many of those there are.
+    """
+    draws = random.Random(SERIES + seed)
     share = (0.1, 0.25, 0.4)[int(draws.random() * 3)]  # of fields that are not at their defaults
 
     def choice(values: tuple):
         return values[int(draws.random() * len(values))]
 
-    chosen = {}
+    chosen, often = {}, ("tree", "rows", "eos", "copies")  # all values of these equally often
     for name, values in VALUES.items():
-        changes, value, other = draws.random() < share, choice(values[1:]), choice(other_architectures or CORE)
-        if name == "arch":
-            value = other if draws.random() < 0.5 else choice(CORE)
-        elif not changes and name not in ("tree", "rows", "eos"):
-            value = values[0]
-        elif name in ("tree", "rows", "eos"):  # all of them equally often
-            value = choice(values)
-        chosen[name] = value
+        chosen[name] = choice(values[1:]) if draws.random() < share else values[0]
+        evenly = choice(values)
+        if name in often or (name == "sampling" and draws.random() < 0.4):
+            chosen[name] = evenly
+    chosen["arch"] = choice(CORE)
+    if other_architectures and seed % 2 == 0:
+        chosen["arch"] = other_architectures[seed // 2 % len(other_architectures)]
+    if chosen["attention"] == "flash" and draws.random() < 0.5:
+        chosen["arch"] = choice(TAKES_FLASH)
+    elif chosen["state"] != "eval" and draws.random() < 0.3:
+        chosen["arch"] = choice(NO_DROPOUT)
     return compatible(Case(seed, **chosen))
 
 
