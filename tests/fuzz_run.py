@@ -337,12 +337,11 @@ def state_of(model: PreTrainedModel) -> dict:
     for name, module in model.named_modules():
         if "rotary" in name:  # transformers' own notes about the longest sequence seen
             continue
-        held = vars(module)
-        hooks = [hook.__module__ for key, value in held.items() if "hooks" in key and value for hook in _hooks(value)]
+        hooks = [hook for key, value in vars(module).items() if "hooks" in key and value for hook in _hooks(value)]
         # transformers installs hooks of its own the first time that hidden states are asked for.
-        attributes = [key for key in sorted(held) if "output_capturing" not in key]
-        own_hooks = [where for where in hooks if not where.startswith("transformers.")]
-        state[f"module {name}"] = (module.training, own_hooks, attributes)
+        own = [hook.__module__ for hook in hooks if not hook.__module__.startswith("transformers.")]
+        attributes = [key for key in sorted(vars(module)) if "output_capturing" not in key]
+        state[f"module {name}"] = (module.training, own, attributes)
     for name, parameter in model.named_parameters():
         checksum = repr(float(parameter.detach().double().sum()))
         state[f"parameter {name}"] = (parameter.data_ptr(), checksum, parameter.requires_grad)
@@ -350,7 +349,7 @@ def state_of(model: PreTrainedModel) -> dict:
 
 
 def _hooks(registered) -> list:
-    return list(registered.values()) if isinstance(registered, dict) else []
+    return [hook for hook in registered.values() if callable(hook)] if isinstance(registered, dict) else []
 
 
 # What a comparison may end in: "same"; "refused": by a ValueError that is known; "both raise"; "not built": the
@@ -362,6 +361,7 @@ class Verdict:
     status: str
     problems: list[str] = field(default_factory=list)
     note: str = ""
+    num_accepted: int = 0  # draft tokens, without which a case shows little
 
     @property
     def kinds(self) -> set[str]:
@@ -384,9 +384,10 @@ def examined(case: Case) -> Verdict:
     status, problems = compared(case, plain, ours)
     for old, new in zip(before, after, strict=True):
         problems += [f"left behind: {name}" for name in sorted(old | new) if old.get(name) != new.get(name)]
+    accepted = sum(n for turn in ours for row in turn.stats.accepted_tokens for n in row)
     if not problems:
         last = ours[-1].error or plain[-1].error
-        return Verdict(case, status, note="" if last is None else said(last))
+        return Verdict(case, status, note="" if last is None else said(last), num_accepted=accepted)
     if _is_unsteady(case, scene, plain):
         return Verdict(case, "unsteady", problems)
     if case.dtype == "float32" and examined(replace(case, dtype="float64")).status == "same":
