@@ -2,7 +2,7 @@
 
     seed -> Case -> fuzz_run: the same calls plainly and with a draft -> fuzz_compare: everything that came back
 
-A case is a pure function of its seed; `python tests/fuzz_run.py --help` runs and shrinks them. This file does not know
+A case is a pure function of its seed; `python tests/fuzz.py --help` runs and shrinks them. This file does not know
 models or `generate`.
 """
 
@@ -199,8 +199,8 @@ def compatible(case: Case) -> Case:
     case = replace(case, **changes)
     changes = {}
     if case.only_types:  # rows that end elsewhere would make other shapes
-        changes |= {"eos": "none", "custom_criterion": "none", "stop_strings": "none", "turns": "d", "streamer": "none"}
-        changes |= {"custom_processor": "none", "processor": "none", "processor_2": "none"}
+        changes = dict.fromkeys(("eos", "custom_criterion", "stop_strings", "streamer"), "none")
+        changes |= dict.fromkeys(("custom_processor", "processor", "processor_2"), "none") | {"turns": "d"}
     if case.inputs != "ids":  # a second turn's would be ids; embeddings are not read in chunks
         changes |= {"turns": "d", "prefill_chunk": None}
     if case.implementation == "static":  # no room for a second turn

@@ -53,7 +53,7 @@ def compared_turn(case: Case, plain: Turn, ours: Turn, dead: torch.Tensor | None
     if not torch.equal(plain.sequences, ours.sequences):
         problems.append(f"tokens: {ours.sequences.tolist()} for {plain.sequences.tolist()}")
     problems += streams(case, plain, ours)
-    if plain.calls != ours.calls:
+    if plain.calls != ours.calls and case.mode != "host_chain":  # that loop asks about proposals as well
         problems.append(f"user's function: {first_difference(plain.calls, ours.calls)}")
     if any("tokens" in problem for problem in problems):
         return "same", problems  # the rest follows from it
@@ -69,14 +69,14 @@ def compared_turn(case: Case, plain: Turn, ours: Turn, dead: torch.Tensor | None
 def errors(plain: Exception | None, ours: Exception | None, is_drafted: bool) -> tuple[str, list[str]]:
     """(status, problems) where at least one of both calls raised."""
     if ours is None:
-        return "failed", [f"no error: plain generate raises {said(plain)}"]
+        return "failed", [f"no error: plain generate raises {one_line(plain)}"]
     if plain is not None:
         if type(ours) is type(plain) or (is_drafted and isinstance(ours, ValueError)):
             return "both raise", []
-        return "failed", [f"other error: {said(ours)} for {said(plain)}"]
+        return "failed", [f"other error: {one_line(ours)} for {one_line(plain)}"]
     if isinstance(ours, ValueError) and any(re.search(pattern, str(ours)) for pattern in REFUSALS):
         return "refused", []
-    return "failed", [f"error: {said(ours)}"]
+    return "failed", [f"error: {one_line(ours)}"]
 
 
 def after_user_error(plain: Turn, ours: Turn) -> list[str]:
@@ -92,7 +92,7 @@ def after_user_error(plain: Turn, ours: Turn) -> list[str]:
     return problems
 
 
-def said(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     """An error in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 

@@ -15,7 +15,7 @@ class UserError(Exception):
     """Raised by a user's own function."""
 
 
-# -- the cache's name: `past_key_values` or, of Mamba models, `cache_params`; `cache` from transformers 5.24 on ----------
+# -- the cache's name: `past_key_values`, of Mamba models `cache_params`; `cache` from transformers 5.24 on -----------
 
 
 def cache_argument(model: PreTrainedModel) -> str:
@@ -87,7 +87,7 @@ class Stateful(Logging, LogitsProcessor):
     def __call__(self, input_ids, scores):
         if self.note(input_ids) % 3 == 0:
             scores = scores.roll(1, dims=-1)
-        return scores + 0.1 * input_ids[:, -1:].float().mean()
+        return scores + 0.1 * input_ids[:, -1:].sum()
 
 
 class Noisy(Logging, LogitsProcessor):

@@ -1,7 +1,7 @@
 """Random cases of `generate` with a draft against plain `generate`: everything that comes back is compared.
 
-    python tests/fuzz_run.py 186             the case of a seed        ... --shrink   its simplest form
-    python tests/fuzz_run.py 0 --count 500   many, one line for each that did not come out the same
+    python tests/fuzz.py 186             the case of a seed        ... --shrink   its simplest form
+    python tests/fuzz.py 0 --count 500   many, one line for each that did not come out the same
 
 The ordinary run has the seeds below, which together reach every value of every option; the nightly one 2,000 more.
 """
@@ -15,22 +15,27 @@ from itertools import combinations
 import pytest
 import torch
 from architectures import architecture_names
+from fuzz import examined, state_of
 from fuzz_cases import CORE, DEFAULT, FAMILIES, PROCESSORS, VALUES, Case, compatible, drawn, parsed, shrunk
 from fuzz_compare import compared
-from fuzz_run import built, examined, played, state_of
+from fuzz_run import built, played
 
 
 NAMES = tuple(architecture_names())
-SEEDS = ()
+SEEDS = (
+    19, 73, 95, 101, 103, 113, 127, 135, 137, 147, 149, 165, 173,
+    193, 213, 229, 265, 287, 289, 327, 371, 373, 407, 461, 595, 659, 767, 803, 837, 841, 853,
+    857, 863, 901, 917, 949, 963, 997, 1005, 1081, 1141, 1197,
+)  # fmt: skip
+ONLY_NIGHTLY = {"checkpointing"}  # a state without a cache, which is refused
 NIGHTLY, BLOCK = 2000, 50
-PASSES = ("same", "both raise", "refused", "not built")
-# "rounding" and "unsteady" are looked at where they are many: single ones are ties of two tokens.
+PASSES = ("same", "both raise", "not built", "rounding")  # "not built" in versions without an architecture
 
 
 def assert_passes(seed: int) -> None:
     verdict = examined(drawn(seed, NAMES))
     lines = "\n".join(verdict.problems)
-    assert verdict.status in PASSES, f"python tests/fuzz_run.py {seed} --shrink\n{verdict.case}\n{lines}"
+    assert verdict.status in PASSES, f"python tests/fuzz.py {seed} --shrink\n{verdict.case}\n{lines}"
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -107,9 +112,12 @@ def test_the_nightly_cases_reach_every_value_and_every_pair():
 
 def test_the_ordinary_seeds_reach_every_value():
     cases = [drawn(seed) for seed in SEEDS]
-    assert all(case.arch in CORE for case in cases), "an architecture that other versions of transformers do not draw"
+    assert all(seed % 2 for seed in SEEDS), "even seeds have another architecture in every version of transformers"
     for name, values in VALUES.items():
-        missing = set(values) - {getattr(case, name) for case in cases}
+        if name == "processor_2":  # they are those of `processor`
+            continue
+        missing = set(values) - {getattr(case, name) for case in cases} - ONLY_NIGHTLY
+        missing -= {case.processor_2 for case in cases if name == "processor"}
         assert not missing, f"no seed has {name} = {missing}"
 
 
