@@ -203,6 +203,8 @@ def compatible(case: Case) -> Case:
         changes |= dict.fromkeys(("custom_processor", "processor", "processor_2"), "none") | {"turns": "d"}
     if case.inputs != "ids":  # a second turn's would be ids; embeddings are not read in chunks
         changes |= {"turns": "d", "prefill_chunk": None}
+    if case.arch == "minimax":  # plain generate makes its cache too late for chunks, which work with a draft
+        changes["prefill_chunk"] = None
     if case.implementation == "static":  # no room for a second turn
         changes["turns"] = "d"
     if case.cache == "user without windows" and case.arch in FAMILIES["states"] + FAMILIES["compressed"]:

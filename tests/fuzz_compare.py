@@ -13,7 +13,7 @@ from fuzz_parts import UserError, WatchingStreamer
 from fuzz_run import NEW_TOKENS, OUTPUTS, Turn
 
 
-TOLERANCE = {"float32": 3e-4, "float64": 1e-5, "bfloat16": math.inf}  # relative to a tensor's largest value
+TOLERANCE = {"float32": 5e-5, "float64": 1e-5, "bfloat16": math.inf}  # relative to a tensor's largest value
 # What may be refused. A message that is not here is a failure: what works must not start to refuse.
 REFUSALS = (
     r"`assistant_model` cannot speed up \w+: ",

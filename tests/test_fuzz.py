@@ -23,11 +23,11 @@ from fuzz_run import built, played
 
 NAMES = tuple(architecture_names())
 SEEDS = (
-    19, 73, 95, 101, 103, 113, 127, 135, 137, 147, 149, 165, 173,
-    193, 213, 229, 265, 287, 289, 327, 371, 373, 407, 461, 595, 659, 767, 803, 837, 841, 853,
-    857, 863, 901, 917, 949, 963, 997, 1005, 1081, 1141, 1197,
+    19, 31, 51, 73, 101, 103, 107, 113, 127, 137, 147, 149, 165, 173,
+    213, 237, 265, 309, 339, 371, 373, 461, 537, 583, 595, 685, 745, 769,
+    803, 837, 853, 857, 867, 901, 911, 917, 963, 1005, 1081, 1121, 1141, 1197,
 )  # fmt: skip
-ONLY_NIGHTLY = {"checkpointing"}  # a state without a cache, which is refused
+ONLY_NIGHTLY = {"checkpointing", "deepseek_v4"}  # refused: a state without a cache; before transformers 5.17
 NIGHTLY, BLOCK = 2000, 50
 PASSES = ("same", "both raise", "not built", "rounding")  # "not built" in versions without an architecture
 
@@ -53,6 +53,7 @@ def test_random_cases(start):
     counts = Counter(verdict.status for verdict in verdicts)
     assert counts["rounding"] + counts["unsteady"] <= BLOCK // 10, counts
     assert counts["same"] >= BLOCK // 2, f"most cases compare nothing: {counts}"
+    assert sum(verdict.num_accepted > 0 for verdict in verdicts) >= BLOCK // 3, "most cases accept no draft token"
 
 
 # -- what the cases reach ---------------------------------------------------------------------------------------------
