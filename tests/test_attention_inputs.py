@@ -27,6 +27,8 @@ def biases_by_slot(patch):
         return torch.arange(write + node_columns.shape[1]).expand(node_columns.shape[0], -1)
 
     patch.setattr(target_pass, "slot_positions", by_slot)
+    columns = property(lambda given: torch.arange(given.slot_positions.shape[1]).expand(len(given.slot_positions), -1))
+    patch.setattr(attention_inputs.PassInputs, "slot_columns", columns)  # MPT's
 
 
 def windows_by_slot(patch):

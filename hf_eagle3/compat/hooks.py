@@ -66,7 +66,7 @@ class Handler(Protocol):
     def decodes(self, draft: Any) -> bool:
         """Whether our own loop decodes, not transformers'."""
 
-    def validate_cache(self, target: PreTrainedModel, model_kwargs: dict) -> None:
+    def validate_cache(self, target: PreTrainedModel, input_ids: torch.Tensor, model_kwargs: dict) -> None:
         """Raises ValueError for a target or cache that transformers' own loop cannot draft for."""
 
     def decode(self, target: PreTrainedModel, draft: Any, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
@@ -140,7 +140,7 @@ def _decoding(handler: Handler, own):
         if draft is None:
             return own(self, input_ids, *args, assistant_model=assistant_model, **kwargs)
         if not handler.decodes(draft):
-            handler.validate_cache(self, kwargs)
+            handler.validate_cache(self, input_ids, kwargs)
             return own(self, input_ids, *args, assistant_model=assistant_model, **kwargs)
         for name in _FOR_ASSISTANTS:
             kwargs.pop(name, None)

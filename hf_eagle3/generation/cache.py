@@ -295,10 +295,13 @@ def _inverse(order: list[int]) -> list[int]:
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where `allowed`, the most negative finite number elsewhere: never -inf, never bool (eager attention)."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )
+    """0 where `allowed`, `hiding_value(dtype)` elsewhere: never -inf, never bool (eager attention)."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, hiding_value(dtype))
+
+
+def hiding_value(dtype: torch.dtype) -> float:
+    """What hides a slot: the most negative number that is finite in float32 too, where softmax may be computed."""
+    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
 
 
 def verification_masks(

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from ..compat import hooks
-from ..compat.caches import can_go_back
+from ..compat.caches import cached_columns, can_go_back
 from ..compat.calls import cache_of
 from ..compat.guard import Guard
 from ..compat.models import is_stateful
@@ -160,7 +160,7 @@ class _Drafts:
         """Whether our loop decodes."""
         return draft.tree_config.tree_mode != HOST_CHAIN
 
-    def validate_cache(self, target: PreTrainedModel, model_kwargs: dict) -> None:
+    def validate_cache(self, target: PreTrainedModel, input_ids: torch.Tensor, model_kwargs: dict) -> None:
         """Transformers' own loop ends in bare errors, or in another text, where our modes are refused."""
         cache = cache_of(model_kwargs)
         mode = decoding_mode(target, cache)
@@ -168,6 +168,20 @@ class _Drafts:
             raise ValueError(f"`assistant_model` cannot speed up {type(target).__name__}: {mode.reason}.")
         if not can_go_back(cache):
             raise ValueError(NO_WAY_BACK.format(type(target).__name__))
+        if target.training:
+            raise ValueError(
+                "The tree mode 'host_chain' needs a target in evaluation; call `eval()` before `generate`."
+            )
+        if cached_columns(cache, 0):  # it would read the cached tokens once more, behind themselves
+            raise ValueError(
+                "The tree mode 'host_chain' is transformers' own loop, which does not continue on a cache that holds "
+                "tokens. Take another `tree_mode`."
+            )
+        if input_ids.shape[1] == 0:
+            raise ValueError(
+                "The tree mode 'host_chain' is transformers' own loop, which needs `input_ids` beside "
+                "`inputs_embeds`. Take another `tree_mode`."
+            )
 
     def decode(self, target, draft, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
         """See `speculative_decode`."""

@@ -112,7 +112,10 @@ class TokenChooser:
         scores = self.scores(logits, rows, lengths)
         if self.noise is None:
             best = scores.max(dim=-1)
-            return best.indices, scores, logits, best.values.isnan()
+            is_nan = best.values.isnan()
+            if self.kind != Kind.NONE:  # NaN that a processor makes is plain generate's choice, too
+                is_nan &= logits.isnan().any(dim=-1)
+            return best.indices, scores, logits, is_nan
         probabilities = scores.softmax(dim=-1)
         tokens = (probabilities / self.noise.at(steps, rows)).argmax(dim=-1)
         return tokens, scores, logits, probabilities[:, 0].isnan()  # one NaN score makes all probabilities NaN

@@ -309,7 +309,7 @@ class StaticDrafter(Drafter):
             return DraftTree(*(self._active(part).clone() for part in parts), depth)
 
     def _run_level(self, tokens, hidden, rotary, start: int, mask) -> tuple[torch.Tensor, torch.Tensor]:
-        least, width = torch.finfo(self.dtype).min, self.cache.valid.shape[1]
+        least, width = hiding_value(self.dtype), self.cache.valid.shape[1]
         mask = F.pad(mask, (0, width - mask.shape[3]), value=least)
         hidden, normed = self._level_pass(
             self.draft,
