@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel, Rotary, at_places
 from ..tree_config import TreeConfig
+from .cache import hiding_value
 from .draft_cache import DraftCache
 from .drafting import Drafter, Entries, entry_masks, prefix_mask
 from .grouped_attention import grouped_attention
