@@ -129,9 +129,7 @@ def _falcon(arguments: dict, given: PassInputs) -> dict:
     closed = given.mask.to(scaled.device) < 0
     return {
         "alibi": _at(given.slot_positions, biases[0, :, 0]),
-        "attention_mask": scaled.masked_fill(
-            closed, max(torch.finfo(scaled.dtype).min, torch.finfo(torch.float32).min)
-        ),
+        "attention_mask": scaled.masked_fill(closed, torch.finfo(scaled.dtype).min),
     }
 
 

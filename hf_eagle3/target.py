@@ -153,6 +153,19 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     return DecodingMode("tree", "attention only, keys and values per slot")
 
 
+def accepted_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
+    """
+    `decoding_mode` of a target that allows speculation.
+
+    Raises:
+        ValueError: it does not, with the reason.
+    """
+    mode = decoding_mode(target, cache)
+    if mode.kind == "refused":
+        raise ValueError(f"`assistant_model` cannot speed up {type(target).__name__}: {mode.reason}.")
+    return mode
+
+
 def own_cache(target: PreTrainedModel) -> Cache | None:
     """An empty cache of the class that an architecture of `OWN_CACHE` has to itself; `None` for the others."""
     if target.config.model_type not in OWN_CACHE:

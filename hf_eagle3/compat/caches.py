@@ -71,7 +71,7 @@ for _name in (INDEXER_KEYS, "is_indexer_initialized"):
         since="5.13",
         is_word=_name == INDEXER_KEYS,
     )
-for _name, _since in (("update", None), ("lazy_initialization", None), ("get_mask_sizes", None)):
+for _name in ("update", "lazy_initialization", "get_mask_sizes"):
     uses("transformers.cache_utils.CacheLayerMixin", _name, "what models ask of a layer", is_word=_name == "update")
 uses("transformers.cache_utils.CacheLayerMixin", "get_seq_length", "what models ask of a layer", is_word=True)
 uses("transformers.cache_utils.DynamicIndexedLayer", "update_indexer", "what models ask of a layer", since="5.13")

@@ -66,8 +66,8 @@ CHANGES = {
         "shared_expert_intermediate_size": 16,
     },
 }
-TREE = ("static", {"num_draft_tokens": 20, "tree_depth": 3, "tree_top_k": 4})
-CHAIN = ("chain", {"tree_depth": 2})
+TREE = {"tree_mode": "static", "num_draft_tokens": 20, "tree_depth": 3, "tree_top_k": 4}
+CHAIN = {"tree_mode": "chain", "tree_depth": 2}
 GREEDY = {"do_sample": False}
 # Hot, so that the step's noise decides, which the draft knows: its chains are accepted.
 SAMPLING = {"do_sample": True, "temperature": 8.0, "top_k": 12, "top_p": 0.95}
@@ -175,12 +175,12 @@ class _Seventh(StoppingCriteria):
 
 def _tree():
     target, draft = pair("llama")
-    same(target, draft.with_tree(*TREE[:1], **TREE[1]), prompts(9, 4, 7), **GREEDY, **EVERYTHING)
+    same(target, draft.with_tree(**TREE), prompts(9, 4, 7), **GREEDY, **EVERYTHING)
 
 
 def _sampling():
     target, draft = pair("llama")
-    same(target, draft.with_tree(*TREE[:1], **TREE[1]), prompts(9, 4), **SAMPLING)
+    same(target, draft.with_tree(**TREE), prompts(9, 4), **SAMPLING)
 
 
 def _auto():
@@ -190,12 +190,12 @@ def _auto():
 
 def _chain():
     target, draft = pair("llama")
-    same(target, draft.with_tree(CHAIN[0], **CHAIN[1]), prompts(9), mode="chain", **SAMPLING)
+    same(target, draft.with_tree(**CHAIN), prompts(9), mode="chain", **SAMPLING)
 
 
 def _options():
     target, draft = pair("llama")
-    draft = draft.with_tree(*TREE[:1], **TREE[1])
+    draft = draft.with_tree(**TREE)
     same(target, draft, prompts(9, 5), eos_token_id=[5, 7], repetition_penalty=1.3, no_repeat_ngram_size=3, **GREEDY)
     criteria = StoppingCriteriaList([_Seventh()])
     same(target, draft, prompts(9, 5), eos_token_id=[5], stopping_criteria=criteria, mode="", **GREEDY)
@@ -203,12 +203,12 @@ def _options():
 
 def _windows():
     target, draft = pair("gemma3_text")
-    same(target, draft.with_tree(*TREE[:1], **TREE[1]), prompts(9, 4), **GREEDY)
+    same(target, draft.with_tree(**TREE), prompts(9, 4), **GREEDY)
 
 
 def _turns():
     target, draft = pair("llama")
-    draft, texts = draft.with_tree(*TREE[:1], **TREE[1]), []
+    draft, texts = draft.with_tree(**TREE), []
     for assistant in ({}, {"assistant_model": draft}):
         memory, ids = DynamicCache(config=target.config), prompts(7)["input_ids"]
         for _ in range(2):
@@ -220,12 +220,12 @@ def _turns():
 
 def _static():
     target, draft = pair("llama")
-    same(target, draft.with_tree(*TREE[:1], **TREE[1]), prompts(9, 4), cache_implementation="static", **GREEDY)
+    same(target, draft.with_tree(**TREE), prompts(9, 4), cache_implementation="static", **GREEDY)
 
 
 def _hybrid():
     target, draft = pair("qwen3_next")
-    same(target, draft.with_tree(CHAIN[0], **CHAIN[1]), prompts(9), mode="chain", **SAMPLING)
+    same(target, draft.with_tree(**CHAIN), prompts(9), mode="chain", **SAMPLING)
 
 
 def _host_chain():

@@ -51,8 +51,14 @@ _FOR_ASSISTANTS = ("synced_gpus", "inputs_tensor", "assistant_tokenizer", "token
 class Handler(Protocol):
     """What is done with a draft."""
 
-    def draft_of(self, target: PreTrainedModel, assistant: Any) -> Any:
-        """Our draft in an `assistant_model`; `None` for anyone else's assistant."""
+    def accepted(self, target: PreTrainedModel, assistant: Any) -> Any:
+        """
+        Our draft for what was given to `generate` as `assistant_model`, perhaps its name; `None` for any other
+        assistant. Raises ValueError for a draft that was loaded as something else.
+        """
+
+    def draft_of(self, assistant: Any) -> Any:
+        """Our draft in an `assistant_model`; `None` for any other assistant, or none."""
 
     def plain(self, target: PreTrainedModel, generate, given: dict) -> Any:
         """The result without a draft where drafts cannot be used; `None` where they can."""
@@ -109,7 +115,7 @@ def _wrap_generate(handler: Handler) -> None:
     @functools.wraps(own)
     def generate(self, *args, **kwargs):
         assistant = args[place] if len(args) > place else kwargs.get("assistant_model")
-        draft = None if assistant is None else handler.draft_of(self, assistant)
+        draft = None if assistant is None else handler.accepted(self, assistant)
         if draft is None:
             return own(self, *args, **kwargs)
         given = dict(zip(names[1:], args, strict=False)) | kwargs | {"assistant_model": draft}
@@ -121,22 +127,21 @@ def _wrap_generate(handler: Handler) -> None:
 
 def _validation(handler: Handler, own):
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
-        assistant = generation_mode_kwargs.get("assistant_model")
-        draft = None if assistant is None else handler.draft_of(self, assistant)
-        if draft is not None:
-            handler.validate(self, draft, generation_mode, generation_config, generation_mode_kwargs)
+        draft = handler.draft_of(generation_mode_kwargs.get("assistant_model"))
         if draft is None:
-            own(self, generation_mode, generation_config, generation_mode_kwargs)
-        elif not handler.decodes(draft):  # transformers' own loop, whose refusals count then
-            given = generation_mode_kwargs | {"assistant_model": handler.fitted(self, draft)}
-            own(self, generation_mode, generation_config, given)
+            return own(self, generation_mode, generation_config, generation_mode_kwargs)
+        handler.validate(self, draft, generation_mode, generation_config, generation_mode_kwargs)
+        if handler.decodes(draft):
+            return None
+        given = generation_mode_kwargs | {"assistant_model": handler.fitted(self, draft)}
+        return own(self, generation_mode, generation_config, given)  # its own loop, whose refusals count then
 
     return _validate_generation_mode
 
 
 def _decoding(handler: Handler, own):
     def _assisted_decoding(self, input_ids, *args, assistant_model=None, **kwargs):
-        draft = None if assistant_model is None else handler.draft_of(self, assistant_model)
+        draft = handler.draft_of(assistant_model)
         if draft is None:
             return own(self, input_ids, *args, assistant_model=assistant_model, **kwargs)
         if not handler.decodes(draft):
@@ -154,7 +159,7 @@ def _decoding(handler: Handler, own):
 
 def _candidates(handler: Handler, own):
     def _get_candidate_generator(self, *args, assistant_model=None, **kwargs):
-        draft = None if assistant_model is None else handler.draft_of(self, assistant_model)
+        draft = handler.draft_of(assistant_model)
         if draft is None:
             return own(self, *args, assistant_model=assistant_model, **kwargs)
         return handler.candidates(self, draft, **kwargs)

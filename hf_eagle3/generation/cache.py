@@ -84,8 +84,7 @@ class _Group:
     span: Span
     entries: list[tuple[int, str]] = field(default_factory=list)
     storage: torch.Tensor | None = None
-    is_allocated: bool = False
-    length: int = 0  # columns taken over
+    length: int | None = None  # columns taken over; `None`: not yet
 
 
 class SlotCache(Cache):
@@ -120,9 +119,9 @@ class SlotCache(Cache):
         try:
             for group in self.groups:
                 self._allocate(group, [caches.part(sources[entry], entry[1]) for entry in group.entries], sources)
-        except BaseException:  # out of memory: the host's cache is whole again, in our storage as far as that got
+        except BaseException:  # out of memory: what was taken over goes back, in our storage
             for group in self.groups:
-                for place, entry in enumerate(group.entries if group.is_allocated else ()):
+                for place, entry in enumerate(group.entries if group.length is not None else ()):
                     caches.put_part(sources[entry], entry[1], group.storage[place, :, :, : group.length])
             raise
 
@@ -153,9 +152,9 @@ class SlotCache(Cache):
         group.storage[:, :, :, used:] = 0  # slots that no row has filled are masked, and NaN times zero is NaN
         for place, source in enumerate(sources):
             group.storage[place, :, :, :used] = source
-        group.is_allocated, group.length = True, used
+        group.length = used
         for entry in group.entries:
-            caches.put_part(layers[entry], entry[1], None)  # free the host's copy
+            caches.put_part(layers[entry], entry[1], None)  # free the copy that was taken over
         self._view(group)
 
     def _view(self, group: _Group) -> None:
@@ -295,13 +294,10 @@ def _inverse(order: list[int]) -> list[int]:
 
 
 def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where `allowed`, `hiding_value(dtype)` elsewhere: never -inf, never bool (eager attention)."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, hiding_value(dtype))
-
-
-def hiding_value(dtype: torch.dtype) -> float:
-    """What hides a slot: the most negative number that is finite in float32 too, where softmax may be computed."""
-    return max(torch.finfo(dtype).min, torch.finfo(torch.float32).min)
+    """0 where `allowed`, the most negative finite number elsewhere: never -inf, never bool (eager attention)."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+        ~allowed, torch.finfo(dtype).min
+    )
 
 
 def verification_masks(

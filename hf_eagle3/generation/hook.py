@@ -20,7 +20,7 @@ from ..compat.models import is_stateful
 from ..compat.outputs import is_assisted
 from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import decoding_mode
+from ..target import accepted_mode
 from ..target_parts import unwrapped
 from .attention import release_tree_masks
 from .candidate_generator import Eagle3CandidateGenerator
@@ -118,8 +118,12 @@ class _Drafts:
         self.guard = Guard(try_out)
         self._loaded_drafts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
-    def draft_of(self, target: PreTrainedModel, assistant: Any) -> Eagle3DraftModel | None:
-        """Ours, or `None`; raises for a draft that was loaded as something else."""
+    def draft_of(self, assistant: Any) -> Eagle3DraftModel | None:
+        """See `draft_of`."""
+        return draft_of(assistant)
+
+    def accepted(self, target: PreTrainedModel, assistant: Any) -> Eagle3DraftModel | None:
+        """Ours, loaded if it is a name, or `None`; raises for a draft that was loaded as something else."""
         if isinstance(assistant, str):
             return self._loaded(target, assistant)
         draft = draft_of(assistant)
@@ -163,9 +167,7 @@ class _Drafts:
     def validate_cache(self, target: PreTrainedModel, input_ids: torch.Tensor, model_kwargs: dict) -> None:
         """Transformers' own loop ends in bare errors, or in another text, where our modes are refused."""
         cache = cache_of(model_kwargs)
-        mode = decoding_mode(target, cache)
-        if mode.kind == "refused":
-            raise ValueError(f"`assistant_model` cannot speed up {type(target).__name__}: {mode.reason}.")
+        accepted_mode(target, cache)
         if not can_go_back(cache):
             raise ValueError(NO_WAY_BACK.format(type(target).__name__))
         if target.training:

@@ -6,7 +6,6 @@ Pure tensors, no model. Shape letters: A rows, k nodes of a level.
 import torch
 
 from . import tree as trees
-from .cache import hiding_value
 from .planning import AutoPlanner
 
 
@@ -29,7 +28,7 @@ class Pool:
         planner: AutoPlanner | None = None,
     ):
         self.rows, self.top_k, self.planner = rows, top_k, planner
-        self.own = torch.full((top_k, top_k), hiding_value(dtype), dtype=dtype, device=device).fill_diagonal_(0)
+        self.own = torch.full((top_k, top_k), torch.finfo(dtype).min, dtype=dtype, device=device).fill_diagonal_(0)
         self.columns = 0  # of the draft's cache: nodes expanded so far
         self.size = self.levels = 0  # nodes seen, levels
         self.tokens, self.scores, self.parents, self.depths, self.log_probs = [], [], [], [], []

@@ -109,13 +109,13 @@ class TokenChooser:
         target's dtype.
         """
         logits = logits.to(torch.float32, copy=True)
+        # NaN that a processor makes is plain generate's choice, too.
+        was_nan = logits.amax(dim=-1).isnan() if self.noise is None and self.kind != Kind.NONE else None
         scores = self.scores(logits, rows, lengths)
         if self.noise is None:
             best = scores.max(dim=-1)
             is_nan = best.values.isnan()
-            if self.kind != Kind.NONE:  # NaN that a processor makes is plain generate's choice, too
-                is_nan &= logits.isnan().any(dim=-1)
-            return best.indices, scores, logits, is_nan
+            return best.indices, scores, logits, is_nan if was_nan is None else is_nan & was_nan
         probabilities = scores.softmax(dim=-1)
         tokens = (probabilities / self.noise.at(steps, rows)).argmax(dim=-1)
         return tokens, scores, logits, probabilities[:, 0].isnan()  # one NaN score makes all probabilities NaN

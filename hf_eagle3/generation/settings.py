@@ -7,7 +7,7 @@ from transformers import Cache, GenerationConfig
 
 from ..compat.caches import window_of
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import DecodingMode, Target, decoding_mode
+from ..target import DecodingMode, Target, accepted_mode
 from ..target_parts import is_sharded
 from ..tree_config import TreeConfig
 from .calibration import GREEDY, OWN_NOISE, SHARED_NOISE
@@ -53,9 +53,7 @@ def settle(
         ValueError: the target allows no speculation, or options do not go together.
     """
     model = target.model
-    mode = decoding_mode(model, cache)
-    if mode.kind == "refused":
-        raise ValueError(f"`assistant_model` cannot speed up {type(model).__name__}: {mode.reason}.")
+    mode = accepted_mode(model, cache)
     sizes = draft.tree_config.fitted(draft.config.draft_vocab_size)
     is_auto = sizes.tree_mode == "auto"
     if mode.kind == "chain" and not sizes.is_chain:

@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel, Rotary, at_places
 from ..tree_config import TreeConfig
-from .cache import hiding_value
 from .draft_cache import DraftCache
 from .drafting import Drafter, Entries, entry_masks, prefix_mask
 from .grouped_attention import grouped_attention
@@ -310,7 +309,7 @@ class StaticDrafter(Drafter):
             return DraftTree(*(self._active(part).clone() for part in parts), depth)
 
     def _run_level(self, tokens, hidden, rotary, start: int, mask) -> tuple[torch.Tensor, torch.Tensor]:
-        least, width = hiding_value(self.dtype), self.cache.valid.shape[1]
+        least, width = torch.finfo(self.dtype).min, self.cache.valid.shape[1]
         mask = F.pad(mask, (0, width - mask.shape[3]), value=least)
         hidden, normed = self._level_pass(
             self.draft,

@@ -18,7 +18,6 @@ from ..attention_inputs import needs_layer_inputs
 from ..compat.caches import DynamicLayer, SlidingLayer, new_static_cache, static_lengths
 from ..compat.calls import compiled_call, makes_dynamic_cache, put_cache, would_compile
 from ..target import DecodingMode, Target, decoding_mode
-from .cache import hiding_value
 from .rows import Rows
 from .settings import Settings
 from .static_cache import Shelf, StaticSlots, rounded
@@ -207,7 +206,7 @@ class StaticPass(TreePass):
 
     def _masks(self, tree: DraftTree, visible: torch.Tensor | None) -> dict[str, torch.Tensor]:
         masks = super()._masks(tree, visible)
-        least, width = hiding_value(self.target.model.dtype), self.cache.num_slots
+        least, width = torch.finfo(self.target.model.dtype).min, self.cache.num_slots
         return {
             kind: torch.nn.functional.pad(mask, (0, width - mask.shape[3]), value=least)
             for kind, mask in masks.items()

@@ -3,7 +3,8 @@
 import argparse
 import json
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -28,37 +29,30 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def _within(text: str, parse: Callable, low: float, high: float, what: str):
+    """`text` as a number from `low` to `high`, or the refusal that it is not `what`."""
+    try:
+        value = parse(text)
+    except ValueError:
+        value = None
+    if value is None or not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value
+
+
 def temperature(text: str) -> float:
     """An argument type: a number of at least 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature; give a number of at least 0")
-    return value
+    return _within(text, float, 0, sys.float_info.max, "a temperature; give a number of at least 0")
 
 
 def probability(text: str) -> float:
     """An argument type: a number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a probability; give a number from 0 to 1")
-    return value
+    return _within(text, float, 0, 1, "a probability; give a number from 0 to 1")
 
 
 def seed(text: str) -> int:
     """An argument type: what `torch.manual_seed` takes."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 2**64
-    if not -(2**63) <= value < 2**64:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a seed; give a whole number, e.g. 0")
-    return value
+    return _within(text, int, -(2**63), 2**64 - 1, "a seed; give a whole number, e.g. 0")
 
 
 def json_object(text: str) -> dict:
