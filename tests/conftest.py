@@ -2,6 +2,7 @@
 Shared fixtures. A real small pair (stories260K and its draft) is used where `HF_EAGLE3_STORIES_PAIR` names its folder.
 """
 
+import logging
 import os
 from pathlib import Path
 
@@ -18,6 +19,12 @@ constants.HF_HUB_OFFLINE = True  # it was read when huggingface_hub was imported
 torch.set_num_threads(1)  # tiny models: threads only wait for each other
 DATA = Path(__file__).parent / "data"
 NEEDS_PAIR = "set HF_EAGLE3_STORIES_PAIR to a folder with target/ and draft/ of the stories260K pair"
+
+
+@pytest.fixture(autouse=True)
+def warnings_of_other_tests_do_not_count():
+    """`logger.warning_once` says a thing once per process; here, once per test."""
+    logging.Logger.warning_once.cache_clear()
 
 
 @pytest.fixture(scope="session")
