@@ -8,14 +8,14 @@ Both sides start from what the host's `generate` prepares. The reference is plai
 """
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from hf_eagle3.compat.caches import cached_columns
 from hf_eagle3.compat.calls import cache_of, prefill, put_cache
 from hf_eagle3.configuration_eagle3 import Eagle3Config
 from hf_eagle3.generation.rows import Rows
 from hf_eagle3.generation.settings import Settings
-from hf_eagle3.generation.static_pass import StaticPass, set_aside, static_shapes
+from hf_eagle3.generation.static_pass import StaticPass, asks_for_static, set_aside, static_shapes
 from hf_eagle3.generation.target_pass import ChainPass, TreePass, prepared_cache
 from hf_eagle3.generation.tree import DraftTree, ancestor_mask, chain
 from hf_eagle3.target import Target, decoding_mode
@@ -143,6 +143,8 @@ def worst_node_error(
 def _after_prefill(model, input_ids, generation_config, kwargs, sizes_of_tree, limit: int, use_chain: bool | None):
     """What `Generation.prefill` sets up, without a draft: the pass, the target and the rows."""
     set_aside(generation_config)
+    if asks_for_static(generation_config):
+        put_cache(kwargs, DynamicCache())  # not the static one that `generate` has made by now
     shapes = static_shapes(model, generation_config, input_ids, kwargs)
     mode = decoding_mode(model, prepared_cache(model, kwargs))
     if mode.kind == "refused":

@@ -638,3 +638,17 @@ def test_auto_is_the_default_and_its_sizes_are_limits(monkeypatch):
     stats = assert_same(target, draft, left_padded([12]), max_new_tokens=60, do_sample=False)
     assert max(choice.nodes for choice in stats.choices) <= 9
     assert max(choice.levels for choice in stats.choices) <= 3
+
+
+def test_sequences_that_have_ended_and_run_on_teach_nothing():
+    """Their padding is no measure of the draft: here a stop string has ended one, and the others go on."""
+    target = tiny_target()
+    draft = tiny_draft(target).with_tree("auto", num_draft_tokens=12, tree_depth=4, tree_top_k=4)
+
+    def looks_at_rows(input_ids, scores, **kwargs):
+        return (input_ids[:, -1] % 5 == 3).expand(len(input_ids))
+
+    options = {"stopping_criteria": [looks_at_rows], "eos_token_id": [5, 6, 9], "max_new_tokens": 40}
+    stats = assert_same(target, draft, left_padded([13, 4, 9, 7]), **options, **SAMPLING)
+    assert len(set(stats.generated_lengths)) > 1
+    assert stats.choices

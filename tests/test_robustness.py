@@ -13,7 +13,6 @@ from transformers import (
     DynamicCache,
     LogitsProcessor,
     LogitsProcessorList,
-    StaticCache,
     T5Config,
 )
 from transformers.generation.streamers import BaseStreamer
@@ -53,13 +52,6 @@ def test_options_that_cannot_be_honoured(pair, options, message):
     target, draft = pair
     with pytest.raises(ValueError, match=message):
         target.generate(**INPUTS, max_new_tokens=5, assistant_model=draft, **options)
-
-
-def test_a_static_cache_of_the_users_is_refused(pair):
-    target, draft = pair
-    cache = StaticCache(config=target.config, max_cache_len=64)
-    with pytest.raises(ValueError, match=r'StaticLayer .*`cache_implementation="static"` and no cache of your own'):
-        target.generate(**INPUTS, **GREEDY, **{CACHE: cache}, assistant_model=draft)
 
 
 @pytest.mark.parametrize(

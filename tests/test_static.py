@@ -22,6 +22,7 @@ from transformers import (
     LogitsProcessor,
     LogitsProcessorList,
     RepetitionPenaltyLogitsProcessor,
+    StaticCache,
 )
 
 from hf_eagle3.generation import cache, costs, static_cache, static_drafting, static_pass, target_pass
@@ -499,6 +500,48 @@ def test_the_cache_is_the_hosts_static_one(name, lengths):
                 continue
             torch.testing.assert_close(own.keys[row, :, held], host.keys[row, :, held], atol=1e-4, rtol=1e-3)
             torch.testing.assert_close(own.values[row, :, held], host.values[row, :, held], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLING], ids=["greedy", "sampling"])
+@pytest.mark.parametrize("lengths", [*PROMPTS, [7, 13, 4, 9]], ids=str)
+@pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])
+def test_a_static_cache_of_the_callers_is_filled_turn_by_turn(name, lengths, sampling):
+    target = tiny_target(name, **({"sliding_window": 64} if name == "mistral" else {}))
+    length = 200 if name != "mistral" else 64
+    texts, caches = [], []
+    for draft in ({}, {"assistant_model": tiny_draft(target)}):
+        cache, call = StaticCache(config=target.config, max_cache_len=length), left_padded(lengths)
+        if not static_pass.keeps_every_column(cache):
+            pytest.skip("before transformers 5.24 a layer with a window does not say whether it can be cropped")
+        for turn, count in enumerate((9, 5, 4)):
+            torch.manual_seed(turn)
+            options = sampling | {"max_new_tokens": count, "eos_token_id": [5, 6], "pad_token_id": 0}
+            out = target.generate(**call, **options, **{CACHE: cache}, **draft)
+            texts.append(out.tolist())
+            ids = torch.cat((out, torch.full((len(out), 2), 11)), dim=1)
+            mask = torch.cat((call["attention_mask"], torch.ones_like(ids[:, call["input_ids"].shape[1] :])), dim=1)
+            call = {"input_ids": ids, "attention_mask": mask}
+        caches.append(cache)
+    assert texts[:3] == texts[3:]
+    for plain, ours in zip(*(cache.layers for cache in caches), strict=True):
+        assert int(ours.get_seq_length()) == int(plain.get_seq_length()) > 0
+        torch.testing.assert_close(ours.keys, plain.keys, atol=1e-4, rtol=1e-3)
+        torch.testing.assert_close(ours.values, plain.values, atol=1e-4, rtol=1e-3)
+
+
+def test_a_static_cache_of_the_callers_stays_as_it_was_where_a_call_fails():
+    target = tiny_target()
+    call = {**left_padded([9]), "assistant_model": tiny_draft(target), **GREEDY}
+    small = StaticCache(config=target.config, max_cache_len=16)
+    with pytest.raises(ValueError, match="room for 16 tokens, not for 28"):
+        target.generate(**call, max_new_tokens=20, **{CACHE: small})
+    assert not small.layers[0].is_initialized
+    assert target.generate(**call, max_new_tokens=8, **{CACHE: small}).shape == (1, 17)
+
+    windows = tiny_target("mistral")
+    cache = StaticCache(config=windows.config, max_cache_len=200)
+    with pytest.raises(ValueError, match="forget columns behind their sliding window"):
+        windows.generate(**call | {"assistant_model": tiny_draft(windows)}, max_new_tokens=5, **{CACHE: cache})
 
 
 def test_a_cache_that_was_handed_back_is_nobody_elses():

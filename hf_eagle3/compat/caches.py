@@ -18,6 +18,7 @@ CacheLayer = uses(CACHE_UTILS, "CacheLayerMixin", "base of the layers that hold 
 DynamicLayer = uses(CACHE_UTILS, "DynamicLayer", "keys and values of the prompt")
 SlidingLayer = uses(CACHE_UTILS, "DynamicSlidingWindowLayer", "the same with a sliding window")
 StaticLayer = uses(CACHE_UTILS, "StaticLayer", "static caches handed in and back")
+StaticSlidingLayer = uses(CACHE_UTILS, "StaticSlidingWindowLayer", "the same with a sliding window")
 StateLayer = uses(CACHE_UTILS, "LinearAttentionCacheLayerMixin", "states that cannot branch")
 # Layers without keys of their own; before 5.18 there are none.
 EmptyLayer = uses(CACHE_UTILS, "DummyLayer", "layers that share another's keys", since="5.18")
@@ -42,6 +43,10 @@ def _filled_indexer():
     layer = IndexedLayer()
     layer.update_indexer(torch.zeros(1, 1, 1))
     return layer
+
+
+def _static_layer():
+    return StaticLayer(max_cache_len=1)
 
 
 def _sliding_layer():
@@ -79,9 +84,10 @@ uses(
     "transformers.cache_utils.StaticLayer",
     "max_cache_len",
     _FIELDS,
-    holder=lambda: StaticLayer(max_cache_len=1),
+    holder=_static_layer,
     is_word=True,
 )
+uses("transformers.cache_utils.StaticLayer", "is_croppable", _FIELDS, holder=_static_layer, since="5.24")
 uses("transformers.Cache", "reorder_cache", "sequences that ended leave a cache with states")
 
 
@@ -186,8 +192,8 @@ def drop_columns(layer: CacheLayer, count: int) -> None:
 def cached_columns(cache: Cache | None, otherwise: int) -> int:
     """Columns of the first layer that counts them; layers with states do not."""
     for layer in cache.layers if isinstance(cache, Cache) else ():
-        if isinstance(layer, DynamicLayer) and layer.is_initialized:
-            return layer.get_seq_length()
+        if isinstance(layer, (DynamicLayer, StaticLayer)) and layer.is_initialized:
+            return int(layer.get_seq_length())
     return otherwise
 
 
@@ -218,3 +224,19 @@ def new_static_cache(config, length: int) -> StaticCache:
 def static_lengths(cache: StaticCache) -> list[int]:
     """Columns of each layer of a static cache."""
     return [layer.max_cache_len for layer in cache.layers]
+
+
+def keeps_every_column(cache: StaticCache) -> bool:
+    """Whether no layer of a static cache forgets columns, as one with a window does; before 5.24 windows do not tell."""
+    return all(
+        type(layer) is StaticLayer or (type(layer) is StaticSlidingLayer and getattr(layer, "is_croppable", False))
+        for layer in cache.layers
+    )
+
+
+def dynamic_copy(cache: StaticCache | None) -> DynamicCache:
+    """The columns that a static cache holds, in a cache that grows and knows no windows."""
+    copy, length = DynamicCache(), cached_columns(cache, 0)
+    for index, layer in enumerate(cache.layers if length else ()):
+        copy.update(layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone(), index)
+    return copy

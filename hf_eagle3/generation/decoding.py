@@ -108,7 +108,7 @@ class Generation:
         self.stats.mode = "chain" if self.tree_config.is_chain else "tree"
         self.stats.reason = self.settings.mode.reason
         self.returns_cache = bool(generation_config.return_dict_in_generate)
-        self.returns_cache |= self.static is None and is_user_provided(self.cache)
+        self.returns_cache |= is_user_provided(self.cache) if self.static is None else self.static.is_callers
         self.reporter = Reporter(streamer, self.stats)
         self.pending: list[Entries] = []
         self.passes: TreePass | ChainPass | None = None
@@ -259,13 +259,15 @@ class Generation:
         """What a planned cycle cost and which of its nodes were accepted, for the next choices."""
         if self.planner is not None and self.planner.is_underway:
             is_timed, accepted = self.stats.synchronize or self.drafter.device.type == "cpu", None
-            counts = [count for count, is_live in zip(plan.accepted, plan.is_live, strict=True) if is_live]
+            live = [place for place, is_live in enumerate(plan.is_live) if is_live]
+            if len(live) < len(plan.is_live):  # padding teaches nothing
+                self.planner.keep_rows(live)
             if tree.num_draft_tokens:
                 accepted = accepted_nodes(tree, walk, on_device(plan.accepted, tree.tokens.device))
-                if len(counts) < len(plan.accepted):  # padding teaches nothing
-                    live = on_device([a for a, is_live in enumerate(plan.is_live) if is_live], tree.tokens.device)
-                    tree, accepted = tree.select_rows(live), accepted[live]
-            self.planner.end(tree, accepted, counts, is_timed)
+                if len(live) < len(plan.is_live):
+                    index = on_device(live, tree.tokens.device)
+                    tree, accepted = tree.select_rows(index), accepted[index]
+            self.planner.end(tree, accepted, [plan.accepted[place] for place in live], is_timed)
 
     def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk | None:
         """

@@ -221,6 +221,12 @@ class AutoPlanner:
         self._nodes = max((size - 1 for size in self.pass_sizes if size - 1 <= min(most, len(curve))), key=worth)
         return self._nodes
 
+    def keep_rows(self, live: list[int]) -> None:
+        """What follows is of the active rows `live` only: the others have ended and run on beside them."""
+        if self._weights is not None:
+            weights = [self._weights[row] for row in live]
+            self._weights = [weight / sum(weights) for weight in weights] if sum(weights) else None
+
     def end(self, tree: DraftTree, accepted: torch.Tensor | None, counts: list[int], is_timed: bool) -> None:
         """
         What came of it.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache
 
-from ..compat.caches import KEYS_AND_VALUES, part, put_part
+from ..compat.caches import KEYS_AND_VALUES, cached_columns, part, put_part
 from .cache import SlotLayer, Span
 
 
@@ -178,10 +178,11 @@ class StaticSlots(Cache):
             marks.origin.copy_(marks.goal)
 
     def give_back(self, host: Cache, length: int) -> None:
-        """Fill the host's empty static cache with the first `length` columns, as its own passes would have."""
+        """Fill the host's static cache up to `length` columns, as its own passes would have."""
+        held = cached_columns(host, 0)
         for index, own in enumerate(self.layers):
             own.move()
-            host.update(own.keys[:, :, :length], own.values[:, :, :length], index)
+            host.update(own.keys[:, :, held:length], own.values[:, :, held:length], index)
         self._rest()
 
 

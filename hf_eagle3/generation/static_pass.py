@@ -15,8 +15,15 @@ import torch
 from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 
 from ..attention_inputs import needs_layer_inputs
-from ..compat.caches import DynamicLayer, SlidingLayer, new_static_cache, static_lengths
-from ..compat.calls import compiled_call, makes_dynamic_cache, put_cache, would_compile
+from ..compat.caches import (
+    DynamicLayer,
+    SlidingLayer,
+    dynamic_copy,
+    keeps_every_column,
+    new_static_cache,
+    static_lengths,
+)
+from ..compat.calls import cache_of, compiled_call, makes_dynamic_cache, put_cache, would_compile
 from ..target import DecodingMode, Target, decoding_mode
 from .rows import Rows
 from .settings import Settings
@@ -70,14 +77,15 @@ class StaticShapes:
     Args:
         model: The target.
         config: The call's.
-        cache: See `host_cache`; filled at the end, if it is handed back.
+        cache: See `host_cache`, or the caller's; filled at the end, if it is handed back.
+        is_callers: Whether the caller gave it.
 
     Attributes:
         compiles: Whether the host would compile its own steps here, so that ours are.
     """
 
-    def __init__(self, model: PreTrainedModel, config: GenerationConfig, cache: StaticCache):
-        self.model, self.config, self.host_cache = model, config, cache
+    def __init__(self, model: PreTrainedModel, config: GenerationConfig, cache: StaticCache, is_callers: bool):
+        self.model, self.config, self.host_cache, self.is_callers = model, config, cache, is_callers
         self.compiles = would_compile(model, cache, config)
 
     def forward(self, inputs: dict):
@@ -112,26 +120,32 @@ def static_shapes(
     model: PreTrainedModel, config: GenerationConfig, input_ids: torch.Tensor, model_kwargs: dict
 ) -> StaticShapes | None:
     """
-    What the call needs if it asks for static shapes, else `None`. The prompt is then read into a dynamic cache that
-    knows no windows.
+    What the call needs if it asks for static shapes, by `cache_implementation` or by a `StaticCache` of the caller's,
+    else `None`. The prompt is then read into a dynamic cache that knows no windows.
 
     Raises:
         ValueError: the target or another option does not go with it.
     """
-    if not asks_for_static(config):
+    own = cache_of(model_kwargs)
+    own = own if isinstance(own, StaticCache) else None
+    if own is None and not asks_for_static(config):
         return None
+    asked = "`cache_implementation` 'static'" if own is None else "a `StaticCache`"
     mode = static_mode(model)
     if mode.kind != "tree":
         raise ValueError(
-            f"`cache_implementation` 'static' does not go with a draft on {type(model).__name__}: {mode.reason}. "
-            "Leave it out (the dynamic cache)."
+            f"{asked} does not go with a draft on {type(model).__name__}: {mode.reason}. Leave it out (the dynamic "
+            "cache)."
+        )
+    if own is not None and not keeps_every_column(own):
+        raise ValueError(
+            f"{asked} whose layers forget columns behind their sliding window does not go with a draft; make it no "
+            'longer than the window (from transformers 5.24 on), or give `cache_implementation="static"`.'
         )
     if config.return_dict_in_generate and config.output_attentions:
-        raise ValueError(
-            "`output_attentions` with `cache_implementation` 'static' does not go with a draft; leave one out."
-        )
-    put_cache(model_kwargs, DynamicCache())
-    return StaticShapes(model, config, host_cache(model, config, input_ids, model_kwargs))
+        raise ValueError(f"`output_attentions` with {asked} does not go with a draft; leave one out.")
+    put_cache(model_kwargs, dynamic_copy(own))
+    return StaticShapes(model, config, own or host_cache(model, config, input_ids, model_kwargs), own is not None)
 
 
 def static_mode(model: PreTrainedModel) -> DecodingMode:
@@ -235,9 +249,17 @@ class StaticPass(TreePass):
         """Rows that ended stay where they are."""
 
     def close(self, is_wanted: bool) -> Cache:
-        """The host's static cache, filled with all columns but the last token's if that is wanted."""
+        """
+        The host's static cache, filled with all columns but the last token's if that is wanted.
+
+        Raises:
+            ValueError: a cache of the caller's is too short; it is then as it was.
+        """
+        length, given = self.rows.final_cache_length, self.shapes.host_cache
+        if self.shapes.is_callers and length > min(static_lengths(given)):
+            raise ValueError(f"The static cache has room for {min(static_lengths(given))} tokens, not for {length}.")
         if is_wanted:
-            self.cache.give_back(self.shapes.host_cache, self.rows.final_cache_length)
+            self.cache.give_back(given, length)
         if self.shapes.compiles:
             KEPT_SLOTS.put(self.target.model, self.cache)
-        return self.shapes.host_cache
+        return given
