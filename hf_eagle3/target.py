@@ -8,7 +8,6 @@ Shape letters: B batch, L sequence, H hidden, V vocabulary, F width of the tappe
 
 import inspect
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,8 +40,10 @@ from .compat.calls import cache_argument, optimised_for_decoding
 from .compat.models import attention_name
 from .compat.versions import host_version
 from .configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
+from .taps import Taps
 from .target_parts import (
     decoder_layers,
+    decoder_of,
     embedding_weight,
     head_options,
     head_rows,
@@ -124,6 +125,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("chain", f"windows of several sizes ({sorted(windows)})")
     if getattr(config, "cross_attention_layers", None):
         return DecodingMode("chain", "cross-attention layers keep an image's keys beside those of the text")
+    if getattr(config, "recurrent_kv_cache_mode", None) == "last_loop":
+        return DecodingMode("chain", "its first loops read the cache's storage themselves, not through its layers")
     if config.model_type in CHAIN_ONLY:
         if not strange:
             return DecodingMode("refused", f"transformers {host_version} gives it a plain cache beside a draft")
@@ -205,9 +208,7 @@ class Target:
                 "to depends on the others of its pass, so that text may differ as it does with the batch size. "
                 "`llm_int8_threshold=0.0` makes tokens independent."
             )
-        self._captured: dict[int, list[torch.Tensor]] = {}
         self._handles: list = []
-        self._thread: int | None = None  # the thread whose passes are captured, None: none
         layers = decoder_layers(model)
         self.uses_hooks = layers is not None and not is_compiled(model)
         if not self.uses_hooks:
@@ -219,7 +220,8 @@ class Target:
             if not self.uses_hooks or (max(self.layer_ids) >= num_decoder_layers(self.config) - num_shared)
             else {}
         )
-        self._tapped = [layers[i] for i in self.layer_ids] if self.uses_hooks else []
+        tapped = {i: layers[i] for i in self.layer_ids} if self.uses_hooks else {}
+        self.taps = Taps(decoder_of(model, layers), tapped, self.config)
         self.layer_inputs = LayerInputs(model, self.config, layers)
 
     @contextmanager
@@ -227,8 +229,8 @@ class Target:
         """Hooks on the tapped layers for the time of one call; they are gone whatever happens inside."""
         self._handles = self.layer_inputs.register()
         try:
-            for layer_id, layer in zip(self.layer_ids, self._tapped, strict=False):
-                self._handles.append(layer.register_forward_hook(self._hook(layer_id)))
+            if self.uses_hooks:
+                self._handles += self.taps.register()
             yield
         finally:
             self._detach()
@@ -251,43 +253,28 @@ class Target:
                 "`cache_implementation='static'`, and a tree mode other than 'host_chain'."
             )
 
-    def _hook(self, layer_id: int):
-        def keep(module, args, output):
-            # Another thread may run the same target; a logits processor may too, outside `capturing`.
-            if self._thread == threading.get_ident():
-                hidden = output if isinstance(output, torch.Tensor) else output[0]
-                self._captured.setdefault(layer_id, []).append(one_stream(hidden, self.config))
-
-        return keep
-
-    @contextmanager
-    def capturing(self) -> Iterator[None]:
+    def capturing(self):
         """Passes inside are captured; everything else that runs the target is not."""
-        self._captured.clear()
-        self._thread = threading.get_ident()
-        try:
-            yield
-        finally:
-            self._thread = None
+        return self.taps.capturing()
 
     def features(self, outputs) -> torch.Tensor:
         """Tapped layers' outputs of the captured passes side by side, (B, L, F)."""
-        if self.uses_hooks:
-            if len(self._captured) != len(self.layer_ids):
-                raise RuntimeError(
-                    f"Of the tapped layers {self.layer_ids} only {sorted(self._captured)} were seen to run; a "
-                    "compiled model ignores hooks added later. Pass the uncompiled model."
-                )
-            parts = [
-                torch.cat(self._captured[i], dim=1) if len(self._captured[i]) > 1 else self._captured[i][0]
-                for i in self.layer_ids
-            ]
-            self._captured.clear()
-            return _side_by_side(parts)
-        return self.output_features(outputs)
+        return _side_by_side(self.taps.take()) if self.uses_hooks else self.output_features(outputs)
 
     def output_features(self, outputs) -> torch.Tensor:
-        """The same of a pass that was asked for `hidden_states`."""
+        """
+        The same of a pass that was asked for `hidden_states`.
+
+        Raises:
+            ValueError: they are not one per layer.
+        """
+        shown, num_layers = len(outputs.hidden_states), num_decoder_layers(self.config)
+        if shown != num_layers + 1:
+            raise ValueError(
+                f"{type(self.model).__name__} shows {shown} hidden states for {num_layers} layers, so that tapped "
+                "ones cannot be told. Pass the uncompiled target, no `cache_implementation='static'`, and a tree mode "
+                "other than 'host_chain'."
+            )
         return _side_by_side([one_stream(outputs.hidden_states[i + 1], self.config) for i in self.layer_ids])
 
     def on_input_device(self, ids: torch.Tensor) -> torch.Tensor:

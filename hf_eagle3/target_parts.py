@@ -53,6 +53,12 @@ def decoder_layers(target: PreTrainedModel) -> nn.ModuleList | None:
     return None
 
 
+def decoder_of(target: PreTrainedModel, layers: nn.ModuleList | None) -> nn.Module:
+    """The module that runs `layers`: what `get_decoder` finds, unless that is a part of the head."""
+    decoder = target.get_decoder()
+    return decoder if any(module is layers for module in decoder.modules()) else target
+
+
 def _modules_but(model_types: set[str], root: nn.Module) -> Iterator[nn.Module]:
     """`root.modules()` without those of `model_types`: a vision tower may have as many layers as the decoder."""
     yield root

@@ -63,6 +63,7 @@ EXTRA: dict[str, dict] = {
             "full_attention": None,
         },
     },
+    "dory": {"n_input_layers": 1, "n_recurrent_layers": 2, "n_output_layers": 1},
     "dbrx": {
         "attn_config": {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4},
         "ffn_config": {"ffn_hidden_size": 32, "moe_num_experts": 4, "moe_top_k": 2},
@@ -166,6 +167,7 @@ _LONG = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 3.0, 4.0]}
 # The same architectures with other options, under a name that tells which.
 VARIANTS: dict[str, dict] = {
     "dots1[windows of one kind]": {"layer_types": ["sliding_attention"] * 4},
+    "dory[last_loop]": {"recurrent_kv_cache_mode": "last_loop"},
     "falcon[alibi]": {"alibi": True},
     "falcon[heads of their own]": {"multi_query": False, "parallel_attn": False, "num_kv_heads": 4},
     "falcon[new decoder]": {"new_decoder_architecture": True},

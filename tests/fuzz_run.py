@@ -276,6 +276,8 @@ def _note_result(turn: Turn, scene: Scene, inputs: dict, cache) -> None:
 
 def contents(cache) -> list[tuple[str, dict]]:
     """(type, what it holds) of a cache and of each of its layers, copied."""
+    if not hasattr(cache, "__dict__"):
+        return []  # a model's own tuple or list
     return [(type(part).__name__, _held(part)) for part in (cache, *vars(cache).get("layers", ()))]
 
 

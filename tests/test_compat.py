@@ -339,11 +339,16 @@ MEANT = {
     "values": (r"\bself\.values\b(?!\()", "self.values_of_tomorrow", "cache_utils"),
     "device": (r"\bself\.device\b", "self.device_of_tomorrow", "cache_utils"),
     "sliding_window": (r"\bself\.sliding_window\b", "self.window_of_tomorrow", "cache_utils"),
-    "update": (
-        r"(?<=def )update(?=\(\s*self,\s*key_states)|(?<=[\])]\.)update(?=\(key)|(?<=super\(\)\.)update",
+    "update": (  # of layers, not of caches, which take a layer's number
+        r"(?<=def )update(?=\(\s*self,\s*key_states[^)]*,\s*\*args)(?!\([^)]*layer_idx)"
+        r"|(?<=[\])]\.)update(?=\(key)|(?<=super\(\)\.)update",
         "update_of_tomorrow",
         "cache_utils",
     ),
+    "is_initialized": (r"\b(self|layer)\.is_initialized\b", r"\1.initialised_of_tomorrow", "cache_utils"),
+    "temperature": (r"\bself\.temperature\b", "self.temperature_of_tomorrow", "logits_process"),
+    "top_k": (r"\bself\.top_k\b", "self.top_k_of_tomorrow", "logits_process"),
+    "top_p": (r"\bself\.top_p\b", "self.top_p_of_tomorrow", "logits_process"),
     "max_length": (r"\bself\.max_length\b", "self.length_of_tomorrow", "stopping_criteria"),
     "eos_token_id": (r"\bself\.eos_token_id\b", "self.end_of_tomorrow", "stopping_criteria"),
 }
@@ -353,7 +358,11 @@ MEANT = {
 @pytest.mark.parametrize("name", sorted({point.name for point in POINTS}))
 def test_every_point_may_go(name, tmp_path):
     scopes = {point.scope for point in POINTS if point.name == name}
-    found = future([MEANT[name]] if name in MEANT else renamed(name), tmp_path)
+    if name == CACHE:
+        changes = BREAKS["the cache's argument"]
+    else:
+        changes = [MEANT[name]] if name in MEANT else renamed(name)
+    found = future(changes, tmp_path)
     if scopes <= {TRAINING, COMMANDS}:
         assert found["same"]
         assert found["warnings"] == []

@@ -25,6 +25,7 @@ LAYERS = (
         "attention_inputs",
         "chains",
         "target_parts",
+        "taps",
         "target",
     ),
     ("modeling_eagle3", "fitting"),

@@ -227,7 +227,7 @@ def static_lengths(cache: StaticCache) -> list[int]:
 
 
 def keeps_every_column(cache: StaticCache) -> bool:
-    """Whether no layer of a static cache forgets columns, as one with a window does; before 5.24 windows do not tell."""
+    """Whether no layer of a static cache forgets columns. With a window it may; before 5.24 it does not tell."""
     return all(
         type(layer) is StaticLayer or (type(layer) is StaticSlidingLayer and getattr(layer, "is_croppable", False))
         for layer in cache.layers

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from transformers import Cache, CompileConfig, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, CompileConfig, GenerationConfig, PreTrainedModel
 
 from .points import COMMANDS, uses
 
@@ -28,7 +28,7 @@ uses(
     "inputs of the next pass",
     parameters=("outputs", "model_kwargs", "is_encoder_decoder", "num_new_tokens"),
 )
-uses(
+_prepares_inputs = uses(
     MIXIN,
     "prepare_inputs_for_generation",
     "inputs of a pass",
@@ -55,7 +55,7 @@ def _names_of_cache(function) -> list[str]:
 
 
 # What `generate` calls the cache that is passed to it, and its output the one that it returns.
-CACHE = (_names_of_cache(GenerationMixin.prepare_inputs_for_generation) or ["past_key_values"])[0]
+CACHE = (_names_of_cache(_prepares_inputs) or ["past_key_values"])[0]
 
 
 def cache_argument(function) -> str | None:

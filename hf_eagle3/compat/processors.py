@@ -84,15 +84,13 @@ SEQUENCE_IN_PLACE = _classes(
 
 def warping(processors: Sequence) -> dict[str, float | int]:
     """`temperature`, `top_k` and `top_p` of transformers' own warpers among the processors; the last one counts."""
-    found: dict[str, float | int] = {}
-    for processor in processors:
-        if isinstance(processor, _Temperature):
-            found["temperature"] = processor.temperature
-        elif isinstance(processor, _TopK):
-            found["top_k"] = processor.top_k
-        elif isinstance(processor, _TopP):
-            found["top_p"] = float(processor.top_p)
-    return found
+    warpers = {"temperature": _Temperature, "top_k": _TopK, "top_p": _TopP}
+    return {
+        name: getattr(processor, name)
+        for processor in processors
+        for name, warper in warpers.items()
+        if isinstance(processor, warper) and hasattr(processor, name)
+    }
 
 
 def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:

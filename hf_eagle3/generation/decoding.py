@@ -115,6 +115,7 @@ class Generation:
         self.drafts = True  # until the draft's scores are not finite
         if not self.target.uses_hooks:
             self.model_kwargs["output_hidden_states"] = True
+            generation_config.prefill_chunk_size = None  # the outputs would show the last chunk only
 
     # -- prefill ------------------------------------------------------------------------------------------------------
 

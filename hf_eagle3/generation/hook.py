@@ -16,7 +16,7 @@ from ..compat import hooks
 from ..compat.caches import cached_columns, can_go_back
 from ..compat.calls import cache_of
 from ..compat.guard import Guard
-from ..compat.models import is_stateful
+from ..compat.models import attention_name, is_stateful
 from ..compat.outputs import is_assisted
 from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
@@ -95,6 +95,13 @@ def refuse_options(target: PreTrainedModel, draft: Eagle3DraftModel, mode, confi
     if config.cache_implementation == "static" and is_host_chain:
         raise ValueError(
             "`cache_implementation` 'static' does not go with the tree mode 'host_chain', transformers' own loop; "
+            "leave it out or take another `tree_mode`."
+        )
+    shows_attentions = config.return_dict_in_generate and config.output_attentions
+    attention = attention_name(target.config.get_text_config(decoder=True))
+    if is_host_chain and shows_attentions and attention != "eager":
+        raise ValueError(
+            "`output_attentions` with the tree mode 'host_chain', transformers' own loop, needs eager attention; "
             "leave it out or take another `tree_mode`."
         )
     if given.get("synced_gpus"):

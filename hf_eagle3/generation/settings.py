@@ -69,12 +69,6 @@ def settle(
 
 
 def _refuse_combinations(target: Target, mode: DecodingMode, cache: Cache, config: GenerationConfig) -> None:
-    if config.prefill_chunk_size is not None and not target.uses_hooks:
-        raise ValueError(
-            f"`prefill_chunk_size` ({config.prefill_chunk_size}) does not go with a draft on a target without "
-            "hooks (it is compiled, or its layers were not found), whose tapped layers show the last chunk only; "
-            "leave it out or pass the uncompiled model."
-        )
     windows = any(window_of(layer) is not None for layer in cache.layers)
     if config.return_dict_in_generate and config.output_attentions and windows and mode.kind == "tree":
         raise ValueError("`output_attentions` with sliding-window layers does not go with a draft; leave one out.")
