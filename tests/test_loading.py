@@ -283,6 +283,24 @@ def text(target, **options) -> list:
 
 
 @PEFTS_OWN_WARNING
+def test_an_adapter_of_transformers_own_integration(monkeypatch):
+    """`add_adapter`, `load_adapter`; transformers may ask for a newer PEFT than the index has."""
+    peft = pytest.importorskip("peft")
+    target = tiny_target()
+    draft, before = tiny_draft(target), text(target)
+    config = peft.LoraConfig(target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    try:
+        target.add_adapter(config)
+    except (ImportError, ValueError):
+        monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", peft.__version__)
+        target.add_adapter(config)
+    assert text(target) != before
+    assert text(target, assistant_model=draft) == text(target)
+    target.disable_adapters()
+    assert text(target, assistant_model=draft) == before
+
+
+@PEFTS_OWN_WARNING
 def test_adapters_switched_between_calls(adapted):
     target, draft = adapted
     texts = []
