@@ -126,7 +126,7 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     if getattr(config, "cross_attention_layers", None):
         return DecodingMode("chain", "cross-attention layers keep an image's keys beside those of the text")
     if getattr(config, "recurrent_kv_cache_mode", None) == "last_loop":
-        return DecodingMode("chain", "its first loops read the cache's storage themselves, not through its layers")
+        return DecodingMode("refused", "its first loops see what the last loop leaves, only of tokens of other passes")
     if config.model_type in CHAIN_ONLY:
         if not strange:
             return DecodingMode("refused", f"transformers {host_version} gives it a plain cache beside a draft")

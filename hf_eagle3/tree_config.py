@@ -93,7 +93,7 @@ class TreeConfig:
 
     def fitted(self, draft_vocab_size: int) -> "TreeConfig":
         """
-        The same for a draft vocabulary that may be smaller than `tree_top_k`.
+        The same for a draft vocabulary that may be smaller than `tree_top_k`, and no deeper than its nodes can reach.
 
         Raises:
             ValueError: it is, and the size was asked for.
@@ -104,7 +104,7 @@ class TreeConfig:
             raise ValueError(
                 f"`tree_top_k` is {self.tree_top_k}, but the draft vocabulary has only {draft_vocab_size} tokens."
             )
-        return self
+        return self if self.is_chain else replace(self, tree_depth=min(self.tree_depth, self.num_draft_tokens))
 
     def write_to(self, generation_config: GenerationConfig) -> None:
         """Store the fields in `generation_config`."""

@@ -52,6 +52,7 @@ ALWAYS_TESTED = (
 )
 REFUSED = {
     "cpmant": "sees those behind it",
+    "dory[last_loop]": "first loops see",
     "openai-gpt": "reads no cache",
     "recurrent_gemma": "starts afresh",
     "reformer": "no transformers `Cache`",

@@ -109,6 +109,13 @@ def test_a_returned_cache_is_plain_generates_behind_an_early_end(name, static):
                 torch.testing.assert_close(own[:, :, -plains.shape[2] :], plains, rtol=1e-3, atol=1e-3)
 
 
+def test_padding_is_cached_behind_a_window_that_others_have_left_long_ago(monkeypatch):
+    monkeypatch.setattr("hf_eagle3.generation.cache.GROWTH", 2)
+    monkeypatch.setitem(ENDING, "max_new_tokens", 90)
+    test_a_returned_cache_is_plain_generates_behind_an_early_end("mistral", {})
+    test_a_returned_cache_is_plain_generates_behind_an_early_end("gemma3", {})
+
+
 def test_padding_is_cached_in_parts(monkeypatch):
     monkeypatch.setattr("hf_eagle3.generation.target_pass.PADDING_CHUNK", 3)
     test_a_returned_cache_is_plain_generates_behind_an_early_end("gemma3", {})

@@ -53,7 +53,7 @@ def test_random_cases(start):
     counts = Counter(verdict.status for verdict in verdicts)
     assert counts["rounding"] + counts["unsteady"] <= BLOCK // 10, counts
     assert counts["same"] >= BLOCK // 2, f"most cases compare nothing: {counts}"
-    assert sum(verdict.num_accepted > 0 for verdict in verdicts) >= BLOCK // 3, "most cases accept no draft token"
+    assert sum(verdict.num_accepted > 0 for verdict in verdicts) > BLOCK // 6, "most cases accept no draft token"
 
 
 # -- what the cases reach ---------------------------------------------------------------------------------------------

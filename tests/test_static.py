@@ -97,6 +97,14 @@ def test_rows_that_end_early(pair, sampling):
     assert len(set(stats.generated_lengths)) > 1, "all rows ended together: the test shows nothing"
 
 
+def test_a_tree_with_fewer_nodes_than_levels(pair):
+    for sizes in ({"num_draft_tokens": 2, "tree_depth": 3, "tree_top_k": 1}, {"num_draft_tokens": 1, "tree_top_k": 2}):
+        draft = pair[1].with_tree("static", **sizes)
+        for options in (STATIC, {}):
+            stats = assert_same(pair[0], draft, left_padded([5]), max_new_tokens=9, **GREEDY, **options)
+            assert max(map(max, stats.tree_depths)) <= sizes["num_draft_tokens"]
+
+
 @pytest.mark.parametrize("max_new_tokens", [1, 2, 3, 7])
 def test_the_length_limit_is_met_exactly(pair, max_new_tokens):
     assert_same(*pair, left_padded([5, 8]), max_new_tokens=max_new_tokens, **GREEDY, **STATIC)

@@ -167,7 +167,7 @@ class SlotCache(Cache):
 
         Args:
             write: Columns of the longest active row.
-            shortest: Columns of the shortest active row; its window must stay.
+            shortest: Columns of the shortest row that is kept; its window must stay.
         """
         for span in self.spans.values():
             span.write = write
@@ -186,9 +186,9 @@ class SlotCache(Cache):
         groups = [group for group in self.groups if group.span is span]
         if start == span.start or all(span.offset + num_nodes <= g.storage.shape[3] for g in groups):
             return
-        shift, used = start - span.start, span.offset
-        for group in groups:
-            group.storage[:, :, :, : used - shift] = group.storage[:, :, :, shift:used].clone()
+        shift = start - span.start
+        for group in groups:  # to the end: sequences that are not active may be longer than those that are
+            group.storage[:, :, :, :-shift] = group.storage[:, :, :, shift:].clone()
         span.start = start
 
     def keep(self, write: int, columns: torch.Tensor, nodes: torch.Tensor) -> None:

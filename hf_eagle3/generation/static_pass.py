@@ -157,6 +157,8 @@ def static_mode(model: PreTrainedModel) -> DecodingMode:
         return mode
     if needs_layer_inputs(config):
         return DecodingMode("refused", "hooks on its layers make biases or masks that grow with the text")
+    if (getattr(config, "n_recurrent_loops", None) or 1) > 1:
+        return DecodingMode("refused", "its outputs show what layers that run several times left each time")
     strange = {type(layer).__name__ for layer in cache.layers if type(layer) not in PLAIN_LAYERS}
     if strange:
         return DecodingMode("refused", f"cache layers of type {', '.join(sorted(strange))} hold more than slots")

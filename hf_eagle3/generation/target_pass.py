@@ -114,7 +114,9 @@ class TreePass:
         columns = rows.cached_columns
         num_nodes = tree.tokens.shape[1]
         self.write = max(columns)
-        self.cache.begin_pass(self.write, min(columns), max(num_nodes, tree.max_depth + 1))
+        # Sequences that have ended but stay in the cache need their window for the padding behind them.
+        shortest = min(rows.lengths) - 1 + rows.cache_shift if self.keeps_rows else min(columns)
+        self.cache.begin_pass(self.write, shortest, max(num_nodes, tree.max_depth + 1))
         device = tree.tokens.device
         self.lengths, steps = on_device([columns, rows.steps], device)
         visible = rows.active_visible(device)
