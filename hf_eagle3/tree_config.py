@@ -91,6 +91,15 @@ class TreeConfig:
         pool = self.tree_top_k + (tree_depth - 1) * self.tree_top_k**2
         return replace(self, tree_depth=tree_depth, num_draft_tokens=min(self.num_draft_tokens, pool))
 
+    def limited(self, num_tokens: int | None) -> "TreeConfig":
+        """The same drafting at most `num_tokens` tokens per cycle, `generate`'s `num_assistant_tokens`; `None`: all."""
+        if num_tokens is None:
+            return self
+        if num_tokens < 1:
+            raise ValueError(f"`num_assistant_tokens` is {num_tokens}; a draft proposes at least one token.")
+        name = "tree_depth" if self.is_chain else "num_draft_tokens"
+        return replace(self, **{name: min(num_tokens, getattr(self, name))})
+
     def fitted(self, draft_vocab_size: int) -> "TreeConfig":
         """
         The same for a draft vocabulary that may be smaller than `tree_top_k`, and no deeper than its nodes can reach.

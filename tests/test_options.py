@@ -395,3 +395,17 @@ def test_stop_strings(pair, eos_token_id, sampling):
     stats = assert_same(target, draft, left_padded([13]), **options)
     assert stats.generated_lengths[0] < 30
     assert_same(target, draft, RAGGED, **options)
+
+
+@pytest.mark.parametrize("mode", ["static", "chain", "auto", "host_chain"])
+def test_num_assistant_tokens_limits_the_draft(pair, mode):
+    target, draft = pair
+    draft = draft.with_tree(mode, **({"tree_top_k": 4} if mode == "static" else {}))
+    options = {"max_new_tokens": 20, "do_sample": False, "assistant_model": draft}
+    with hf_eagle3.record() as stats:
+        text = target.generate(**left_padded([9]), **options, num_assistant_tokens=2)
+    assert text.tolist() == target.generate(**left_padded([9]), **options).tolist()
+    if mode != "host_chain":  # which keeps no statistics
+        assert 0 < stats.num_draft_tokens <= 2 * stats.num_cycles
+    with pytest.raises(ValueError, match="`num_assistant_tokens` is 0"):
+        target.generate(**left_padded([9]), **options, num_assistant_tokens=0)
