@@ -91,10 +91,13 @@ class TreeConfig:
         pool = self.tree_top_k + (tree_depth - 1) * self.tree_top_k**2
         return replace(self, tree_depth=tree_depth, num_draft_tokens=min(self.num_draft_tokens, pool))
 
-    def limited(self, num_tokens: int | None) -> "TreeConfig":
-        """The same drafting at most `num_tokens` tokens per cycle, `generate`'s `num_assistant_tokens`; `None`: all."""
-        if num_tokens is None:
-            return self
+    def limited(self, num_tokens: int) -> "TreeConfig":
+        """
+        The same with at most `num_tokens` drafted per cycle, `generate`'s `num_assistant_tokens`.
+
+        Raises:
+            ValueError: it is less than 1.
+        """
         if num_tokens < 1:
             raise ValueError(f"`num_assistant_tokens` is {num_tokens}; a draft proposes at least one token.")
         name = "tree_depth" if self.is_chain else "num_draft_tokens"

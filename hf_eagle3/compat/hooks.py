@@ -51,10 +51,10 @@ _FOR_ASSISTANTS = ("synced_gpus", "inputs_tensor", "assistant_tokenizer", "token
 class Handler(Protocol):
     """What is done with a draft."""
 
-    def accepted(self, target: PreTrainedModel, assistant: Any) -> Any:
+    def accepted(self, target: PreTrainedModel, assistant: Any, given: dict) -> Any:
         """
-        Our draft for what was given to `generate` as `assistant_model`, perhaps its name; `None` for any other
-        assistant. Raises ValueError for a draft that was loaded as something else.
+        Our draft for what was given to `generate` as `assistant_model`, perhaps its name, beside the other arguments
+        `given`; `None` for any other assistant. Raises ValueError for a draft that was loaded as something else.
         """
 
     def draft_of(self, assistant: Any) -> Any:
@@ -115,10 +115,11 @@ def _wrap_generate(handler: Handler) -> None:
     @functools.wraps(own)
     def generate(self, *args, **kwargs):
         assistant = args[place] if len(args) > place else kwargs.get("assistant_model")
-        draft = None if assistant is None else handler.accepted(self, assistant)
+        given = dict(zip(names[1:], args, strict=False)) | kwargs
+        draft = None if assistant is None else handler.accepted(self, assistant, given)
         if draft is None:
             return own(self, *args, **kwargs)
-        given = dict(zip(names[1:], args, strict=False)) | kwargs | {"assistant_model": draft}
+        given["assistant_model"] = draft
         plain = handler.plain(self, own, given)
         return own(self, **given) if plain is None else plain
 

@@ -51,7 +51,7 @@ class Eagle3CandidateGenerator(CandidateGenerator):
         self.target = Target(model, draft.config)
         self.target.read_outputs()
         self.drafter = Drafter(draft, self.target, 1, new_stats())
-        self.depth = draft.tree_config.limited(generation_config.num_assistant_tokens).tree_depth
+        self.depth = draft.tree_config.tree_depth
         self.max_length = generation_config.max_length
         self.do_sample = bool(generation_config.do_sample)
         self.warp = Warp.of(logits_processor or [])

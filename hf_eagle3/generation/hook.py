@@ -5,6 +5,7 @@ Refusals with their remedies live here. How a draft gets here is known to `compa
 
 import weakref
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -68,6 +69,11 @@ def refuse_wrong_class(assistant_model) -> None:
         )
 
 
+def _limited(draft: Eagle3DraftModel, num_tokens: int) -> Eagle3DraftModel:
+    sizes = asdict(draft.tree_config.limited(num_tokens))
+    return draft.with_tree(sizes.pop("tree_mode"), **sizes)
+
+
 def refuse_options(target: PreTrainedModel, draft: Eagle3DraftModel, mode, config: GenerationConfig, given: dict):
     """
     Refuse what cannot be honoured.
@@ -129,14 +135,16 @@ class _Drafts:
         """See `draft_of`."""
         return draft_of(assistant)
 
-    def accepted(self, target: PreTrainedModel, assistant: Any) -> Eagle3DraftModel | None:
+    def accepted(self, target: PreTrainedModel, assistant: Any, given: dict) -> Eagle3DraftModel | None:
         """Ours, loaded if it is a name, or `None`; raises for a draft that was loaded as something else."""
-        if isinstance(assistant, str):
-            return self._loaded(target, assistant)
-        draft = draft_of(assistant)
+        draft = self._loaded(target, assistant) if isinstance(assistant, str) else draft_of(assistant)
         if draft is None:
             refuse_wrong_class(assistant)
-        return draft
+            return None
+        limit = given.get("num_assistant_tokens")
+        for config in (given.get("generation_config"), target.generation_config):
+            limit = config.num_assistant_tokens if limit is None and config is not None else limit
+        return draft if limit is None else _limited(draft, limit)
 
     def _loaded(self, target: PreTrainedModel, name: str) -> Eagle3DraftModel:
         """The draft of a directory or Hub id, loaded once per target."""

@@ -54,7 +54,7 @@ def settle(
     """
     model = target.model
     mode = accepted_mode(model, cache)
-    sizes = draft.tree_config.limited(config.num_assistant_tokens).fitted(draft.config.draft_vocab_size)
+    sizes = draft.tree_config.fitted(draft.config.draft_vocab_size)
     is_auto = sizes.tree_mode == "auto"
     if mode.kind == "chain" and not sizes.is_chain:
         depth = sizes.tree_depth if is_auto else min(CHAIN_DEPTH, sizes.tree_depth)
