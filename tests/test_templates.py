@@ -95,6 +95,7 @@ def test_keys_that_a_table_fills_in_do_not_reach_the_template():
 
 @pytest.mark.parametrize("tools", [["kind", "be"], "kind", [7], 7], ids=str)
 def test_tools_that_are_names_are_ignored_and_reported_once(tools, caplog):
+    hf_eagle3.data.messages.warn_once.cache_clear()
     for _ in range(3):
         assert words(tokenise({"messages": CHAT[:2], "tools": tools}, tooled()).input_ids[:3]) == "<user> why so"
     assert caplog.text.count("`tools` holds no JSON schemas") == 1

@@ -13,13 +13,13 @@ Beside each, `tools` (JSON schemas, as a list or as JSON text) and `chat_templat
 """
 
 import json
+import logging
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from transformers.utils import logging
 
-
-logger = logging.get_logger(__name__)
+logger = logging.getLogger(__name__)
 SHAREGPT_ROLES = {
     "human": "user",
     "user": "user",
@@ -166,9 +166,15 @@ def tools_of(row: Mapping) -> list[dict]:
         return []
     tools = [decoded(tool) for tool in tools] if isinstance(tools, list) else []
     if not tools or not all(isinstance(tool, Mapping) for tool in tools):
-        logger.warning_once("`tools` holds no JSON schemas and is not given to the chat template.")
+        warn_once("`tools` holds no JSON schemas and is not given to the chat template.")
         return []
     return [dict(without_none(tool)) for tool in tools]
+
+
+@cache
+def warn_once(message: str) -> None:
+    """One warning per process, however many rows give cause. (transformers' own would cost `--help` its import.)"""
+    logger.warning(message)
 
 
 def questions(messages: list[Message]) -> tuple[list[Message], list[list[Message]]]:
