@@ -70,7 +70,7 @@ def run(changes: list, version: str) -> dict:
     import hf_eagle3
     from hf_eagle3 import vocabulary
     from hf_eagle3.compat import guard, hooks
-    from hf_eagle3.generation import attention
+    from hf_eagle3.generation.verify import attention
 
     log = Log()
     logging.getLogger("transformers").addHandler(log)

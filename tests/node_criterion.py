@@ -13,11 +13,11 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from hf_eagle3.compat.caches import cached_columns
 from hf_eagle3.compat.calls import cache_of, prefill, put_cache
 from hf_eagle3.configuration_eagle3 import Eagle3Config
-from hf_eagle3.generation.rows import Rows
+from hf_eagle3.generation.batch import Rows
+from hf_eagle3.generation.compiled.target_pass import StaticPass, asks_for_static, set_aside, static_shapes
 from hf_eagle3.generation.settings import Settings
-from hf_eagle3.generation.static_pass import StaticPass, asks_for_static, set_aside, static_shapes
-from hf_eagle3.generation.target_pass import ChainPass, TreePass, prepared_cache
-from hf_eagle3.generation.tree import DraftTree, ancestor_mask, chain
+from hf_eagle3.generation.tree.draft_tree import DraftTree, ancestor_mask, chain
+from hf_eagle3.generation.verify.tree_pass import ChainPass, TreePass, prepared_cache
 from hf_eagle3.target import Target, decoding_mode
 from hf_eagle3.tree_config import TreeConfig
 

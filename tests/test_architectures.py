@@ -21,8 +21,9 @@ from transformers import __version__ as host_version
 import hf_eagle3
 from hf_eagle3.attention_inputs import Reach
 from hf_eagle3.cli.inspect import empty_cache
-from hf_eagle3.generation import cache, target_pass
-from hf_eagle3.generation.rows import Rows
+from hf_eagle3.generation.batch import Rows
+from hf_eagle3.generation.verify import slots as cache
+from hf_eagle3.generation.verify import tree_pass as target_pass
 from hf_eagle3.target import UNPADDED_ONLY, decoding_mode
 
 

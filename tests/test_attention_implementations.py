@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.masking_utils import flash_attention_mask
 
-from hf_eagle3.generation import target_pass
+from hf_eagle3.generation.verify import tree_pass as target_pass
 from hf_eagle3.target import decoding_mode
 
 

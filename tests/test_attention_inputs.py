@@ -13,7 +13,8 @@ from node_criterion import worst_node_error
 from hf_eagle3 import attention_inputs
 from hf_eagle3.attention_inputs import Reach
 from hf_eagle3.compat.caches import INDEXER_KEYS
-from hf_eagle3.generation import cache, target_pass
+from hf_eagle3.generation.verify import slots as cache
+from hf_eagle3.generation.verify import tree_pass as target_pass
 
 
 PROMPTS = ([12], [21, 9, 15])

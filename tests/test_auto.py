@@ -9,12 +9,13 @@ from test_generate import SAMPLING, assert_same
 
 import hf_eagle3
 from hf_eagle3.embedded import load_pair, prompts
-from hf_eagle3.generation import costs, decoding
-from hf_eagle3.generation.calibration import GREEDY, OWN_NOISE, PRIOR_WEIGHT, SHARED_NOISE, Calibration
-from hf_eagle3.generation.costs import MOST_SAMPLES, SAMPLES, WARM_UPS, CostCurve, CostTable, bucket, cost_table
-from hf_eagle3.generation.planning import FIRST_PAUSE, AutoPlanner
-from hf_eagle3.generation.rows import Rows
-from hf_eagle3.generation.tree import DraftTree, chain, kept_nodes, root_only
+from hf_eagle3.generation import loop as decoding
+from hf_eagle3.generation.auto import costs
+from hf_eagle3.generation.auto.calibration import GREEDY, OWN_NOISE, PRIOR_WEIGHT, SHARED_NOISE, Calibration
+from hf_eagle3.generation.auto.costs import MOST_SAMPLES, SAMPLES, WARM_UPS, CostCurve, CostTable, bucket, cost_table
+from hf_eagle3.generation.auto.planner import FIRST_PAUSE, AutoPlanner
+from hf_eagle3.generation.batch import Rows
+from hf_eagle3.generation.tree.draft_tree import DraftTree, chain, kept_nodes, root_only
 from hf_eagle3.tree_config import TreeConfig
 
 
@@ -376,7 +377,7 @@ def chained(roots: DraftTree, nodes: int) -> DraftTree:
 @pytest.mark.parametrize("num_rows", [1, 3])
 def test_passes_are_timed_by_the_tokens_they_run(num_rows, monkeypatch):
     clock, costs = Clock(), CostTable()
-    monkeypatch.setattr("hf_eagle3.generation.costs.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("hf_eagle3.generation.auto.costs.time.perf_counter", lambda: clock.now)
     planner = AutoPlanner(TreeConfig("auto", 31, 5, 4), CPU, OWN_NOISE)
     log_probs = torch.tensor([[-0.1, -0.5, -1.0, -3.0]]).expand(num_rows, -1)
     for _ in range(60):
@@ -410,7 +411,7 @@ def test_passes_are_timed_by_the_tokens_they_run(num_rows, monkeypatch):
 def test_a_plain_step_timed_in_a_fast_moment_does_not_end_drafting(monkeypatch):
     """The machine is half as fast from the ninth cycle on, which only the plain step's frozen cost does not know."""
     clock, costs = Clock(), CostTable()
-    monkeypatch.setattr("hf_eagle3.generation.costs.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("hf_eagle3.generation.auto.costs.time.perf_counter", lambda: clock.now)
     for size in (1, 8, 16):
         costs.verify.points[size] = 0.5 if size == 1 else 1.6
     costs.first.points[1], costs.level.points[1], costs.level.points[4] = 0.2, 0.1, 0.1
@@ -423,7 +424,7 @@ def test_a_plain_step_timed_in_a_fast_moment_does_not_end_drafting(monkeypatch):
 def test_measuring_is_over_soon_and_cheap(monkeypatch):
     """With nothing known: a few drafts, none wider than four nodes, and a few plain steps."""
     clock = Clock()
-    monkeypatch.setattr("hf_eagle3.generation.costs.time.perf_counter", lambda: clock.now)
+    monkeypatch.setattr("hf_eagle3.generation.auto.costs.time.perf_counter", lambda: clock.now)
     choices = planner_exploring(clock, num_rows=2)
     assert [bool(choice.levels) for choice in choices] == [True] * 4 + [False] * 4 + [True] * (len(choices) - 8)
     assert all(choice.verification is None for choice in choices[:4])

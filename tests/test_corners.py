@@ -24,9 +24,9 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 import hf_eagle3
-from hf_eagle3.generation import tree as trees
-from hf_eagle3.generation.drafting import Drafter
-from hf_eagle3.generation.noise import StepNoise
+from hf_eagle3.generation.draft.drafter import Drafter
+from hf_eagle3.generation.sampling.noise import StepNoise
+from hf_eagle3.generation.tree import draft_tree as trees
 
 
 GREEDY = {"max_new_tokens": 25, "do_sample": False}
@@ -240,7 +240,7 @@ def test_a_cache_after_an_error_at_any_step_is_whole(name, call):
 
 def test_an_interrupted_second_run_leaves_states_whole(monkeypatch):
     """The accepted tokens are run again on restored states; stopped in the middle, the states are those before."""
-    from hf_eagle3.generation.target_pass import ChainPass
+    from hf_eagle3.generation.verify.tree_pass import ChainPass
 
     target = tiny_target("qwen3_next")
     expected = target.generate(**left_padded([12]), **GREEDY)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from models import left_padded, tiny_draft, tiny_target
 
-from hf_eagle3.generation import verification
+from hf_eagle3.generation import walk as verification
 
 
 NUM_SAMPLES = 3000
@@ -107,5 +107,5 @@ def test_the_chi_square_test_sees_a_walk_that_favours_the_draft(pair, monkeypatc
             walk.tokens[::5, 0] = tree.tokens[::5, 1]
         return walk
 
-    monkeypatch.setattr("hf_eagle3.generation.decoding.stepwise_walk", biased)
+    monkeypatch.setattr("hf_eagle3.generation.loop.stepwise_walk", biased)
     assert fit(*pair, WARPERS["all"]) < FALSE_ALARM

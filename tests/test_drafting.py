@@ -14,10 +14,10 @@ import torch
 from models import left_padded, tiny_draft, tiny_target
 
 import hf_eagle3
-from hf_eagle3.generation import drafting
-from hf_eagle3.generation.calibration import Calibration
-from hf_eagle3.generation.drafting import Drafter, Entries
-from hf_eagle3.generation.planning import AutoPlanner
+from hf_eagle3.generation.auto.calibration import Calibration
+from hf_eagle3.generation.auto.planner import AutoPlanner
+from hf_eagle3.generation.draft import drafter as drafting
+from hf_eagle3.generation.draft.drafter import Drafter, Entries
 from hf_eagle3.generation.stats import new_stats
 from hf_eagle3.target import Target
 
@@ -184,13 +184,13 @@ def test_a_tree_holds_the_best_nodes_there_are():
 def test_a_chain_in_the_hosts_loop_is_the_same_chain(monkeypatch, window):
     target, drawn = tiny_target(), []
     draft = sensitive(tiny_draft(target, sliding_window=window))
-    draw = hf_eagle3.generation.drafting.Drafter.draw_chain
+    draw = hf_eagle3.generation.draft.drafter.Drafter.draw_chain
 
     def watched(self, *args):
         drawn.append(draw(self, *args))
         return drawn[-1]
 
-    monkeypatch.setattr(hf_eagle3.generation.drafting.Drafter, "draw_chain", watched)
+    monkeypatch.setattr(hf_eagle3.generation.draft.drafter.Drafter, "draw_chain", watched)
     watcher, options = Watcher(), {"max_new_tokens": 12, "do_sample": False}
     target.generate(**left_padded([9]), **options, assistant_model=draft.with_tree("host_chain", tree_depth=3))
     target.generate(

@@ -13,9 +13,9 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList, Sto
 
 import hf_eagle3
 from hf_eagle3.compat.versions import is_at_least
-from hf_eagle3.generation import cache as slots
-from hf_eagle3.generation.costs import CostCurve
-from hf_eagle3.generation.tree import chain, with_padding
+from hf_eagle3.generation.auto.costs import CostCurve
+from hf_eagle3.generation.tree.draft_tree import chain, with_padding
+from hf_eagle3.generation.verify import slots
 
 
 RAGGED = left_padded([13, 4, 9, 7])
@@ -110,14 +110,14 @@ def test_a_returned_cache_is_plain_generates_behind_an_early_end(name, static):
 
 
 def test_padding_is_cached_behind_a_window_that_others_have_left_long_ago(monkeypatch):
-    monkeypatch.setattr("hf_eagle3.generation.cache.GROWTH", 2)
+    monkeypatch.setattr("hf_eagle3.generation.verify.slots.GROWTH", 2)
     monkeypatch.setitem(ENDING, "max_new_tokens", 90)
     test_a_returned_cache_is_plain_generates_behind_an_early_end("mistral", {})
     test_a_returned_cache_is_plain_generates_behind_an_early_end("gemma3", {})
 
 
 def test_padding_is_cached_in_parts(monkeypatch):
-    monkeypatch.setattr("hf_eagle3.generation.target_pass.PADDING_CHUNK", 3)
+    monkeypatch.setattr("hf_eagle3.generation.verify.tree_pass.PADDING_CHUNK", 3)
     test_a_returned_cache_is_plain_generates_behind_an_early_end("gemma3", {})
 
 

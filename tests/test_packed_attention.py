@@ -7,9 +7,9 @@ from transformers import AttentionInterface
 from transformers.integrations import sdpa_attention as host
 
 import hf_eagle3
-from hf_eagle3.generation import attention
-from hf_eagle3.generation.attention import share_mask, take_tree_masks
-from hf_eagle3.generation.grouped_attention import PACKED_QUERIES, packed_mask
+from hf_eagle3.generation.ops.grouped_attention import PACKED_QUERIES, packed_mask
+from hf_eagle3.generation.verify import attention
+from hf_eagle3.generation.verify.attention import share_mask, take_tree_masks
 
 
 class Module:

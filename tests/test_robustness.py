@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import hf_eagle3
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel
-from hf_eagle3.generation.decoding import Generation
+from hf_eagle3.generation.loop import Generation
 
 
 INPUTS = left_padded([9])
@@ -101,7 +101,7 @@ def test_a_draft_of_nan_costs_speed_only(mode, options, monkeypatch):
     """Half precision overflows in the fusion of some drafts."""
     target, said = tiny_target(), []
     broken = tiny_draft(target)
-    monkeypatch.setattr("hf_eagle3.generation.decoding.logger.warning_once", said.append)
+    monkeypatch.setattr("hf_eagle3.generation.loop.logger.warning_once", said.append)
     with torch.no_grad():
         broken.norm.weight.fill_(torch.nan)
     stats = assert_same(target, broken.with_tree(mode), left_padded([9, 4]), max_new_tokens=12, **options)

@@ -10,8 +10,8 @@ from transformers import CompileConfig
 import hf_eagle3
 from hf_eagle3.benchmarks import simulated
 from hf_eagle3.benchmarks.simulated import deepest_path, main, measure, simulated_acceptance
-from hf_eagle3.generation import tree as trees
-from hf_eagle3.generation.attention import take_tree_masks
+from hf_eagle3.generation.tree import draft_tree as trees
+from hf_eagle3.generation.verify.attention import take_tree_masks
 
 
 SIZES = {"num_draft_tokens": 12, "tree_depth": 4, "tree_top_k": 3}

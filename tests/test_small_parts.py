@@ -7,10 +7,10 @@ import torch
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from hf_eagle3 import TreeConfig, metrics, vocabulary
-from hf_eagle3.generation.noise import StepNoise
-from hf_eagle3.generation.ranking import Warp, rank_children
-from hf_eagle3.generation.rows import Rows
-from hf_eagle3.generation.transfer import kept_rows
+from hf_eagle3.generation.batch import Rows
+from hf_eagle3.generation.draft.ranking import Warp, rank_children
+from hf_eagle3.generation.ops.transfer import kept_rows
+from hf_eagle3.generation.sampling.noise import StepNoise
 
 
 def test_draft_vocabulary_offsets():

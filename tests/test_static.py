@@ -25,10 +25,15 @@ from transformers import (
     StaticCache,
 )
 
-from hf_eagle3.generation import cache, costs, static_cache, static_drafting, static_pass, target_pass
-from hf_eagle3.generation.drafting import Drafter
-from hf_eagle3.generation.static_drafting import StaticDrafter
-from hf_eagle3.generation.tree import DraftTree
+from hf_eagle3.generation.auto import costs
+from hf_eagle3.generation.compiled import drafter as static_drafting
+from hf_eagle3.generation.compiled import slots as static_cache
+from hf_eagle3.generation.compiled import target_pass as static_pass
+from hf_eagle3.generation.compiled.drafter import StaticDrafter
+from hf_eagle3.generation.draft.drafter import Drafter
+from hf_eagle3.generation.tree.draft_tree import DraftTree
+from hf_eagle3.generation.verify import slots as cache
+from hf_eagle3.generation.verify import tree_pass as target_pass
 
 
 INDEXED = "(DynamicIndexedLayer hold more than slots|attention kinds)"  # with a newer host, with an older

@@ -11,10 +11,17 @@ root 5          node     0  1  2  3  4  5
 import torch
 from transformers import LogitsProcessorList
 
-from hf_eagle3.generation.processors import TokenChooser
-from hf_eagle3.generation.rows import Rows
-from hf_eagle3.generation.tree import DraftTree, ancestor_mask, best_first, chain, kept_nodes, root_only
-from hf_eagle3.generation.verification import greedy_walk, stepwise_walk
+from hf_eagle3.generation.batch import Rows
+from hf_eagle3.generation.sampling.chooser import TokenChooser
+from hf_eagle3.generation.tree.draft_tree import (
+    DraftTree,
+    ancestor_mask,
+    best_first,
+    chain,
+    kept_nodes,
+    root_only,
+)
+from hf_eagle3.generation.walk import greedy_walk, stepwise_walk
 
 
 PARENTS = torch.tensor([[-1, 0, 0, 1, 1, 3]])

@@ -24,11 +24,11 @@ import torch
 from transformers import AutoModelForCausalLM, CompileConfig, LlamaConfig, PreTrainedModel
 
 from ..compat.calls import compile_on_every_device
-from ..generation.decoding import Generation
+from ..generation.loop import Generation
+from ..generation.ops.transfer import best_device
 from ..generation.stats import record
-from ..generation.transfer import best_device
-from ..generation.tree import DraftTree
-from ..generation.verification import Walk, by_depth
+from ..generation.tree.draft_tree import DraftTree
+from ..generation.walk import Walk, by_depth
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..training.new_draft import new_draft
 from ..tree_config import TreeConfig

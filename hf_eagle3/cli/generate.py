@@ -11,7 +11,7 @@ from transformers import TextStreamer
 
 from .. import metrics
 from ..benchmarks.timing import timed
-from ..generation.costs import relative_costs
+from ..generation.auto.costs import relative_costs
 from ..generation.stats import SpeculationStats, record
 from .loading import encode, load_pair
 from .mistakes import UserError

@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from .. import checkpoint, embedded
 from ..configuration_eagle3 import Eagle3Config
-from ..generation.transfer import best_device
+from ..generation.ops.transfer import best_device
 from ..modeling_eagle3 import Eagle3DraftModel
 from .mistakes import PACKAGE, UserError, explained, is_raised_by
 from .options.shared import refuse_unused_sizes

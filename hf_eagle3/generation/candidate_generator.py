@@ -2,7 +2,7 @@
 
 For people who build on that loop; it keeps the host's limits (one row, no recurrent targets, another random stream
 than plain sampling). Reached by `assistant_model=draft.with_tree("host_chain", tree_depth=5)`. Everything else goes
-through `decoding.py`. Shape letters: P committed tokens, T chain length, V target, D draft vocabulary.
+through `loop.py`. Shape letters: P committed tokens, T chain length, V target, D draft vocabulary.
 """
 
 import torch
@@ -12,8 +12,8 @@ from ..compat.outputs import CandidateGenerator
 from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import Target
-from .drafting import Drafter, Entries
-from .ranking import Warp
+from .draft.drafter import Drafter, Entries
+from .draft.ranking import Warp
 from .stats import new_stats
 
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from .noise import StepNoise
-from .processors import StopChecker
-from .rows import Rows
-from .tree import DraftTree
-from .verification import Walk
+from .batch import Rows
+from .sampling.chooser import StopChecker
+from .sampling.noise import StepNoise
+from .tree.draft_tree import DraftTree
+from .walk import Walk
 
 
 @dataclass

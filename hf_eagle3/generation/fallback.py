@@ -13,8 +13,8 @@ from ..attention_inputs import length_dependent_rope
 from ..compat.caches import cached_columns
 from ..compat.calls import cache_of, put_cache, sample
 from ..target import KEY_LIMIT, UNPADDED_ONLY, decoding_mode
+from .compiled.target_pass import host_cache
 from .outputs import GenerateEagle3Output
-from .static_pass import host_cache
 from .stats import SpeculationStats, new_stats, publish
 
 

@@ -23,12 +23,12 @@ from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import accepted_mode
 from ..target_parts import unwrapped
-from .attention import release_tree_masks
 from .candidate_generator import Eagle3CandidateGenerator
-from .decoding import speculative_decode
+from .compiled.target_pass import set_aside
 from .fallback import with_stats
-from .static_pass import set_aside
+from .loop import speculative_decode
 from .stats import new_stats
+from .verify.attention import release_tree_masks
 
 
 logger = logging.get_logger(__name__)

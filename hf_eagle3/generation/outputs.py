@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from ..compat.outputs import DecoderOnlyOutput, cache_field
 from ..target_parts import batch_axis
 from .stats import SpeculationStats
-from .verification import Walk
+from .walk import Walk
 
 
 @dataclass

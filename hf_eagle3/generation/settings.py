@@ -10,8 +10,8 @@ from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import DecodingMode, Target, accepted_mode
 from ..target_parts import is_sharded
 from ..tree_config import TreeConfig
-from .calibration import GREEDY, OWN_NOISE, SHARED_NOISE
-from .planning import PASS_SIZES, AutoPlanner, few_sizes
+from .auto.calibration import GREEDY, OWN_NOISE, SHARED_NOISE
+from .auto.planner import PASS_SIZES, AutoPlanner, few_sizes
 
 
 # A chain's chance of full acceptance falls with its length; used where a target takes no tree.

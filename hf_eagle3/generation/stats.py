@@ -15,7 +15,7 @@ import torch
 
 from .. import metrics
 from ..compat.outputs import BaseStreamer
-from .planning import Choice
+from .auto.planner import Choice
 
 
 PHASES = ("prefill", "draft_forward", "tree", "verify_forward", "walk", "commit")

@@ -6,11 +6,11 @@ Shape letters: A active rows.
 import time
 
 from ..compat.outputs import BaseStreamer
+from .batch import Rows
 from .ending import Plan
-from .rows import Rows
 from .stats import CycleRecord, CycleStreamer, SpeculationStats
-from .tree import DraftTree
-from .verification import Walk
+from .tree.draft_tree import DraftTree
+from .walk import Walk
 
 
 class Reporter:

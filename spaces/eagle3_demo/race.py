@@ -24,8 +24,8 @@ from transformers import set_seed
 
 from hf_eagle3 import CycleRecord, CycleStreamer, record
 from hf_eagle3.compat.calls import CACHE
-from hf_eagle3.generation.costs import forget_costs
-from hf_eagle3.generation.planning import Choice
+from hf_eagle3.generation.auto.costs import forget_costs
+from hf_eagle3.generation.auto.planner import Choice
 
 
 PLAIN, SPECULATIVE = "plain", "speculative"

@@ -7,7 +7,7 @@ Shape letters: B rows of the batch, A active rows.
 
 import torch
 
-from .transfer import on_device
+from .ops.transfer import on_device
 
 
 GROWTH = 256  # columns that there is room for at first, behind the prompt

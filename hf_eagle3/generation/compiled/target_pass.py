@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 
-from ..attention_inputs import needs_layer_inputs
-from ..compat.caches import (
+from ...attention_inputs import needs_layer_inputs
+from ...compat.caches import (
     DynamicLayer,
     SlidingLayer,
     dynamic_copy,
@@ -23,14 +23,14 @@ from ..compat.caches import (
     new_static_cache,
     static_lengths,
 )
-from ..compat.calls import cache_of, compiled_call, makes_dynamic_cache, put_cache, would_compile
-from ..target import DecodingMode, Target, decoding_mode
-from .rows import Rows
-from .settings import Settings
-from .static_cache import Shelf, StaticSlots, rounded
-from .target_pass import TreePass
-from .transfer import on_device
-from .tree import DraftTree, padded
+from ...compat.calls import cache_of, compiled_call, makes_dynamic_cache, put_cache, would_compile
+from ...target import DecodingMode, Target, decoding_mode
+from ..batch import Rows
+from ..ops.transfer import on_device
+from ..settings import Settings
+from ..tree.draft_tree import DraftTree, padded
+from ..verify.tree_pass import TreePass
+from .slots import Shelf, StaticSlots, rounded
 
 
 PLAIN_LAYERS = (DynamicLayer, SlidingLayer)

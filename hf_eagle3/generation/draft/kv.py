@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..configuration_eagle3 import Eagle3Config
-from ..modeling_eagle3 import Eagle3DraftModel
-from .transfer import kept_rows
+from ...configuration_eagle3 import Eagle3Config
+from ...modeling_eagle3 import Eagle3DraftModel
+from ..ops.transfer import kept_rows
 
 
 GROWTH = 256  # columns

@@ -13,19 +13,19 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 
-from ..configuration_eagle3 import Eagle3Config
-from ..modeling_eagle3 import Eagle3DraftModel, Rotary, at_places
-from ..tree_config import TreeConfig
-from .draft_cache import DraftCache
-from .drafting import Drafter, Entries, entry_masks, prefix_mask
-from .grouped_attention import grouped_attention
-from .pool import Pool
-from .ranking import Warp, rank_children
-from .settings import Settings
-from .static_cache import Shelf, fixed, rounded
-from .static_pass import KEPT_SLOTS, StaticShapes
-from .transfer import on_device
-from .tree import DraftTree
+from ...configuration_eagle3 import Eagle3Config
+from ...modeling_eagle3 import Eagle3DraftModel, Rotary, at_places
+from ...tree_config import TreeConfig
+from ..draft.drafter import Drafter, Entries, entry_masks, prefix_mask
+from ..draft.kv import DraftCache
+from ..draft.ranking import Warp, rank_children
+from ..ops.grouped_attention import grouped_attention
+from ..ops.transfer import on_device
+from ..settings import Settings
+from ..tree.draft_tree import DraftTree
+from ..tree.pool import Pool
+from .slots import Shelf, fixed, rounded
+from .target_pass import KEPT_SLOTS, StaticShapes
 
 
 KEPT_COLUMNS = Shelf()  # by a module that all views of a draft share

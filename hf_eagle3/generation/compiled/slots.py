@@ -1,8 +1,8 @@
 """Slots of a fixed number, written at places that a tensor names, so that passes can be compiled and replayed.
 
-As in `cache.py` a row's tokens lie at their columns and a pass writes its nodes behind the longest row. Here every
-tensor keeps its shape and its address for the whole call. What a cycle accepted is moved down to its row's columns at
-the beginning of the *next* pass, inside it, so that committing is no work of its own:
+As in `verify/slots.py` a row's tokens lie at their columns and a pass writes its nodes behind the longest row. Here
+every tensor keeps its shape and its address for the whole call. What a cycle accepted is moved down to its row's
+columns at the beginning of the *next* pass, inside it, so that committing is no work of its own:
 
     pass 1 writes at 3:    the cat sat | on  off  a   .       accepted: on, a
     pass 2 moves, writes:  the cat sat  on  a | mat rug .     a mask hides what is nobody's
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from transformers import Cache
 
-from ..compat.caches import KEYS_AND_VALUES, cached_columns, part, put_part
-from .cache import SlotLayer, Span
+from ...compat.caches import KEYS_AND_VALUES, cached_columns, part, put_part
+from ..verify.slots import SlotLayer, Span
 
 
 ROUNDING = 128  # slots: calls of about the same length share shapes

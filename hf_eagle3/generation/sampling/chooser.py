@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from transformers import LogitsProcessorList, StoppingCriteriaList
 
-from ..compat import processors as known
+from ...compat import processors as known
+from ..batch import Rows
 from .noise import StepNoise
-from .rows import Rows
 
 
 class Kind(enum.IntEnum):

@@ -11,16 +11,16 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
-from ..attention_inputs import PassInputs, mask_argument, mask_kinds
-from ..compat.caches import DynamicLayer, EmptyLayer, drop_columns, select_sequences
-from ..compat.calls import BOOKKEEPING, cache_of, pass_inputs, put_cache, updated_kwargs
-from ..compat.models import attention_name
-from ..target import TREE_ATTENTION, Target, own_cache
+from ...attention_inputs import PassInputs, mask_argument, mask_kinds
+from ...compat.caches import DynamicLayer, EmptyLayer, drop_columns, select_sequences
+from ...compat.calls import BOOKKEEPING, cache_of, pass_inputs, put_cache, updated_kwargs
+from ...compat.models import attention_name
+from ...target import TREE_ATTENTION, Target, own_cache
+from ..batch import Rows
+from ..ops.transfer import on_device
+from ..tree.draft_tree import DraftTree, chain
 from .attention import share_mask, take_tree_masks
-from .cache import SlotCache, slot_positions, verification_masks
-from .rows import Rows
-from .transfer import on_device
-from .tree import DraftTree, chain
+from .slots import SlotCache, slot_positions, verification_masks
 
 
 logger = logging.get_logger(__name__)

@@ -9,9 +9,9 @@ import weakref
 import torch
 from transformers import Cache
 
-from .draft_cache import DraftState
-from .drafting import Drafter, Entries
-from .rows import Rows
+from ..batch import Rows
+from .drafter import Drafter, Entries
+from .kv import DraftState
 
 
 ATTRIBUTE = "_hf_eagle3_draft_state"

@@ -5,8 +5,8 @@ Pure tensors, no model. Shape letters: A rows, k nodes of a level.
 
 import torch
 
-from . import tree as trees
-from .planning import AutoPlanner
+from ..auto.planner import AutoPlanner
+from . import draft_tree as trees
 
 
 class Pool:

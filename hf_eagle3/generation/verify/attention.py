@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ..compat.models import AttentionInterface, registered_attention, sdpa_attention_forward
-from .grouped_attention import PACKED_QUERIES, grouped_attention, packed_mask
+from ...compat.models import AttentionInterface, registered_attention, sdpa_attention_forward
+from ..ops.grouped_attention import PACKED_QUERIES, grouped_attention, packed_mask
 
 
 WRAPPED = "_hf_eagle3_takes_tree_masks"  # holds the function that was registered before

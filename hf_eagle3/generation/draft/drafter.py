@@ -16,20 +16,20 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
-from ..configuration_eagle3 import Eagle3Config
-from ..modeling_eagle3 import Eagle3DraftModel, at_places
-from ..target import Target
-from ..tree_config import TreeConfig
-from . import tree as trees
-from .cache import additive
-from .draft_cache import DraftCache, DraftState
-from .grouped_attention import grouped_attention
-from .noise import StepNoise
-from .planning import AutoPlanner
-from .pool import Pool
+from ...configuration_eagle3 import Eagle3Config
+from ...modeling_eagle3 import Eagle3DraftModel, at_places
+from ...target import Target
+from ...tree_config import TreeConfig
+from ..auto.planner import AutoPlanner
+from ..ops.grouped_attention import grouped_attention
+from ..ops.transfer import on_device
+from ..sampling.noise import StepNoise
+from ..stats import SpeculationStats
+from ..tree import draft_tree as trees
+from ..tree.pool import Pool
+from ..verify.slots import additive
+from .kv import DraftCache, DraftState
 from .ranking import Warp, rank_children, truncated
-from .stats import SpeculationStats
-from .transfer import on_device
 
 
 logger = logging.get_logger(__name__)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .processors import Kind, TokenChooser
-from .transfer import on_device
-from .tree import DraftTree
+from .ops.transfer import on_device
+from .sampling.chooser import Kind, TokenChooser
+from .tree.draft_tree import DraftTree
 
 
 @dataclass

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from transformers import LogitsProcessorList
 
-from ..compat.processors import keep_top_k, keep_top_p, warping
+from ...compat.processors import keep_top_k, keep_top_p, warping
 
 
 # Draft tokens considered for top-p: what lies beyond has no mass worth proposing, and a full sort per level is dear.

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 import torch
 from transformers import Cache
 
-from ..attention_inputs import Reach
-from ..compat import caches
-from .transfer import kept_rows
+from ...attention_inputs import Reach
+from ...compat import caches
+from ..ops.transfer import kept_rows
 
 
 GROWTH = 256  # slots added at least, when storage is full

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from ..tree_config import TreeConfig
+from ...tree_config import TreeConfig
+from ..ops.transfer import on_device
+from ..tree.draft_tree import DraftTree
 from .calibration import Calibration
 from .costs import CostTable, Stopwatch
-from .transfer import on_device
-from .tree import DraftTree
 
 
 # Passes of so many tokens per row, the root included, and levels of so many nodes are considered: few sizes, so that

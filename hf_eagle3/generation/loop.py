@@ -16,25 +16,25 @@ from ..compat.calls import cache_of, pad_token_id, prefill, put_cache
 from ..compat.processors import length_limit
 from ..modeling_eagle3 import Eagle3DraftModel, at_places
 from ..target_parts import adapts_rows
-from . import tree as trees
-from .costs import context_bucket, cost_table
-from .draft_state import attach_state, prompt_entries
-from .drafting import Drafter, Entries, joined
+from .auto.costs import context_bucket, cost_table
+from .batch import Rows
+from .compiled.drafter import StaticDrafter
+from .compiled.target_pass import StaticPass, static_shapes
+from .draft.drafter import Drafter, Entries, joined
+from .draft.prompt import attach_state, prompt_entries
+from .draft.ranking import Warp
 from .ending import Ending, Plan
 from .fallback import plain_decode, why_plain
-from .noise import StepNoise
+from .ops.transfer import on_device
 from .outputs import GenerateEagle3Output, StepOutputs
-from .processors import Kind, StopChecker, TokenChooser
-from .ranking import Warp
-from .rows import Rows
+from .sampling.chooser import Kind, StopChecker, TokenChooser
+from .sampling.noise import StepNoise
 from .settings import settle
-from .static_drafting import StaticDrafter
-from .static_pass import StaticPass, static_shapes
 from .stats import SpeculationStats, new_stats, publish
 from .streaming import Reporter
-from .target_pass import ChainPass, TreePass, left_by_prompt, prepared_cache
-from .transfer import on_device
-from .verification import Walk, accepted_nodes, greedy_walk, stepwise_walk
+from .tree import draft_tree as trees
+from .verify.tree_pass import ChainPass, TreePass, left_by_prompt, prepared_cache
+from .walk import Walk, accepted_nodes, greedy_walk, stepwise_walk
 
 
 logger = logging.get_logger(__name__)

@@ -1,0 +1,1 @@
+"""How a token is chosen: logits processors, noise, where sequences end."""

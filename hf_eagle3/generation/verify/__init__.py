@@ -1,0 +1,1 @@
+"""One verification: the target's pass over a tree, its masks and its cache."""
