@@ -18,7 +18,8 @@ from hf_eagle3.generation.compiled.target_pass import StaticPass, asks_for_stati
 from hf_eagle3.generation.settings import Settings
 from hf_eagle3.generation.tree.draft_tree import DraftTree, ancestor_mask, chain
 from hf_eagle3.generation.verify.tree_pass import ChainPass, TreePass, prepared_cache
-from hf_eagle3.target import Target, decoding_mode
+from hf_eagle3.target.mode import decoding_mode
+from hf_eagle3.target.target import Target
 from hf_eagle3.tree_config import TreeConfig
 
 

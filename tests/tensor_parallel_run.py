@@ -18,7 +18,7 @@ from models import left_padded, tiny_draft, tiny_target
 from test_generate import SAMPLING
 
 import hf_eagle3
-from hf_eagle3.target_parts import is_sharded
+from hf_eagle3.target.parts import is_sharded
 
 
 def parallel_options() -> dict:

@@ -19,12 +19,12 @@ from packaging.version import Version
 from transformers import __version__ as host_version
 
 import hf_eagle3
-from hf_eagle3.attention_inputs import Reach
 from hf_eagle3.cli.inspect import empty_cache
 from hf_eagle3.generation.batch import Rows
 from hf_eagle3.generation.verify import slots as cache
 from hf_eagle3.generation.verify import tree_pass as target_pass
-from hf_eagle3.target import UNPADDED_ONLY, decoding_mode
+from hf_eagle3.target.layer_inputs import Reach
+from hf_eagle3.target.mode import UNPADDED_ONLY, decoding_mode
 
 
 TOLERANCE = 1e-4

@@ -19,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 from transformers.masking_utils import flash_attention_mask
 
 from hf_eagle3.generation.verify import tree_pass as target_pass
-from hf_eagle3.target import decoding_mode
+from hf_eagle3.target.mode import decoding_mode
 
 
 FLASH_NAMES = ("flash_attention_2", "flash_attention_3", "kernels-community/flash-attn3")

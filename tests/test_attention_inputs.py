@@ -10,11 +10,11 @@ from architectures import architecture_names, tiny_model
 from models import CACHE, left_padded, tiny_draft
 from node_criterion import worst_node_error
 
-from hf_eagle3 import attention_inputs
-from hf_eagle3.attention_inputs import Reach
 from hf_eagle3.compat.caches import INDEXER_KEYS
 from hf_eagle3.generation.verify import slots as cache
 from hf_eagle3.generation.verify import tree_pass as target_pass
+from hf_eagle3.target import layer_inputs as attention_inputs
+from hf_eagle3.target.layer_inputs import Reach
 
 
 PROMPTS = ([12], [21, 9, 15])

@@ -9,7 +9,7 @@ from models import CACHE, left_padded, tiny_draft, tiny_target
 from node_criterion import worst_node_error
 from test_generate import assert_same
 
-from hf_eagle3 import chains
+from hf_eagle3.target import multi_token as chains
 
 
 FORGETFUL = "jamba"  # its scan starts afresh in a pass over several tokens

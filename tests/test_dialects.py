@@ -15,7 +15,7 @@ from test_generate import SAMPLING, assert_same
 
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel
 from hf_eagle3.dialects import IDS_KEY, read_config
-from hf_eagle3.target import Target, check_fit
+from hf_eagle3.target.target import Target, check_fit
 
 
 SIZES = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "head_dim": 16}

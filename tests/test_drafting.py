@@ -19,7 +19,7 @@ from hf_eagle3.generation.auto.planner import AutoPlanner
 from hf_eagle3.generation.draft import drafter as drafting
 from hf_eagle3.generation.draft.drafter import Drafter, Entries
 from hf_eagle3.generation.stats import new_stats
-from hf_eagle3.target import Target
+from hf_eagle3.target.target import Target
 
 
 class Watcher(hf_eagle3.CycleStreamer):

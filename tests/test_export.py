@@ -17,9 +17,9 @@ from hf_eagle3 import Eagle3Config, Eagle3DraftModel, TreeConfig, embedded, reco
 from hf_eagle3.cli import main
 from hf_eagle3.cli.loading import encode
 from hf_eagle3.hub import engines
-from hf_eagle3.hub.dialects import ORIGINAL, PLAIN, SGLANG, SPECULATORS, VLLM
 from hf_eagle3.hub.engines import Case, TargetFacts, findings
 from hf_eagle3.hub.export import ExportTarget, export, speculators_config
+from hf_eagle3.hub.formats import ORIGINAL, PLAIN, SGLANG, SPECULATORS, VLLM
 
 
 TARGET = ["--target", str(embedded.TARGET), "--target-name", "org/target"]

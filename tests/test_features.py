@@ -9,7 +9,7 @@ from test_data import word_tokenizer
 from training_setup import curve, fresh_draft, written
 
 from hf_eagle3.data.features import CachedTarget, FeatureDataset, FeatureWriter, Provenance, estimate_bytes
-from hf_eagle3.target import Target
+from hf_eagle3.target.target import Target
 
 
 def write(folder, target=None, count: int = 12, **options):

@@ -14,7 +14,7 @@ from torch import nn
 from hf_eagle3 import Eagle3DraftModel, record
 from hf_eagle3.cli import main
 from hf_eagle3.fitting import fit_notes, fitted
-from hf_eagle3.target import check_fit
+from hf_eagle3.target.target import check_fit
 
 
 KINDS = {

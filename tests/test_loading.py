@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 import hf_eagle3
-from hf_eagle3 import target_parts
+from hf_eagle3.target import parts as target_parts
 
 
 PROMPTS = ([11], [13, 4, 9])

@@ -9,9 +9,9 @@ import torch
 from models import CHAIN_TARGETS, TREE_TARGETS, WINDOW, left_padded, tiny_target
 from node_criterion import worst_node_error
 
-from hf_eagle3.attention_inputs import Reach
 from hf_eagle3.generation.verify import slots as cache
 from hf_eagle3.generation.verify import tree_pass as target_pass
+from hf_eagle3.target.layer_inputs import Reach
 
 
 PROMPTS = ([12], [21, 9, 15])

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig
 
-from hf_eagle3.taps import Taps
+from hf_eagle3.target.taps import Taps
 
 
 class Adds(nn.Module):

@@ -15,8 +15,8 @@ from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, DynamicCac
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from vision_models import IMAGE, SHAPES, drawn_anew, prompts, tiny_vision_target
 
-from hf_eagle3.target import Target
-from hf_eagle3.target_parts import decoder_layers
+from hf_eagle3.target.parts import decoder_layers
+from hf_eagle3.target.target import Target
 
 
 TOLERANCE = 1e-4

@@ -26,10 +26,11 @@ from ..compat.calls import makes_dynamic_cache
 from ..compat.models import attention_name, auto_class_of, set_attention_name
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
 from ..fitting import fit_notes
-from ..hub import dialects, engines, registry
+from ..hub import engines, formats, registry
 from ..hub.export import ExportTarget
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import check_fit, decoding_mode, own_cache
+from ..target.mode import decoding_mode, own_cache
+from ..target.target import check_fit
 from .loading import MODEL_REMEDY, TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
 from .mistakes import explained
 
@@ -146,7 +147,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         stored = stored_shapes(source, **hub)
     if stored is not None:
         config = config.changed(checkpoint.fields_from_names(stored, config))
-    dialect = dialects.SPECULATORS if "speculators_model_type" in raw else dialects.PLAIN
+    dialect = formats.SPECULATORS if "speculators_model_type" in raw else formats.PLAIN
     out = {
         "name": source,
         "dialect": dialect,
@@ -174,7 +175,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
     found = engines.findings(engines.Case(config, dialect, facts))
     out["engines"] = {
         engine: [f"{f.rule.name}: {f.rule.consequence}" for f in found if f.engine == engine] or SERVED
-        for engine in dialects.READERS[dialect]
+        for engine in formats.READERS[dialect]
     }
     return out
 

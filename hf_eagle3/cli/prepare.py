@@ -99,7 +99,7 @@ def vocabulary(arguments: argparse.Namespace, data) -> int:
 def features(arguments: argparse.Namespace, data) -> int:
     from ..configuration_eagle3 import Eagle3Config
     from ..data.features import FeatureWriter, estimate_bytes
-    from ..target import Target
+    from ..target.target import Target
 
     samples, tokenizer, _ = tokens_of(arguments, data)
     target = load_target(arguments)

@@ -25,8 +25,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoint import share_weights
 from ..compat.models import commit_of
 from ..configuration_eagle3 import Eagle3Config
-from ..target import Target
-from ..target_parts import head_options, shaped_logits, unwrap_peft
+from ..target.parts import head_options, shaped_logits, unwrap_peft
+from ..target.target import Target
 from .conversations import Tokenised, tokenise
 from .messages import BadRow
 

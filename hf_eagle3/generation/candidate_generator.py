@@ -11,7 +11,7 @@ from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 from ..compat.outputs import CandidateGenerator
 from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import Target
+from ..target.target import Target
 from .draft.drafter import Drafter, Entries
 from .draft.ranking import Warp
 from .stats import new_stats

@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from ..attention_inputs import length_dependent_rope
 from ..compat.caches import cached_columns
 from ..compat.calls import cache_of, put_cache, sample
-from ..target import KEY_LIMIT, UNPADDED_ONLY, decoding_mode
+from ..target.layer_inputs import length_dependent_rope
+from ..target.mode import KEY_LIMIT, UNPADDED_ONLY, decoding_mode
 from .compiled.target_pass import host_cache
 from .outputs import GenerateEagle3Output
 from .stats import SpeculationStats, new_stats, publish

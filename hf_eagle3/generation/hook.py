@@ -21,8 +21,8 @@ from ..compat.models import attention_name, is_stateful
 from ..compat.outputs import is_assisted
 from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import accepted_mode
-from ..target_parts import unwrapped
+from ..target.mode import accepted_mode
+from ..target.parts import unwrapped
 from .candidate_generator import Eagle3CandidateGenerator
 from .compiled.target_pass import set_aside
 from .fallback import with_stats

@@ -10,12 +10,12 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
-from .. import target as targets
 from ..compat.caches import cached_columns, is_unused, is_user_provided
 from ..compat.calls import cache_of, pad_token_id, prefill, put_cache
 from ..compat.processors import length_limit
 from ..modeling_eagle3 import Eagle3DraftModel, at_places
-from ..target_parts import adapts_rows
+from ..target import target as targets
+from ..target.parts import adapts_rows
 from .auto.costs import context_bucket, cost_table
 from .batch import Rows
 from .compiled.drafter import StaticDrafter

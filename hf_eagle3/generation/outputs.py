@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from ..compat.outputs import DecoderOnlyOutput, cache_field
-from ..target_parts import batch_axis
+from ..target.parts import batch_axis
 from .stats import SpeculationStats
 from .walk import Walk
 

@@ -7,8 +7,9 @@ from transformers import Cache, GenerationConfig
 
 from ..compat.caches import window_of
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import DecodingMode, Target, accepted_mode
-from ..target_parts import is_sharded
+from ..target.mode import DecodingMode, accepted_mode
+from ..target.parts import is_sharded
+from ..target.target import Target
 from ..tree_config import TreeConfig
 from .auto.calibration import GREEDY, OWN_NOISE, SHARED_NOISE
 from .auto.planner import PASS_SIZES, AutoPlanner, few_sizes

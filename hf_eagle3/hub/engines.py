@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config, default_target_layer_ids
-from .dialects import NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
+from .formats import NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from ..compat.models import commit_of
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config
 from ..fitting import fit_notes, fitted
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import check_fit
-from ..target_parts import head_rows
+from ..target.parts import head_rows
+from ..target.target import check_fit
 from . import engines
 
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 from .. import vocabulary
 from ..configuration_eagle3 import Eagle3Config
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target import Target
-from ..target_parts import unwrap_peft
+from ..target.parts import unwrap_peft
+from ..target.target import Target
 
 
 FC_SCALE = 0.3  # of the random part of `fc` beside the identity on the deepest tap

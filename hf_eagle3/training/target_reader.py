@@ -10,8 +10,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from ..configuration_eagle3 import Eagle3Config
-from ..target import Target
-from ..target_parts import unwrap_peft
+from ..target.parts import unwrap_peft
+from ..target.target import Target
 from .attention import Segments
 
 

@@ -22,7 +22,7 @@ from ..data.features import CachedTarget
 from ..data.loading import is_tokenised, tokenised
 from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..target_parts import unwrap_peft
+from ..target.parts import unwrap_peft
 from .arguments import Eagle3TrainingArguments
 from .figures import Figures
 from .objective import Measured, Positions, count_positions, measure, shifted

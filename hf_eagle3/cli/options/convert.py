@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ...hub import dialects
+from ...hub import formats
 from .shared import check_sources, refuse
 
 
@@ -15,8 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", help="directory to write")
     parser.add_argument(
         "--to",
-        choices=tuple(dialects.READERS),
-        default=dialects.PLAIN,
+        choices=tuple(formats.READERS),
+        default=formats.PLAIN,
         help="plain: SGLang, vLLM, the original code, ModelOpt; speculators: vLLM, speculators (default: plain)",
     )
     parser.add_argument("--target", help="directory or Hub id of the target; its layers and name are written out")
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--engine",
         action="append",
-        choices=tuple(dialects.NAMES),
+        choices=tuple(formats.NAMES),
         help="must be able to serve it; repeatable (default: none of those that read the format may serve it wrongly)",
     )
     parser.add_argument(

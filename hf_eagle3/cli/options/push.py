@@ -2,7 +2,7 @@
 
 import argparse
 
-from ...hub import dialects
+from ...hub import formats
 from .shared import check_sources
 
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--license", help="of the draft, as the Hub writes it, e.g. apache-2.0")
     parser.add_argument("--tag", action="append", default=[], help="besides the usual ones; repeatable")
     parser.add_argument(
-        "--to", choices=tuple(dialects.READERS), default=dialects.PLAIN, help="file format (default: plain)"
+        "--to", choices=tuple(formats.READERS), default=formats.PLAIN, help="file format (default: plain)"
     )
     parser.add_argument(
         "--private",

@@ -14,7 +14,6 @@ from collections.abc import Callable
 import torch
 from transformers import Cache, CompileConfig, DynamicCache, GenerationConfig, PreTrainedModel, StaticCache
 
-from ...attention_inputs import needs_layer_inputs
 from ...compat.caches import (
     DynamicLayer,
     SlidingLayer,
@@ -24,7 +23,9 @@ from ...compat.caches import (
     static_lengths,
 )
 from ...compat.calls import cache_of, compiled_call, makes_dynamic_cache, put_cache, would_compile
-from ...target import DecodingMode, Target, decoding_mode
+from ...target.layer_inputs import needs_layer_inputs
+from ...target.mode import DecodingMode, decoding_mode
+from ...target.target import Target
 from ..batch import Rows
 from ..ops.transfer import on_device
 from ..settings import Settings

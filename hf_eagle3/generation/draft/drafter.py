@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ...configuration_eagle3 import Eagle3Config
 from ...modeling_eagle3 import Eagle3DraftModel, at_places
-from ...target import Target
+from ...target.target import Target
 from ...tree_config import TreeConfig
 from ..auto.planner import AutoPlanner
 from ..ops.grouped_attention import grouped_attention

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from transformers import Cache
 
-from ...attention_inputs import Reach
 from ...compat import caches
+from ...target.layer_inputs import Reach
 from ..ops.transfer import kept_rows
 
 

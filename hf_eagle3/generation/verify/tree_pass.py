@@ -11,11 +11,12 @@ import torch
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
-from ...attention_inputs import PassInputs, mask_argument, mask_kinds
 from ...compat.caches import DynamicLayer, EmptyLayer, drop_columns, select_sequences
 from ...compat.calls import BOOKKEEPING, cache_of, pass_inputs, put_cache, updated_kwargs
 from ...compat.models import attention_name
-from ...target import TREE_ATTENTION, Target, own_cache
+from ...target.layer_inputs import PassInputs, mask_argument, mask_kinds
+from ...target.mode import TREE_ATTENTION, own_cache
+from ...target.target import Target
 from ..batch import Rows
 from ..ops.transfer import on_device
 from ..tree.draft_tree import DraftTree, chain

@@ -19,9 +19,9 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
-from .compat.calls import cache_argument
-from .compat.versions import host_version
-from .target_parts import is_compiled
+from ..compat.calls import cache_argument
+from ..compat.versions import host_version
+from .parts import is_compiled
 
 
 logger = logging.get_logger(__name__)

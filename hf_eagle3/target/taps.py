@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from .target_parts import one_stream
+from .parts import one_stream
 
 
 class Taps:

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 
-from .compat.models import can_use_sdpa
-from .configuration_eagle3 import num_decoder_layers
+from ..compat.models import can_use_sdpa
+from ..configuration_eagle3 import num_decoder_layers
 
 
 # What a head does to its logits after the matrix product, by the name of the configuration's field.
