@@ -21,6 +21,7 @@ from hf_eagle3.cli.train import parents
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 PAGES = [
     *(
         path
@@ -206,8 +207,8 @@ def test_every_option_has_help(every_parser):
 
 
 def listed_files() -> list[str]:
-    """Paths of the README's file tree; several names of one line are several."""
-    tree = next(code for _, code in blocks(README) if code.startswith("hf_eagle3/\n"))
+    """Paths of the map of files; several names of one line are several."""
+    tree = next(code for _, code in blocks(CONTRIBUTING) if code.startswith("hf_eagle3/\n"))
     folders: list[str] = []
     found = []
     for line in tree.splitlines():
@@ -225,11 +226,11 @@ def test_the_file_tree_is_complete_and_true():
     listed = listed_files()
     assert len(set(listed)) == len(listed)
     for name in listed:
-        assert (ROOT / name).exists(), f"{name} is in the README and not there"
+        assert (ROOT / name).exists(), f"{name} is on the map and not there"
     files = {
         path.relative_to(ROOT).as_posix() for path in (ROOT / "hf_eagle3").rglob("*.py") if path.name != "__init__.py"
     }
-    assert files <= set(listed), f"not in the README: {sorted(files - set(listed))}"
+    assert files <= set(listed), f"not on the map: {sorted(files - set(listed))}"
 
 
 def anchors(page: Path) -> set[str]:
