@@ -100,8 +100,8 @@ class TreeConfig:
         """
         if num_tokens < 1:
             raise ValueError(f"`num_assistant_tokens` is {num_tokens}; a draft proposes at least one token.")
-        name = "tree_depth" if self.is_chain else "num_draft_tokens"
-        return replace(self, **{name: min(num_tokens, getattr(self, name))})
+        shallow = self.shallower(num_tokens)
+        return replace(shallow, num_draft_tokens=min(num_tokens, shallow.num_draft_tokens))
 
     def fitted(self, draft_vocab_size: int) -> "TreeConfig":
         """
@@ -116,7 +116,7 @@ class TreeConfig:
             raise ValueError(
                 f"`tree_top_k` is {self.tree_top_k}, but the draft vocabulary has only {draft_vocab_size} tokens."
             )
-        return self if self.is_chain else replace(self, tree_depth=min(self.tree_depth, self.num_draft_tokens))
+        return self.shallower(self.num_draft_tokens)
 
     def write_to(self, generation_config: GenerationConfig) -> None:
         """Store the fields in `generation_config`."""

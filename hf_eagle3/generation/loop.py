@@ -260,15 +260,12 @@ class Generation:
         """What a planned cycle cost and which of its nodes were accepted, for the next choices."""
         if self.planner is not None and self.planner.is_underway:
             is_timed, accepted = self.stats.synchronize or self.drafter.device.type == "cpu", None
-            live = [place for place, is_live in enumerate(plan.is_live) if is_live]
-            if len(live) < len(plan.is_live):  # padding teaches nothing
-                self.planner.keep_rows(live)
             if tree.num_draft_tokens:
                 accepted = accepted_nodes(tree, walk, on_device(plan.accepted, tree.tokens.device))
-                if len(live) < len(plan.is_live):
-                    index = on_device(live, tree.tokens.device)
-                    tree, accepted = tree.select_rows(index), accepted[index]
-            self.planner.end(tree, accepted, [plan.accepted[place] for place in live], is_timed)
+                if not all(plan.is_live):  # padding teaches nothing
+                    live = on_device([a for a, is_live in enumerate(plan.is_live) if is_live], tree.tokens.device)
+                    tree, accepted = tree.select_rows(live), accepted[live]
+            self.planner.end(tree, accepted, plan.accepted, is_timed)
 
     def walk(self, tree: trees.DraftTree, logits: torch.Tensor) -> Walk | None:
         """
@@ -377,12 +374,12 @@ class Generation:
         if self.passes is None:  # interrupted in the prompt: the cache is still the host's own
             return
         rows = self.rows
-        self.cache = self.passes.close(self.returns_cache)
         if self.noise is not None:
             self.noise.rewind_to(max(rows.lengths) - rows.prompt_length)
         if self.static is not None:
             self.drafter.close()
-        elif self.returns_cache:
+        self.cache = self.passes.close(self.returns_cache)  # may raise: a cache of the caller's may be too short
+        if self.static is None and self.returns_cache:
             attach_state(self.cache, self.drafter, rows, self.pending)
 
     def result(self) -> GenerateEagle3Output | torch.Tensor:

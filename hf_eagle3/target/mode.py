@@ -52,7 +52,7 @@ CHAIN_ONLY = {
 # Compressed, sparse or windowed attention that counts by slot in one place and by position in another: with padding on
 # the left, a pass over several tokens is not what token by token would be. (transformers 5.23)
 UNPADDED_ONLY = ("deepseek_v4", "minimax_m3_vl_text", "unlimited_ocr_text")
-OWN_CACHE = ("minimax",)  # with a class of its own, which the host leaves to the model to make
+OWN_CACHE = ("minimax",)  # with a class of its own, which `generate` leaves to the model to make
 KEY_LIMIT = "keep_window_size"  # Doge: past it only the keys of the largest gates are attended to
 TREE_ATTENTION = ("sdpa", "eager")  # implementations that take an additive 4-D mask; sdpa stands in for others
 
@@ -74,6 +74,8 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("refused", "the model has no transformers `Cache`; drafts need one to build on")
     if config.model_type in REFUSED:
         return DecodingMode("refused", REFUSED[config.model_type])
+    if getattr(config, "recurrent_kv_cache_mode", None) == "last_loop":  # Dory
+        return DecodingMode("refused", "its first loops see what the last loop leaves, only of tokens of other passes")
     if config.model_type == "glm_moe_dsa" and not HAS_INDEXED_LAYERS:
         return DecodingMode("refused", f"transformers {host_version} keeps keys of its indexer outside the cache")
     parameters = inspect.signature(target.forward).parameters
@@ -99,8 +101,6 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
         return DecodingMode("chain", f"windows of several sizes ({sorted(windows)})")
     if getattr(config, "cross_attention_layers", None):
         return DecodingMode("chain", "cross-attention layers keep an image's keys beside those of the text")
-    if getattr(config, "recurrent_kv_cache_mode", None) == "last_loop":
-        return DecodingMode("refused", "its first loops see what the last loop leaves, only of tokens of other passes")
     if config.model_type in CHAIN_ONLY:
         if not strange:
             return DecodingMode("refused", f"transformers {host_version} gives it a plain cache beside a draft")
@@ -141,6 +141,11 @@ def accepted_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     if mode.kind == "refused":
         raise ValueError(f"`assistant_model` cannot speed up {type(target).__name__}: {mode.reason}.")
     return mode
+
+
+def is_looped(config) -> bool:
+    """Whether layers run several times in a pass, and outputs show each time (Dory, transformers 5.24)."""
+    return (getattr(config, "n_recurrent_loops", None) or 1) > 1
 
 
 def own_cache(target: PreTrainedModel) -> Cache | None:

@@ -136,7 +136,8 @@ class AutoPlanner:
             costs: For this number of rows and length of context.
             num_rows: Rows that a pass has.
             phase_seconds: Seconds per phase, counted on while the cycle runs.
-            cycles_left: How many more each active row will take, by the pace it had so far; `None`: all alike.
+            cycles_left: How many more each active row will take, by the pace it had so far, 0 where it has ended and
+                is padded; `None`: all alike.
         """
         self._weights = None
         longest = max(cycles_left or [0.0])
@@ -221,20 +222,15 @@ class AutoPlanner:
         self._nodes = max((size - 1 for size in self.pass_sizes if size - 1 <= min(most, len(curve))), key=worth)
         return self._nodes
 
-    def keep_rows(self, live: list[int]) -> None:
-        """What follows is of the active rows `live` only: the others have ended and run on beside them."""
-        if self._weights is not None:
-            weights = [self._weights[row] for row in live]
-            self._weights = [weight / sum(weights) for weight in weights] if sum(weights) else None
-
     def end(self, tree: DraftTree, accepted: torch.Tensor | None, counts: list[int], is_timed: bool) -> None:
         """
         What came of it.
 
         Args:
             tree: The verified one.
-            accepted: Which of its nodes were, the root not, (A, N + 1); not read where it has but the root.
-            counts: Accepted draft tokens per row.
+            accepted: Which of its nodes were, the root not, (A, N + 1); not read where it has but the root. Rows that
+                are padded may be left out of both.
+            counts: Accepted draft tokens per active row; those of padded rows weigh nothing.
             is_timed: Whether the seconds per phase show what this cycle cost.
         """
         size = self.num_rows * (self._nodes + 1)

@@ -178,7 +178,7 @@ class StaticSlots(Cache):
             marks.origin.copy_(marks.goal)
 
     def give_back(self, host: Cache, length: int) -> None:
-        """Fill the host's static cache up to `length` columns, as its own passes would have."""
+        """Fill a static cache of transformers up to `length` columns, as plain `generate` would have."""
         held = cached_columns(host, 0)
         for index, own in enumerate(self.layers):
             own.move()

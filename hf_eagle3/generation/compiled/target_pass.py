@@ -24,7 +24,7 @@ from ...compat.caches import (
 )
 from ...compat.calls import cache_of, compiled_call, makes_dynamic_cache, put_cache, would_compile
 from ...target.layer_inputs import needs_layer_inputs
-from ...target.mode import DecodingMode, decoding_mode
+from ...target.mode import DecodingMode, decoding_mode, is_looped
 from ...target.target import Target
 from ..batch import Rows
 from ..ops.transfer import on_device
@@ -158,7 +158,7 @@ def static_mode(model: PreTrainedModel) -> DecodingMode:
         return mode
     if needs_layer_inputs(config):
         return DecodingMode("refused", "hooks on its layers make biases or masks that grow with the text")
-    if (getattr(config, "n_recurrent_loops", None) or 1) > 1:
+    if is_looped(config):
         return DecodingMode("refused", "its outputs show what layers that run several times left each time")
     strange = {type(layer).__name__ for layer in cache.layers if type(layer) not in PLAIN_LAYERS}
     if strange:
@@ -259,10 +259,11 @@ class StaticPass(TreePass):
             ValueError: a cache of the caller's is too short; it is then as it was.
         """
         length, given = self.rows.final_cache_length, self.shapes.host_cache
-        if self.shapes.is_callers and length > min(static_lengths(given)):
-            raise ValueError(f"The static cache has room for {min(static_lengths(given))} tokens, not for {length}.")
-        if is_wanted:
+        is_too_long = self.shapes.is_callers and length > min(static_lengths(given))
+        if is_wanted and not is_too_long:
             self.cache.give_back(given, length)
         if self.shapes.compiles:
             KEPT_SLOTS.put(self.target.model, self.cache)
+        if is_too_long:
+            raise ValueError(f"The static cache has room for {min(static_lengths(given))} tokens, not for {length}.")
         return given
