@@ -24,7 +24,7 @@ LAYERS = (
         "configuration_eagle3",
         "target",
     ),
-    ("modeling_eagle3", "fitting"),
+    ("draft_layers", "modeling_eagle3", "fitting"),
     ("generation", "data", "hub"),
     ("training", "benchmarks"),
     ("__init__", "__main__", "cli", "embedded"),

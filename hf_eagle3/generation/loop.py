@@ -13,7 +13,8 @@ from transformers.utils import logging
 from ..compat.caches import cached_columns, is_unused, is_user_provided
 from ..compat.calls import cache_of, pad_token_id, prefill, put_cache
 from ..compat.processors import length_limit
-from ..modeling_eagle3 import Eagle3DraftModel, at_places
+from ..draft_layers import at_places
+from ..modeling_eagle3 import Eagle3DraftModel
 from ..target import target as targets
 from ..target.parts import adapts_rows
 from .auto.costs import context_bucket, cost_table

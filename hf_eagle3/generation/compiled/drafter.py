@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from ...configuration_eagle3 import Eagle3Config
-from ...modeling_eagle3 import Eagle3DraftModel, Rotary, at_places
+from ...draft_layers import Rotary, at_places
+from ...modeling_eagle3 import Eagle3DraftModel
 from ...tree_config import TreeConfig
 from ..draft.drafter import Drafter, Entries, entry_masks, prefix_mask
 from ..draft.kv import DraftCache

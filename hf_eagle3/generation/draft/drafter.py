@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from transformers.utils import logging
 
 from ...configuration_eagle3 import Eagle3Config
-from ...modeling_eagle3 import Eagle3DraftModel, at_places
+from ...draft_layers import at_places
+from ...modeling_eagle3 import Eagle3DraftModel
 from ...target.target import Target
 from ...tree_config import TreeConfig
 from ..auto.planner import AutoPlanner
