@@ -11,7 +11,7 @@ from .configuration_eagle3 import Eagle3Config
 from .generation.candidate_generator import Eagle3CandidateGenerator
 from .generation.hook import install
 from .generation.outputs import GenerateEagle3Output
-from .generation.sampling.chooser import declare_row_wise
+from .generation.sampling.kinds import declare_row_wise
 from .generation.stats import CycleRecord, CycleStreamer, SpeculationStats, record
 from .hub.publish import push_to_hub
 from .modeling_eagle3 import Eagle3DraftModel, Eagle3DraftOutput

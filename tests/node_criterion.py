@@ -13,11 +13,15 @@ from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from hf_eagle3.compat.caches import cached_columns
 from hf_eagle3.compat.calls import cache_of, prefill, put_cache
 from hf_eagle3.configuration_eagle3 import Eagle3Config
-from hf_eagle3.generation.batch import Rows
-from hf_eagle3.generation.compiled.target_pass import StaticPass, asks_for_static, set_aside, static_shapes
+from hf_eagle3.generation.batch import Batch
+from hf_eagle3.generation.compiled.shapes import asks_for_static, stash_static_request, static_shapes
+from hf_eagle3.generation.prefill import prepared_cache
 from hf_eagle3.generation.settings import Settings
 from hf_eagle3.generation.tree.draft_tree import DraftTree, ancestor_mask, chain
-from hf_eagle3.generation.verify.tree_pass import ChainPass, TreePass, prepared_cache
+from hf_eagle3.generation.tree.policy import FixedPolicy
+from hf_eagle3.generation.verify.chain_pass import ChainPass
+from hf_eagle3.generation.verify.static_pass import StaticPass
+from hf_eagle3.generation.verify.tree_pass import TreePass
 from hf_eagle3.target.mode import decoding_mode
 from hf_eagle3.target.target import Target
 from hf_eagle3.tree_config import TreeConfig
@@ -61,16 +65,16 @@ class _Dictate(LogitsProcessor):
         return forced
 
 
-def reference_logits(target, inputs: dict, rows: Rows, tree: DraftTree, row: int) -> torch.Tensor:
+def reference_logits(target, inputs: dict, batch: Batch, tree: DraftTree, row: int) -> torch.Tensor:
     """Logits (N + 1, V) of every node of a row's tree: plain generate writes what is committed, then each path."""
-    written = rows.ids[row, rows.prompt_length : rows.lengths[row] - 1].tolist()
+    written = batch.ids[row, batch.prompt_length : batch.lengths[row] - 1].tolist()
     paths = [path_of(tree, row, node) for node in range(tree.tokens.shape[1])]
     tokens = torch.zeros(len(paths), len(written) + tree.max_depth + 2, dtype=torch.long)
     for node, path in enumerate(paths):
         dictated = written + tree.tokens[row, path].tolist()
         tokens[node, : len(dictated)] = torch.tensor(dictated)
     out = target.generate(
-        **{name: _row_of(value, row, rows.num_rows, len(paths)) for name, value in inputs.items()},
+        **{name: _row_of(value, row, batch.num_sequences, len(paths)) for name, value in inputs.items()},
         max_new_tokens=tokens.shape[1],
         do_sample=False,
         logits_processor=LogitsProcessorList([_Dictate(tokens)]),
@@ -119,21 +123,21 @@ def worst_node_error(
         nonlocal worst
         for name in ("logits_processor", "stopping_criteria", "synced_gpus", "streamer", "assistant_model"):
             kwargs.pop(name, None)
-        passes, adapter, rows = _after_prefill(
+        passes, adapter, batch = _after_prefill(
             model, input_ids, generation_config, kwargs, (num_nodes, max_depth), limit, use_chain
         )
         vocab_size = adapter.config.vocab_size
-        rows.write(torch.randint(3, vocab_size, (rows.num_rows, 1), generator=generator))
-        rows.commit([1] * rows.num_rows)
+        batch.write(torch.randint(3, vocab_size, (batch.num_sequences, 1), generator=generator))
+        batch.commit([1] * batch.num_sequences, {})
         with adapter.attached():
             for _ in range(cycles):
                 if isinstance(passes, ChainPass):
-                    drawn = torch.randint(3, vocab_size, (rows.num_rows, max_depth), generator=generator)
-                    tree = chain(rows.roots(), drawn, torch.zeros(rows.num_rows, max_depth))
+                    drawn = torch.randint(3, vocab_size, (batch.num_sequences, max_depth), generator=generator)
+                    tree = chain(batch.roots(), drawn, torch.zeros(batch.num_sequences, max_depth))
                 else:
-                    tree = random_tree(rows.roots(), num_nodes, max_depth, vocab_size, generator)
-                worst = max(worst, _worst_of(target, inputs, rows, tree, passes.verify(tree)[0]))
-                _keep_random_paths(passes, rows, tree, vocab_size, generator)
+                    tree = random_tree(batch.roots(), num_nodes, max_depth, vocab_size, generator)
+                worst = max(worst, _worst_of(target, inputs, batch, tree, passes.verify(tree)[0]))
+                _keep_random_paths(passes, batch, tree, vocab_size, generator)
         return input_ids
 
     new_tokens = limit - inputs["input_ids"].shape[1]
@@ -142,8 +146,8 @@ def worst_node_error(
 
 
 def _after_prefill(model, input_ids, generation_config, kwargs, sizes_of_tree, limit: int, use_chain: bool | None):
-    """What `Generation.prefill` sets up, without a draft: the pass, the target and the rows."""
-    set_aside(generation_config)
+    """What `build_call` sets up, without a draft: the pass, the target and the batch."""
+    stash_static_request(generation_config)
     if asks_for_static(generation_config):
         put_cache(kwargs, DynamicCache())  # not the static one that `generate` has made by now
     shapes = static_shapes(model, generation_config, input_ids, kwargs)
@@ -162,35 +166,35 @@ def _after_prefill(model, input_ids, generation_config, kwargs, sizes_of_tree, l
         put_cache(kwargs, cache_of(outputs))
     mask = kwargs.get("attention_mask")
     columns = cached_columns(cache_of(kwargs), input_ids.shape[1])
-    rows = Rows(input_ids, limit, 0, columns, None if mask is None or mask.all() else mask)
+    batch = Batch(input_ids, limit, 0, columns, None if mask is None or mask.all() else mask)
     is_chain = mode.kind == "chain" if use_chain is None else use_chain
     num_nodes, depth = sizes_of_tree
-    given = (adapter, rows, kwargs, max(sizes_of_tree) + 1, limit)
+    given = (adapter, batch, kwargs, max(sizes_of_tree) + 1, limit)
     if shapes is None:
         passes = (ChainPass if is_chain else TreePass)(*given)
     else:
         tree = TreeConfig("static", num_nodes, depth, tree_top_k=num_nodes)
-        passes = StaticPass(*given, shapes, Settings(mode, tree, None, (num_nodes + 1,)))
-    return passes, adapter, rows
+        passes = StaticPass(*given, Settings(mode, tree, FixedPolicy(tree), (num_nodes + 1,), shapes))
+    return passes, adapter, batch
 
 
-def _worst_of(target, inputs: dict, rows: Rows, tree: DraftTree, logits: torch.Tensor) -> float:
+def _worst_of(target, inputs: dict, batch: Batch, tree: DraftTree, logits: torch.Tensor) -> float:
     worst = 0.0
-    for row in range(rows.num_rows):
-        expected = reference_logits(target, inputs, rows, tree, row)
+    for row in range(batch.num_sequences):
+        expected = reference_logits(target, inputs, batch, tree, row)
         errors = (logits[row] - expected).abs().amax(dim=1) / expected.abs().amax(dim=1)
         worst = max(worst, float(errors.nan_to_num(float("inf")).max()))
     return worst
 
 
-def _keep_random_paths(passes, rows: Rows, tree: DraftTree, vocab_size: int, generator) -> None:
-    paths = random_paths(tree, passes.lockstep, generator)
-    nodes = torch.zeros(rows.num_rows, tree.max_depth + 1, dtype=torch.long)
-    new = torch.randint(3, vocab_size, (rows.num_rows, tree.max_depth + 1), generator=generator)
+def _keep_random_paths(passes, batch: Batch, tree: DraftTree, vocab_size: int, generator) -> None:
+    paths = random_paths(tree, isinstance(passes, ChainPass), generator)
+    nodes = torch.zeros(batch.num_sequences, tree.max_depth + 1, dtype=torch.long)
+    new = torch.randint(3, vocab_size, (batch.num_sequences, tree.max_depth + 1), generator=generator)
     for row, path in enumerate(paths):
         nodes[row, : len(path)] = torch.tensor(path)
         new[row, : len(path) - 1] = tree.tokens[row, path[1:]]
     counts = [len(path) for path in paths]
-    passes.keep(nodes, counts)
-    rows.write(new)
-    rows.commit(counts)
+    passes.keep(nodes, counts, {})
+    batch.write(new)
+    batch.commit(counts, {})

@@ -20,8 +20,9 @@ from transformers import __version__ as host_version
 
 import hf_eagle3
 from hf_eagle3.cli.inspect import empty_cache
-from hf_eagle3.generation.batch import Rows
-from hf_eagle3.generation.verify import slots as cache
+from hf_eagle3.generation.batch import Batch
+from hf_eagle3.generation.verify import chain_pass
+from hf_eagle3.generation.verify import masks as verify_masks
 from hf_eagle3.generation.verify import tree_pass as target_pass
 from hf_eagle3.target.layer_inputs import Reach
 from hf_eagle3.target.mode import UNPADDED_ONLY, decoding_mode
@@ -148,7 +149,7 @@ def test_text_is_identical(name):
 
 
 def elders_for_ancestors(patch, used):
-    honest = cache.verification_masks
+    honest = verify_masks.verification_masks
 
     def masks(kinds, lengths, visible, depths, ancestors, dtype):
         used.append(True)
@@ -164,7 +165,7 @@ def positions_shifted_by_one(patch, used):
         used.append(True)
         with patch.context() as inner:
             inner.setattr(
-                Rows, "steps", property(lambda rows: [rows.lengths[r] - rows.prompt_length + 1 for r in rows.active])
+                Batch, "steps", property(lambda self: [self.lengths[n] - self.prompt_length + 1 for n in self.active])
             )
             return honest(self, tree)
 
@@ -172,7 +173,7 @@ def positions_shifted_by_one(patch, used):
 
 
 def windows_one_token_wider(patch, used):
-    honest = cache.verification_masks
+    honest = verify_masks.verification_masks
 
     def wider(reach: Reach) -> Reach:
         return Reach(*(size and size + 1 for size in (reach.window, reach.chunk)))
@@ -186,7 +187,7 @@ def windows_one_token_wider(patch, used):
 
 
 def rejected_tokens_kept(patch, used):
-    patch.setattr(target_pass.ChainPass, "keep", lambda self, nodes, counts: used.append(True))
+    patch.setattr(chain_pass.ChainPass, "keep", lambda self, nodes, counts, ended: used.append(True))
 
 
 MISTAKES = (elders_for_ancestors, positions_shifted_by_one, windows_one_token_wider, rejected_tokens_kept)

@@ -11,6 +11,7 @@ from models import CACHE, left_padded, tiny_draft
 from node_criterion import worst_node_error
 
 from hf_eagle3.compat.caches import INDEXER_KEYS
+from hf_eagle3.generation.verify import masks as verify_masks
 from hf_eagle3.generation.verify import slots as cache
 from hf_eagle3.generation.verify import tree_pass as target_pass
 from hf_eagle3.target import layer_inputs as attention_inputs
@@ -41,7 +42,7 @@ def one_mask_for_all_layers(patch):
 
 
 def chunks_by_slot(patch):
-    honest = cache.verification_masks
+    honest = verify_masks.verification_masks
 
     def masks(kinds, lengths, visible, depths, ancestors, dtype):
         slots = torch.arange(depths.shape[1]).expand_as(depths)
@@ -51,7 +52,7 @@ def chunks_by_slot(patch):
 
 
 def chunks_with_padding(patch):
-    honest = cache.verification_masks
+    honest = verify_masks.verification_masks
 
     def masks(kinds, lengths, visible, *rest):
         chunked = {kind: pair for kind, pair in kinds.items() if pair[1].chunk is not None}
@@ -61,7 +62,7 @@ def chunks_with_padding(patch):
 
 
 def no_chunks(patch):
-    honest = cache.verification_masks
+    honest = verify_masks.verification_masks
 
     def masks(kinds, *rest):
         return honest({kind: (span, Reach()) for kind, (span, _) in kinds.items()}, *rest)

@@ -9,13 +9,13 @@ from test_generate import SAMPLING, assert_same
 
 import hf_eagle3
 from hf_eagle3.embedded import load_pair, prompts
-from hf_eagle3.generation import loop as decoding
+from hf_eagle3.generation import settings as settling
 from hf_eagle3.generation.auto import costs
 from hf_eagle3.generation.auto.calibration import GREEDY, OWN_NOISE, PRIOR_WEIGHT, SHARED_NOISE, Calibration
 from hf_eagle3.generation.auto.costs import MOST_SAMPLES, SAMPLES, WARM_UPS, CostCurve, CostTable, bucket, cost_table
 from hf_eagle3.generation.auto.planner import FIRST_PAUSE, AutoPlanner
-from hf_eagle3.generation.batch import Rows
 from hf_eagle3.generation.tree.draft_tree import DraftTree, chain, kept_nodes, root_only
+from hf_eagle3.generation.tree.policy import Outlook
 from hf_eagle3.tree_config import TreeConfig
 
 
@@ -28,7 +28,7 @@ class Fixed(CostCurve):
     def add(self, size: int, seconds: float) -> None:
         pass
 
-    def doubt(self, size: int) -> None:
+    def invalidate(self, size: int) -> None:
         pass
 
 
@@ -67,8 +67,8 @@ def test_what_is_doubted_is_measured_anew():
     curve = CostCurve()
     for seconds in [3.0] * (WARM_UPS + MOST_SAMPLES):
         curve.add(8, seconds)
-    curve.doubt(9)
-    curve.doubt(8)
+    curve.invalidate(9)
+    curve.invalidate(8)
     for seconds in [1.0] * (WARM_UPS + SAMPLES - 1):
         curve.add(8, seconds)
         assert curve(8) == 3.0, "until then the old one holds"
@@ -196,6 +196,10 @@ def test_greedy_decoding_takes_likely_tokens_more_often_and_unlikely_ones_less()
 # -- choices ---------------------------------------------------------------------------------------------------------
 
 
+def outlook(num_sequences: int, depth: int = 5) -> Outlook:
+    return Outlook(num_sequences, 100, depth, (True,) * num_sequences)
+
+
 def grown(planner: AutoPlanner, depth: int, score: float, num_rows: int) -> DraftTree:
     """What a drafter does with a planner, two children per node: one of log-probability `score`, one of -3."""
     each = torch.tensor([score, -3.0]).expand(num_rows, 1, 2)
@@ -232,11 +236,10 @@ def planner_after(
     cycles: int, costs: CostTable, accepted: bool, score: float = -0.3, num_rows: int = 1, reads_scores: bool = True
 ) -> AutoPlanner:
     """A planner whose drafts were accepted along the likelier child down to the last level, or not at all."""
-    planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, OWN_NOISE)
+    planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, OWN_NOISE, lambda *_: costs)
     planner.reads_scores = reads_scores
-    phases = dict.fromkeys(("draft_forward", "tree"), 0.0)
     for _ in range(cycles):
-        depth = planner.begin(costs, num_rows, 5, phases)
+        depth = planner.begin(outlook(num_rows))
         if depth:
             tree = grown(planner, depth, score, num_rows)
         else:
@@ -250,7 +253,7 @@ def planner_after(
                 break
             taken[:, children[0]] = True
             count += 1
-        planner.end(tree, taken, [count] * num_rows, False)
+        planner.end(tree, taken, [count] * num_rows)
     return planner
 
 
@@ -268,8 +271,8 @@ CHANCES = torch.tensor([[0.6, 0.4, 0.2, 0.1, 0.05, 0.02, 0.01, 0.01]]).log()
 
 
 def begun(costs: CostTable, num_rows: int = 1) -> AutoPlanner:
-    planner = AutoPlanner(TreeConfig("auto", 31, 5, 8), CPU, OWN_NOISE)
-    assert planner.begin(costs, num_rows, 5, dict.fromkeys(("draft_forward", "tree"), 0.0)) == 5
+    planner = AutoPlanner(TreeConfig("auto", 31, 5, 8), CPU, OWN_NOISE, lambda *_: costs)
+    assert planner.begin(outlook(num_rows)) == 5
     return planner
 
 
@@ -299,35 +302,19 @@ def test_a_wrong_draft_is_left_alone_for_longer_and_longer():
     assert gaps[-1] >= 8 * FIRST_PAUSE
 
 
-def test_a_batch_waits_for_its_slowest_row():
-    """Of two rows only the one that has far to go has likely nodes, or the other one."""
+def test_sequences_kept_as_padding_do_not_count():
     scores = torch.tensor([[0.6, 0.5, 0.4, 0.3], [0.1, 0.01, 0.01, 0.01]]).log()
     chosen = []
-    for cycles_left in ([90.0, 10.0], [10.0, 90.0], [50.0, 50.0]):
-        planner = AutoPlanner(TreeConfig("auto", 31, 5, 4), CPU, OWN_NOISE)
-        planner.begin(table(1, 0.1, 0.01), 2, 5, dict.fromkeys(("draft_forward", "tree"), 0.0), cycles_left)
-        chosen.append((planner.width(1, scores), planner.num_nodes(scores, 2), planner._mean([3, 0])))
-    assert chosen[0][:2] == (4, 3)
-    assert chosen[1][:2] == (0, 0)
-    assert [came for _, _, came in chosen] == pytest.approx([3.0, 0.0, 1.5], abs=0.01)
-
-
-def test_a_batch_must_gain_more():
-    """Which of its rows will be slow shows too late."""
-    gain = [planner_after(60, table(1, 0.0, 0.14), accepted=True, num_rows=rows)._gain for rows in (1, 4)]
-    assert gain[1] == pytest.approx(gain[0] / 1.1, rel=0.01)
-
-
-def test_a_row_has_as_many_cycles_left_as_its_pace_says():
-    rows = Rows(torch.zeros(3, 10, dtype=torch.long), 40, 0, 10, None)
-    rows.lengths = [14, 12, 40]
-    rows.is_done[2] = True
-    assert rows.cycles_left([2, 2, 9], 40) == pytest.approx([26 * 3 / 5, 28 * 3 / 3, 0.0])
+    for is_live in ((True, False), (False, True)):
+        planner = AutoPlanner(TreeConfig("auto", 31, 5, 4), CPU, OWN_NOISE, lambda *_: table(1, 0.1, 0.01))
+        planner.begin(Outlook(2, 100, 5, is_live))
+        chosen.append((planner.width(1, scores), planner.num_nodes(scores, 2)))
+    assert chosen == [(4, 3), (0, 0)]
 
 
 def test_no_more_is_expected_than_levels_and_one():
-    planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, GREEDY)
-    planner.begin(table(1, 0.0, 0.0), 1, 5, dict.fromkeys(("draft_forward", "tree"), 0.0))
+    planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, GREEDY, lambda *_: table(1, 0.0, 0.0))
+    planner.begin(outlook(1))
     planner.num_nodes(torch.full((1, 20), -0.1), 3)  # siblings that cannot all be right
     assert max(planner._curve.tolist()) <= 3.0
 
@@ -361,11 +348,9 @@ class Clock:
 
     def __init__(self):
         self.now = 0.0
-        self.phases = dict.fromkeys(("draft_forward", "tree", "verify_forward"), 0.0)
 
     def spend(self, phase: str, seconds: float) -> None:
         self.now += seconds
-        self.phases[phase] += seconds
 
 
 def chained(roots: DraftTree, nodes: int) -> DraftTree:
@@ -378,11 +363,11 @@ def chained(roots: DraftTree, nodes: int) -> DraftTree:
 def test_passes_are_timed_by_the_tokens_they_run(num_rows, monkeypatch):
     clock, costs = Clock(), CostTable()
     monkeypatch.setattr("hf_eagle3.generation.auto.costs.time.perf_counter", lambda: clock.now)
-    planner = AutoPlanner(TreeConfig("auto", 31, 5, 4), CPU, OWN_NOISE)
+    planner = AutoPlanner(TreeConfig("auto", 31, 5, 4), CPU, OWN_NOISE, lambda *_: costs)
     log_probs = torch.tensor([[-0.1, -0.5, -1.0, -3.0]]).expand(num_rows, -1)
     for _ in range(60):
         scores = planner.calibration(log_probs)
-        levels = depth = planner.begin(costs, num_rows, 5, clock.phases)
+        levels = depth = planner.begin(outlook(num_rows))
         tree = root_only(torch.zeros(num_rows, dtype=torch.long))
         if depth:
             clock.spend("draft_forward", 0.5 + 0.01 * num_rows)
@@ -396,7 +381,7 @@ def test_passes_are_timed_by_the_tokens_they_run(num_rows, monkeypatch):
             tree = chained(tree, nodes)
         clock.spend("verify_forward", 1 + 0.1 * tree.tokens.numel())
         clock.now += 0.03  # what no phase shows
-        planner.end(tree, tree.depths < 0, [0] * num_rows, True)
+        planner.end(tree, tree.depths < 0, [0] * num_rows)
     assert costs.first.points == pytest.approx({num_rows: 0.5 + 0.01 * num_rows})
     assert len(costs.level.points) >= 2
     for size, seconds in costs.level.points.items():
@@ -441,10 +426,10 @@ def planner_exploring(
 ) -> list:
     """The choices of the first cycles, with one draft token accepted in each; at first nothing is measured."""
     costs = costs or CostTable()
-    planner = AutoPlanner(TreeConfig("auto", 59, 8, 10), CPU, OWN_NOISE)
+    planner = AutoPlanner(TreeConfig("auto", 59, 8, 10), CPU, OWN_NOISE, lambda *_: costs)
     scores = torch.linspace(best, best - 4, 10).expand(num_rows, -1)
     for _ in range(cycles):
-        depth, levels = planner.begin(costs, num_rows, 8, clock.phases), 1
+        depth, levels = planner.begin(outlook(num_rows, 8)), 1
         tree = root_only(torch.zeros(num_rows, dtype=torch.long))
         if depth:
             clock.spend("draft_forward", 0.02)
@@ -455,7 +440,7 @@ def planner_exploring(
             nodes = planner.num_nodes(scores.repeat(1, 8).sort(descending=True).values, levels)
             tree = chained(tree, nodes)
         clock.spend("verify_forward", 1 + per_token * tree.tokens.numel())
-        planner.end(tree, tree.depths == 1, [min(1, tree.num_draft_tokens)] * num_rows, True)
+        planner.end(tree, tree.depths == 1, [min(1, tree.num_draft_tokens)] * num_rows)
     return planner.choices
 
 
@@ -514,7 +499,7 @@ def test_when_rows_have_ended_the_costs_of_fewer_rows_count(monkeypatch):
         asked.append(num_rows)
         return FREE_NODES
 
-    monkeypatch.setattr(decoding, "cost_table", costs_here)
+    monkeypatch.setattr(settling, "cost_table", costs_here)
     target = tiny_target()
     draft = tiny_draft(target).with_tree("auto")
     options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": [5, 6, 7]}
@@ -526,7 +511,7 @@ def test_when_rows_have_ended_the_costs_of_fewer_rows_count(monkeypatch):
 
 @pytest.mark.parametrize("costs_here", [FREE_NODES, DEAR_NODES, DEAR_LEVELS], ids=["free", "nodes", "levels"])
 def test_the_same_costs_give_the_same_choices(costs_here, monkeypatch):
-    monkeypatch.setattr(decoding, "cost_table", lambda *_: costs_here)
+    monkeypatch.setattr(settling, "cost_table", lambda *_: costs_here)
     target = tiny_target()
     draft = tiny_draft(target).with_tree("auto")
     seen = []
@@ -539,7 +524,7 @@ def test_the_same_costs_give_the_same_choices(costs_here, monkeypatch):
 @pytest.mark.parametrize("top_k", [1, 4])
 def test_scores_are_products_of_corrected_chances(top_k, monkeypatch):
     """Of a calibration that something was learnt from; and what the draft itself said is kept beside them."""
-    monkeypatch.setattr(decoding, "cost_table", lambda *_: FREE_NODES)
+    monkeypatch.setattr(settling, "cost_table", lambda *_: FREE_NODES)
     monkeypatch.setattr(Calibration, "observe", lambda *_: None)
     seen, plain_end = [], AutoPlanner.end
 
@@ -560,7 +545,7 @@ def test_scores_are_products_of_corrected_chances(top_k, monkeypatch):
 
 
 def test_only_children_of_taken_nodes_teach_something(monkeypatch):
-    monkeypatch.setattr(decoding, "cost_table", lambda *_: FREE_NODES)
+    monkeypatch.setattr(settling, "cost_table", lambda *_: FREE_NODES)
     seen, plain_end = [], AutoPlanner.end
 
     def observe(calibration, log_probs, is_asked, is_taken):
@@ -593,7 +578,7 @@ def test_the_same_nodes_accept_more_when_chances_are_corrected(monkeypatch):
     """The embedded pair at T=0, whole trees of one size."""
     target, draft, tokenizer = load_pair()
     draft = draft.with_tree("auto", num_draft_tokens=16, tree_depth=6, tree_top_k=4)
-    monkeypatch.setattr(decoding, "cost_table", lambda *_: FREE_NODES)
+    monkeypatch.setattr(settling, "cost_table", lambda *_: FREE_NODES)
     monkeypatch.setattr(AutoPlanner, "num_nodes", fixed_nodes)
     monkeypatch.setattr(AutoPlanner, "width", lambda self, level, scores: 4)
     lengths = []
@@ -623,7 +608,7 @@ def fixed_nodes(planner: AutoPlanner, scores: torch.Tensor, levels: int, _plain=
 
 def test_plain_steps_and_drafting_take_turns(monkeypatch):
     """Steps without a draft leave features behind that the next try must feed first, chat turns included."""
-    monkeypatch.setattr(decoding, "cost_table", lambda *_: DEAR_NODES)
+    monkeypatch.setattr(settling, "cost_table", lambda *_: DEAR_NODES)
     target = tiny_target()
     draft = tiny_draft(target).with_tree("auto")
     stats = assert_same(target, draft, left_padded([12]), max_new_tokens=120, do_sample=False)
@@ -632,7 +617,7 @@ def test_plain_steps_and_drafting_take_turns(monkeypatch):
 
 
 def test_auto_is_the_default_and_its_sizes_are_limits(monkeypatch):
-    monkeypatch.setattr(decoding, "cost_table", lambda *_: FREE_NODES)
+    monkeypatch.setattr(settling, "cost_table", lambda *_: FREE_NODES)
     target = tiny_target()
     draft = tiny_draft(target).with_tree("auto", num_draft_tokens=9, tree_depth=3, tree_top_k=3)
     assert hf_eagle3.Eagle3DraftModel(draft.config).tree_config.tree_mode == "auto"

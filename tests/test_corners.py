@@ -24,7 +24,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 
 import hf_eagle3
-from hf_eagle3.generation.draft.drafter import Drafter
+from hf_eagle3.generation.draft.eagle3 import Eagle3Drafter
 from hf_eagle3.generation.sampling.noise import StepNoise
 from hf_eagle3.generation.tree import draft_tree as trees
 
@@ -43,17 +43,17 @@ def make_oracle(monkeypatch, text: torch.Tensor, prompt_length: int, seed: int =
     """Drafts propose a chain of `text` (B, columns), with a share of `mistakes`."""
     generator = torch.Generator().manual_seed(seed)
 
-    def grow(self, root_tokens, positions, config, steps, rows, planner):
+    def grow(self, roots, depth, policy):
         chains = []
-        for row, step in zip(rows, steps, strict=True):
-            truth = text[row, prompt_length + step :][: config.tree_depth]
-            chains.append(torch.nn.functional.pad(truth, (0, config.tree_depth - len(truth)), value=3))
+        for row, step in zip(roots.sequences, roots.steps, strict=True):
+            truth = text[row, prompt_length + step :][:depth]
+            chains.append(torch.nn.functional.pad(truth, (0, depth - len(truth)), value=3))
         tokens = torch.stack(chains)
         wrong = torch.rand(tokens.shape, generator=generator) < mistakes
         tokens = torch.where(wrong, (tokens + 1) % 24, tokens)
-        return trees.chain(root_tokens, tokens, torch.zeros(tokens.shape))
+        return trees.chain(roots.tokens, tokens, torch.zeros(tokens.shape))
 
-    monkeypatch.setattr(Drafter, "grow", grow)
+    monkeypatch.setattr(Eagle3Drafter, "grow", grow)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -85,7 +85,7 @@ def test_rows_that_run_ahead_are_held_back_before_their_noise_costs_too_much(mon
     torch.manual_seed(0)
     text = target.generate(**inputs, **options)
     make_oracle(monkeypatch, text, 9, mistakes=0.0)
-    right = Drafter.grow
+    right = Eagle3Drafter.grow
 
     def grow(self, *args):
         tree = right(self, *args)
@@ -98,7 +98,7 @@ def test_rows_that_run_ahead_are_held_back_before_their_noise_costs_too_much(mon
         kept.append(len(self._noise))
         return honest(self, steps, rows)
 
-    monkeypatch.setattr(Drafter, "grow", grow)
+    monkeypatch.setattr(Eagle3Drafter, "grow", grow)
     monkeypatch.setattr(StepNoise, "at", at)
     monkeypatch.setattr(StepNoise, "max_skew", 8)
     assert_same(target, draft, inputs, **options)
@@ -240,7 +240,7 @@ def test_a_cache_after_an_error_at_any_step_is_whole(name, call):
 
 def test_an_interrupted_second_run_leaves_states_whole(monkeypatch):
     """The accepted tokens are run again on restored states; stopped in the middle, the states are those before."""
-    from hf_eagle3.generation.verify.tree_pass import ChainPass
+    from hf_eagle3.generation.verify.chain_pass import ChainPass
 
     target = tiny_target("qwen3_next")
     expected = target.generate(**left_padded([12]), **GREEDY)

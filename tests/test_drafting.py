@@ -14,11 +14,13 @@ import torch
 from models import left_padded, tiny_draft, tiny_target
 
 import hf_eagle3
+from hf_eagle3.generation import candidate_generator
 from hf_eagle3.generation.auto.calibration import Calibration
 from hf_eagle3.generation.auto.planner import AutoPlanner
-from hf_eagle3.generation.draft import drafter as drafting
-from hf_eagle3.generation.draft.drafter import Drafter, Entries
-from hf_eagle3.generation.stats import new_stats
+from hf_eagle3.generation.draft import eagle3
+from hf_eagle3.generation.draft.eagle3 import Eagle3Drafter
+from hf_eagle3.generation.draft.interface import DraftInputs
+from hf_eagle3.generation.stats import PhaseTimer, new_stats
 from hf_eagle3.target.target import Target
 
 
@@ -105,18 +107,18 @@ def test_a_long_prompt_read_in_parts_leaves_the_same(layers, counts, monkeypatch
     torch.manual_seed(0)
     places = torch.arange(150).expand(3, -1)
     features = torch.randn(3, 150, draft.config.fused_features_size)
-    entries = Entries(torch.randint(draft.config.vocab_size, (3, 150)), features, places, places, counts, 149)
+    inputs = DraftInputs(torch.randint(draft.config.vocab_size, (3, 150)), features, places, places, counts, 149)
     found = []
-    for most in (drafting.MOST_ELEMENTS, 1):
-        monkeypatch.setattr(drafting, "MOST_ELEMENTS", most)
-        drafter = Drafter(draft, Target(target, draft.config), 3, new_stats())
+    for most in (eagle3.MOST_ELEMENTS, 1):
+        monkeypatch.setattr(eagle3, "MOST_ELEMENTS", most)
+        drafter = Eagle3Drafter(draft, Target(target, draft.config), 3, PhaseTimer(new_stats().phase_seconds, False))
         with torch.no_grad():
-            drafter.absorb(entries)
+            drafter.read(inputs)
         valid = drafter.cache.valid[:, None, :, None]
-        found.append((drafter._hidden, drafter._normed, *[keys * valid for keys in drafter.cache.keys]))
+        found.append((drafter.hidden, drafter.normed, *[keys * valid for keys in drafter.cache.keys]))
     for whole, parts in zip(*found, strict=True):
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-4)
-    rows = target.get_input_embeddings().weight[entries.tokens]
+    rows = target.get_input_embeddings().weight[inputs.tokens]
     for row, count in enumerate(counts):
         with torch.no_grad():
             slow = draft(inputs_embeds=rows[row : row + 1, :count], target_features=features[row : row + 1, :count])
@@ -142,9 +144,7 @@ def check_scores(target, draft, lengths: list[int], out: torch.Tensor, records: 
 def test_scores_of_trees_as_auto_draws_them(lengths, widths, monkeypatch):
     """Levels of different widths, and after plain steps, whose features must be fed before the next tree."""
     turns = iter(range(1000))
-    monkeypatch.setattr(
-        AutoPlanner, "begin", lambda self, costs, rows, depth, *_: depth if next(turns) % 4 == 3 else 0
-    )
+    monkeypatch.setattr(AutoPlanner, "begin", lambda self, outlook: outlook.depth if next(turns) % 4 == 3 else 0)
     monkeypatch.setattr(AutoPlanner, "width", lambda self, level, scores: widths[level - 1])
     monkeypatch.setattr(Calibration, "__call__", lambda self, log_probs: log_probs)
     monkeypatch.setattr(AutoPlanner, "num_nodes", lambda self, scores, levels: min(9, scores.shape[1]))
@@ -184,13 +184,13 @@ def test_a_tree_holds_the_best_nodes_there_are():
 def test_a_chain_in_the_hosts_loop_is_the_same_chain(monkeypatch, window):
     target, drawn = tiny_target(), []
     draft = sensitive(tiny_draft(target, sliding_window=window))
-    draw = hf_eagle3.generation.draft.drafter.Drafter.draw_chain
+    draw = candidate_generator.draw_chain
 
-    def watched(self, *args):
-        drawn.append(draw(self, *args))
+    def watched(*args):
+        drawn.append(draw(*args))
         return drawn[-1]
 
-    monkeypatch.setattr(hf_eagle3.generation.draft.drafter.Drafter, "draw_chain", watched)
+    monkeypatch.setattr(candidate_generator, "draw_chain", watched)
     watcher, options = Watcher(), {"max_new_tokens": 12, "do_sample": False}
     target.generate(**left_padded([9]), **options, assistant_model=draft.with_tree("host_chain", tree_depth=3))
     target.generate(

@@ -301,7 +301,7 @@ def test_threads_may_share_a_cost_curve():
                 curve.add(size, 0.1 * size)
                 curve(size + 1)
                 curve.slope(size)
-                curve.doubt(size)
+                curve.invalidate(size)
         except Exception as error:
             errors.append(error)
 

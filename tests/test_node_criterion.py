@@ -9,6 +9,8 @@ import torch
 from models import CHAIN_TARGETS, TREE_TARGETS, WINDOW, left_padded, tiny_target
 from node_criterion import worst_node_error
 
+from hf_eagle3.generation.verify import chain_pass
+from hf_eagle3.generation.verify import masks as verify_masks
 from hf_eagle3.generation.verify import slots as cache
 from hf_eagle3.generation.verify import tree_pass as target_pass
 from hf_eagle3.target.layer_inputs import Reach
@@ -82,7 +84,7 @@ def without_window(honest):
     ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 def test_a_wrong_mask_is_seen(name, lengths, mutation, monkeypatch):
-    monkeypatch.setattr(target_pass, "verification_masks", mutation(cache.verification_masks))
+    monkeypatch.setattr(target_pass, "verification_masks", mutation(verify_masks.verification_masks))
     assert worst_node_error(tiny_target(name), left_padded(lengths)) > 100 * TOLERANCE
 
 
@@ -108,5 +110,5 @@ def test_a_slot_moved_wrongly_is_seen(lengths, monkeypatch):
 
 
 def test_states_that_are_not_restored_are_seen(monkeypatch):
-    monkeypatch.setattr(target_pass, "restore", lambda cache, saved: None)
+    monkeypatch.setattr(chain_pass, "restore", lambda cache, saved: None)
     assert worst_node_error(tiny_target("qwen3_next"), left_padded([12]), use_chain=True) > 100 * TOLERANCE

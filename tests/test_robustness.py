@@ -19,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 import hf_eagle3
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel
-from hf_eagle3.generation.loop import Generation
+from hf_eagle3.generation.loop import Loop
 
 
 INPUTS = left_padded([9])
@@ -130,8 +130,8 @@ def test_a_token_that_plain_generate_never_runs_cannot_hurt(name, options, value
     options = options | {"suppress_tokens": [bad], "max_new_tokens": 24}
     inputs = left_padded([9, 4, 6])
     inputs["input_ids"] = inputs["input_ids"].clamp(max=22)
-    again, own = [], Generation.without_draft
-    monkeypatch.setattr(Generation, "without_draft", lambda run: again.append(1) or own(run))
+    again, own = [], Loop.without_draft
+    monkeypatch.setattr(Loop, "without_draft", lambda run: again.append(1) or own(run))
     assert_same(target, draft, inputs, **options)
     assert again, "no node was drafted that is not finite"
 

@@ -7,7 +7,7 @@ import torch
 from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 
 from hf_eagle3 import TreeConfig, metrics, vocabulary
-from hf_eagle3.generation.batch import Rows
+from hf_eagle3.generation.batch import Batch
 from hf_eagle3.generation.draft.ranking import Warp, rank_children
 from hf_eagle3.generation.ops.transfer import kept_rows
 from hf_eagle3.generation.sampling.noise import StepNoise
@@ -123,8 +123,8 @@ def test_rows_are_kept_in_place_where_they_can_be(dim, order):
 
 
 def test_rows_that_end_leave_gaps_that_the_last_ones_fill():
-    rows = Rows(torch.zeros(6, 3, dtype=torch.long), 9, 0, 3, None)
-    assert rows.finish([1, 4]) == [0, 5, 2, 3]
-    assert rows.active == [0, 5, 2, 3]
-    assert rows.finish([0, 3]) == [2, 1]
-    assert rows.active == [2, 5]
+    batch = Batch(torch.zeros(6, 3, dtype=torch.long), 9, 0, 3, None)
+    assert batch.remove([1, 4]) == [0, 5, 2, 3]
+    assert batch.active == [0, 5, 2, 3]
+    assert batch.remove([0, 3]) == [2, 1]
+    assert batch.active == [2, 5]

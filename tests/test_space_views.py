@@ -20,7 +20,7 @@ from service import interesting_cycle, tree_of
 from tokens import ColouredText, Pieces, PlainText
 
 from hf_eagle3 import CycleRecord
-from hf_eagle3.generation.auto.planner import Choice
+from hf_eagle3.generation.tree.policy import Choice
 
 
 LETTERS = ["<s>", "a", "b", "c", "d", "e", "f"]

@@ -26,13 +26,12 @@ from transformers import (
 )
 
 from hf_eagle3.generation.auto import costs
-from hf_eagle3.generation.compiled import drafter as static_drafting
+from hf_eagle3.generation.compiled import shapes
 from hf_eagle3.generation.compiled import slots as static_cache
-from hf_eagle3.generation.compiled import target_pass as static_pass
-from hf_eagle3.generation.compiled.drafter import StaticDrafter
-from hf_eagle3.generation.draft.drafter import Drafter
+from hf_eagle3.generation.draft import static as static_drafting
+from hf_eagle3.generation.draft.eagle3 import Eagle3Drafter
+from hf_eagle3.generation.draft.static import StaticDrafter
 from hf_eagle3.generation.tree.draft_tree import DraftTree
-from hf_eagle3.generation.verify import slots as cache
 from hf_eagle3.generation.verify import tree_pass as target_pass
 
 
@@ -150,7 +149,7 @@ def test_text_is_identical_or_the_architecture_refused(name):
     draft = tiny_draft(target, tokens=torch.arange(3, 9))
     for lengths in prompts(name):
         call = {**left_padded(lengths), "max_new_tokens": 24, **GREEDY}
-        if static_pass.static_mode(target).kind != "tree":
+        if shapes.static_mode(target).kind != "tree":
             with pytest.raises(ValueError, match=r"'static' does not go with a draft on .* Leave it out"):
                 target.generate(**call, assistant_model=draft, **STATIC)
             return
@@ -165,7 +164,7 @@ def drafted_trees(target, draft, inputs: dict, **options) -> list[DraftTree]:
     """The trees of a call that are as deep as the call allows."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (Drafter, StaticDrafter):
+        for kind in (Eagle3Drafter, StaticDrafter):
             patch.setattr(kind, "grow", recorded(vars(kind)["grow"], found))
         torch.manual_seed(0)
         target.generate(**inputs, assistant_model=draft, max_new_tokens=40, **options)
@@ -235,7 +234,7 @@ def test_every_node_of_a_tree(name, lengths, attention):
     ids=lambda value: value.__name__ if callable(value) else str(value),
 )
 def test_a_wrong_mask_is_seen(name, lengths, mutation, monkeypatch):
-    monkeypatch.setattr(target_pass, "verification_masks", mutation(cache.verification_masks))
+    monkeypatch.setattr(target_pass, "verification_masks", mutation(verify_masks.verification_masks))
     assert worst_node_error(tiny_target(name), left_padded(lengths), **STATIC) > 100 * TOLERANCE
 
 
@@ -413,7 +412,7 @@ def test_nothing_outlives_a_replay(shape, lengths, sampling, memory):
 
 
 def features_of_a_cycle_ago(patch):
-    honest, kept = static_pass.StaticShapes.forward, []
+    honest, kept = shapes.StaticShapes.forward, []
 
     def forward(self, inputs):
         outputs = honest(self, inputs)
@@ -421,23 +420,21 @@ def features_of_a_cycle_ago(patch):
         outputs.hidden_states = kept[-2:][0]
         return outputs
 
-    patch.setattr(static_pass.StaticShapes, "forward", forward)
+    patch.setattr(shapes.StaticShapes, "forward", forward)
 
 
 def states_of_rows_that_go_on(patch):
     """As the drafter of growing shapes does it, whose states lie in memory of their own."""
-    patch.setattr(
-        static_drafting.StaticDrafter, "select_rows", keeping_states(static_drafting.StaticDrafter.select_rows)
-    )
+    patch.setattr(static_drafting.StaticDrafter, "select", keeping_states(static_drafting.StaticDrafter.select))
 
 
 def keeping_states(honest):
-    def select_rows(self, order):
-        hidden = self._hidden[order]
+    def select(self, order):
+        hidden = self.hidden[order]
         honest(self, order)
-        self._hidden = hidden
+        self.hidden = hidden
 
-    return select_rows
+    return select
 
 
 @pytest.mark.parametrize("mutation", [features_of_a_cycle_ago, states_of_rows_that_go_on])
@@ -524,7 +521,7 @@ def test_a_static_cache_of_the_callers_is_filled_turn_by_turn(name, lengths, sam
     texts, caches = [], []
     for draft in ({}, {"assistant_model": tiny_draft(target)}):
         cache, call = StaticCache(config=target.config, max_cache_len=length), left_padded(lengths)
-        if not static_pass.keeps_every_column(cache):
+        if not shapes.keeps_every_column(cache):
             pytest.skip("before transformers 5.24 a layer with a window does not say whether it can be cropped")
         for turn, count in enumerate((9, 5, 4)):
             torch.manual_seed(turn)
@@ -586,12 +583,12 @@ def test_storage_is_used_again_and_goes_with_its_target():
         target.generate(**left_padded([9]), max_new_tokens=200, assistant_model=draft, **GREEDY, **counted.options)
         assert found[2] is not found[0]
         target.generate(**left_padded([9]), max_new_tokens=10, assistant_model=draft, **GREEDY, **STATIC)
-    assert len(static_pass.KEPT_SLOTS._pieces) == 1
+    assert len(shapes.KEPT_SLOTS._pieces) == 1
     del target
     found.clear()
     torch._dynamo.reset()
     gc.collect()
-    assert len(static_pass.KEPT_SLOTS._pieces) == 0
+    assert len(shapes.KEPT_SLOTS._pieces) == 0
 
 
 def test_what_an_earlier_call_had_still_to_move_is_forgotten():
@@ -610,15 +607,15 @@ def test_nan_of_an_earlier_call_does_not_stay():
     draft = tiny_draft(target)
     call = {**left_padded([9]), "max_new_tokens": 20, "assistant_model": draft, **GREEDY}
     expected = target.generate(**call, **counted.options)
-    slots = static_pass.KEPT_SLOTS.take(target)
+    slots = shapes.KEPT_SLOTS.take(target)
     for layer in slots.layers:
         layer.keys.fill_(torch.nan)
         layer.values.fill_(torch.nan)
-    static_pass.KEPT_SLOTS.put(target, slots)
-    columns = static_drafting.KEPT_COLUMNS.take(draft.midlayer)
+    shapes.KEPT_SLOTS.put(target, slots)
+    columns = static_drafting.KEPT_CACHES.take(draft.midlayer)
     for held in (*columns.keys, *columns.values):
         held.fill_(torch.nan)
-    static_drafting.KEPT_COLUMNS.put(draft.midlayer, columns)
+    static_drafting.KEPT_CACHES.put(draft.midlayer, columns)
     assert target.generate(**call, **counted.options).tolist() == expected.tolist()
 
 

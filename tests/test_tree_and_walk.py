@@ -11,7 +11,7 @@ root 5          node     0  1  2  3  4  5
 import torch
 from transformers import LogitsProcessorList
 
-from hf_eagle3.generation.batch import Rows
+from hf_eagle3.generation.batch import Batch
 from hf_eagle3.generation.sampling.chooser import TokenChooser
 from hf_eagle3.generation.tree.draft_tree import (
     DraftTree,
@@ -54,11 +54,8 @@ def logits_choosing(*tokens: int) -> torch.Tensor:
 def walks(tree: DraftTree, logits: torch.Tensor):
     """Both walks; they must agree wherever the first says a token is committed."""
     fast = greedy_walk(tree, logits)
-    chooser = TokenChooser(
-        LogitsProcessorList(), None, Rows(torch.zeros(len(logits), 1, dtype=torch.long), 20, 0, 1, None)
-    )
-    rows = list(range(len(logits)))
-    slow = stepwise_walk(tree, logits, chooser, rows, [3] * len(rows), [0] * len(rows))
+    batch = Batch(torch.zeros(len(logits), 1, dtype=torch.long), 20, 0, 1, None)
+    slow = stepwise_walk(tree, logits, TokenChooser(LogitsProcessorList(), None, batch), batch)
     assert fast.counts.tolist() == slow.counts.tolist()
     for a, count in enumerate(fast.counts.tolist()):
         assert fast.nodes[a, :count].tolist() == slow.nodes[a, :count].tolist()

@@ -1,7 +1,7 @@
-"""Calls that no draft may touch run the host's own decoding, and say so.
+"""Calls that no draft may touch run plain decoding, with a warning.
 
 RoPE of type longrope or dynamic follows the longest sequence of a pass. Where it changes within a call, no pass over
-several steps, or over rows at different lengths, has plain generate's frequencies. A few architectures are unsteady
+several steps, or over sequences at different lengths, has plain generate's frequencies. A few architectures differ
 with padding on the left, or past a length where they choose among equal keys.
 """
 
@@ -13,7 +13,7 @@ from ..compat.caches import cached_columns
 from ..compat.calls import cache_of, put_cache, sample
 from ..target.layer_inputs import length_dependent_rope
 from ..target.mode import KEY_LIMIT, UNPADDED_ONLY, decoding_mode
-from .compiled.target_pass import host_cache
+from .compiled.shapes import plain_static_cache
 from .outputs import GenerateEagle3Output
 from .stats import SpeculationStats, new_stats, publish
 
@@ -46,7 +46,7 @@ def why_plain(
     is_unsteady = config.model_type in UNPADDED_ONLY and mask is not None and not mask.all()
     if is_unsteady and decoding_mode(model, cache_of(model_kwargs)).kind != "refused":
         return "padding on the left changes what this model attends to", "Give prompts of one length."
-    limit = getattr(config, KEY_LIMIT, None)
+    limit = vars(config).get(KEY_LIMIT)
     if limit is not None and max_length + cached_columns(cache_of(model_kwargs), 0) > limit:
         # Equal tokens have equal gates in the first layer.
         return f"beyond `{KEY_LIMIT}` keys are chosen among ties", "Lower `max_new_tokens` to stay below that length."
@@ -56,11 +56,11 @@ def why_plain(
 def plain_decode(
     model: PreTrainedModel, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict, reason: str, remedy: str
 ) -> GenerateEagle3Output | torch.Tensor:
-    """The host's `_sample`; its stats say "plain"."""
+    """Transformers' own `_sample`; the stats have the mode "plain"."""
     logger.warning_once(f"{type(model).__name__} runs without speculation: {reason}. {remedy}")
     stats = new_stats()
     stats.mode, stats.reason = "plain", reason
-    if (cache := host_cache(model, prepared["generation_config"], input_ids, model_kwargs)) is not None:
+    if (cache := plain_static_cache(model, prepared["generation_config"], input_ids, model_kwargs)) is not None:
         put_cache(model_kwargs, cache)
     return with_stats(sample(model, input_ids, prepared, model_kwargs), stats)
 

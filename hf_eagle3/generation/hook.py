@@ -19,12 +19,13 @@ from ..compat.calls import cache_of
 from ..compat.guard import Guard
 from ..compat.models import attention_name, is_stateful
 from ..compat.outputs import is_assisted
-from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.mode import accepted_mode
 from ..target.parts import unwrapped
 from .candidate_generator import Eagle3CandidateGenerator
-from .compiled.target_pass import set_aside
+from .compiled.shapes import stash_static_request
+from .draft import kinds
+from .draft.interface import drafter_kind
 from .fallback import with_stats
 from .loop import speculative_decode
 from .stats import new_stats
@@ -52,12 +53,10 @@ NO_WAY_BACK = (
 )
 
 
-def draft_of(assistant_model) -> Eagle3DraftModel | None:
+def draft_of(assistant_model) -> Any | None:
     """Our draft in `assistant_model`, itself or wrapped (PEFT, `torch.compile`, DataParallel); else `None`."""
-    if not isinstance(assistant_model, nn.Module):
-        return None
-    model = unwrapped(assistant_model)
-    return model if isinstance(model, Eagle3DraftModel) else None
+    model = unwrapped(assistant_model) if isinstance(assistant_model, nn.Module) else assistant_model
+    return None if drafter_kind(model) is None else model
 
 
 def refuse_wrong_class(assistant_model) -> None:
@@ -69,12 +68,12 @@ def refuse_wrong_class(assistant_model) -> None:
         )
 
 
-def _limited(draft: Eagle3DraftModel, num_tokens: int) -> Eagle3DraftModel:
+def _limited(draft: Any, num_tokens: int) -> Any:
     sizes = asdict(draft.tree_config.limited(num_tokens))
     return draft.with_tree(sizes.pop("tree_mode"), **sizes)
 
 
-def refuse_options(target: PreTrainedModel, draft: Eagle3DraftModel, mode, config: GenerationConfig, given: dict):
+def refuse_options(target: PreTrainedModel, draft: Any, mode, config: GenerationConfig, given: dict):
     """
     Refuse what cannot be honoured.
 
@@ -131,11 +130,11 @@ class _Drafts:
         self.guard = Guard(try_out)
         self._loaded_drafts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
-    def draft_of(self, assistant: Any) -> Eagle3DraftModel | None:
+    def draft_of(self, assistant: Any) -> Any | None:
         """See `draft_of`."""
         return draft_of(assistant)
 
-    def accepted(self, target: PreTrainedModel, assistant: Any, given: dict) -> Eagle3DraftModel | None:
+    def accepted(self, target: PreTrainedModel, assistant: Any, given: dict) -> Any | None:
         """Ours, loaded if it is a name, or `None`; raises for a draft that was loaded as something else."""
         draft = self._loaded(target, assistant) if isinstance(assistant, str) else draft_of(assistant)
         if draft is None:
@@ -169,13 +168,13 @@ class _Drafts:
     def validate(self, target, draft, mode, config: GenerationConfig, given: dict) -> None:
         """See `refuse_options`."""
         refuse_options(target, draft, mode, config, given)
-        set_aside(config)
+        stash_static_request(config)
 
-    def fitted(self, target: PreTrainedModel, draft: Eagle3DraftModel) -> Eagle3DraftModel:
-        """See `fit_to`."""
-        return fit_to(draft, target)
+    def fitted(self, target: PreTrainedModel, draft: Any) -> Any:
+        """The draft for the target's vocabulary."""
+        return drafter_kind(draft).fit(draft, target)
 
-    def decodes(self, draft: Eagle3DraftModel) -> bool:
+    def decodes(self, draft: Any) -> bool:
         """Whether our loop decodes."""
         return draft.tree_config.tree_mode != HOST_CHAIN
 
@@ -202,7 +201,7 @@ class _Drafts:
 
     def decode(self, target, draft, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
         """See `speculative_decode`."""
-        return speculative_decode(target, fit_to(draft, target), input_ids, prepared, model_kwargs)
+        return speculative_decode(target, self.fitted(target, draft), input_ids, prepared, model_kwargs)
 
     def candidates(self, target, draft, *, input_ids, generation_config, logits_processor, **others):
         """A chain's, for transformers' own loop."""
@@ -211,4 +210,5 @@ class _Drafts:
 
 def install(try_out: Callable[[], str | None]) -> None:
     """Let `generate` take drafts; a second call does nothing. For `try_out` see [`Guard`]."""
+    kinds.register()
     hooks.install(_Drafts(try_out))

@@ -1,18 +1,22 @@
-"""What one call is going to do, decided before it begins: tree or chain, its sizes, who plans them; and refusals of
-what does not go together. Does not know rows, passes or caches' contents."""
+"""What one call is going to do, decided before it begins: tree or chain, sizes, policy; refusals of what does not go
+together. Does not know sequences, passes or caches' contents."""
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from transformers import Cache, GenerationConfig
 
 from ..compat.caches import window_of
-from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.mode import DecodingMode, accepted_mode
 from ..target.parts import is_sharded
 from ..target.target import Target
 from ..tree_config import TreeConfig
 from .auto.calibration import GREEDY, OWN_NOISE, SHARED_NOISE
+from .auto.costs import CostTable, context_bucket, cost_table
 from .auto.planner import PASS_SIZES, AutoPlanner, few_sizes
+from .compiled.shapes import StaticShapes
+from .tree.policy import FixedPolicy, TreePolicy
 
 
 # A chain's chance of full acceptance falls with its length; used where a target takes no tree.
@@ -24,15 +28,17 @@ class Settings:
     """
     Attributes:
         mode: Whether the target takes trees, and why not.
-        sizes: Of the draft tree.
-        planner: Who chooses how much of it, in the mode "auto".
+        sizes: Of the draft tree; the largest where the policy chooses.
+        policy: How much of it is drafted and verified.
         pass_sizes: Nodes of a target pass, the root included, over static shapes; ascending.
+        static: The call's static shapes, if it asked for them.
     """
 
     mode: DecodingMode
     sizes: TreeConfig
-    planner: AutoPlanner | None
+    policy: TreePolicy
     pass_sizes: tuple[int, ...]
+    static: StaticShapes | None = None
 
     @property
     def room(self) -> int:
@@ -41,35 +47,58 @@ class Settings:
 
 
 def settle(
-    target: Target, draft: Eagle3DraftModel, cache: Cache | None, config: GenerationConfig, is_static: bool
+    target: Target,
+    sizes: TreeConfig,
+    cache: Cache | None,
+    config: GenerationConfig,
+    static: StaticShapes | None,
+    device: torch.device,
+    identity: Any,
 ) -> Settings:
     """
     Settings of a call.
 
     Args:
+        sizes: What the draft asks for.
         cache: The target's, empty or a user's.
-        is_static: Whether the call's passes have few shapes.
+        static: The call's static shapes.
+        device: Where trees are grown.
+        identity: What the costs of drafting are kept by.
 
     Raises:
         ValueError: the target allows no speculation, or options do not go together.
     """
     model = target.model
     mode = accepted_mode(model, cache)
-    sizes = draft.tree_config.fitted(draft.config.draft_vocab_size)
     is_auto = sizes.tree_mode == "auto"
     if mode.kind == "chain" and not sizes.is_chain:
         depth = sizes.tree_depth if is_auto else min(CHAIN_DEPTH, sizes.tree_depth)
         sizes = sizes.with_changes("chain", tree_depth=depth)
-    planner, pass_sizes = None, (sizes.num_draft_tokens + 1,)
+    policy, pass_sizes = FixedPolicy(sizes), (sizes.num_draft_tokens + 1,)
     if is_auto and not is_sharded(model):  # processes that measure for themselves would choose different trees
-        pass_sizes = few_sizes(sizes.num_draft_tokens + 1) if is_static else PASS_SIZES
+        pass_sizes = PASS_SIZES if static is None else few_sizes(sizes.num_draft_tokens + 1)
         assumed = GREEDY if not config.do_sample else SHARED_NOISE if sizes.shared_noise else OWN_NOISE
-        planner = AutoPlanner(sizes, draft.fc.weight.device, assumed, pass_sizes, is_static)
-    _refuse_combinations(target, mode, cache, config)
-    return Settings(mode, sizes, planner, pass_sizes)
+        costs = _CostsOf(target, identity, static is not None)
+        policy = AutoPlanner(sizes, device, assumed, costs, pass_sizes, static is not None)
+    _refuse_combinations(mode, cache, config)
+    return Settings(mode, sizes, policy, pass_sizes, static)
 
 
-def _refuse_combinations(target: Target, mode: DecodingMode, cache: Cache, config: GenerationConfig) -> None:
+class _CostsOf:
+    """Cost tables of a pair, the latest one kept: it is asked for in every cycle."""
+
+    def __init__(self, target: Target, identity: Any, is_static: bool):
+        self.pair, self.is_static = (target.model, identity), is_static
+        self._size, self._table = None, None
+
+    def __call__(self, num_sequences: int, context: int) -> CostTable:
+        size = (num_sequences, context_bucket(context))
+        if size != self._size:
+            self._size, self._table = size, cost_table(*self.pair, *size, self.is_static)
+        return self._table
+
+
+def _refuse_combinations(mode: DecodingMode, cache: Cache, config: GenerationConfig) -> None:
     windows = any(window_of(layer) is not None for layer in cache.layers)
     if config.return_dict_in_generate and config.output_attentions and windows and mode.kind == "tree":
         raise ValueError("`output_attentions` with sliding-window layers does not go with a draft; leave one out.")

@@ -1,12 +1,12 @@
-"""What happened: per row and cycle, and where the time went.
+"""What happened: per sequence and cycle, and where the time went.
 
-Every call of `generate` with a draft makes a `SpeculationStats` (but for "host_chain", where the host's own loop
+Every call of `generate` with a draft makes a `SpeculationStats` (but for "host_chain", where transformers' own loop
 runs). It is found on the output (`return_dict_in_generate=True`), through `record()`, or cycle by cycle through a
 `CycleStreamer`.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ import torch
 
 from .. import metrics
 from ..compat.outputs import BaseStreamer
-from .auto.planner import Choice
+from .tree.policy import Choice
 
 
 PHASES = ("prefill", "draft_forward", "tree", "verify_forward", "walk", "commit")
@@ -27,13 +27,13 @@ class SpeculationStats:
     Counters of one or (with `record()`) several calls.
 
     Attributes:
-        accepted_tokens: Per row, accepted draft tokens of each of its cycles.
-        tree_depths: Per row, how many a cycle could have accepted.
-        cut: Per row, whether a cycle was cut by the end of the row (EOS, length, a stopping criterion).
+        accepted_tokens: Per sequence, accepted draft tokens of each of its cycles.
+        tree_depths: Per sequence, how many a cycle could have accepted.
+        cut: Per sequence, whether a cycle was cut by its end (EOS, length, a stopping criterion).
         num_iterations: Turns of the loop; each runs the target once (twice where states are re-run).
-        num_committed_tokens: Tokens of all rows, the prefill's not counted.
-        num_draft_tokens: Draft tokens verified, all rows.
-        prompt_lengths, generated_lengths: Per row, in tokens.
+        num_committed_tokens: Tokens of all sequences, the prefill's not counted.
+        num_draft_tokens: Draft tokens verified, all sequences.
+        prompt_lengths, generated_lengths: Per sequence, in tokens.
         choices: What the tree mode "auto" did in each turn of the loop; empty in other modes.
         mode, reason: "tree", "chain" or "plain", and why, as decided for the target.
         phase_seconds: Wall clock per phase. On CUDA kernels run on after a phase ends, so set
@@ -56,7 +56,7 @@ class SpeculationStats:
 
     @property
     def num_cycles(self) -> int:
-        """Cycles, summed over unfinished rows."""
+        """Cycles, summed over unfinished sequences."""
         return sum(len(row) for row in self.accepted_tokens)
 
     @property
@@ -66,7 +66,7 @@ class SpeculationStats:
 
     @property
     def acceptance_rates(self) -> list[float]:
-        """n-alpha, n = 0, 1, ...; cycles cut by the end of a row are left out."""
+        """n-alpha, n = 0, 1, ...; cycles cut by the end of a sequence are left out."""
         cycles = [
             (accepted, depth)
             for row, depths, cuts in zip(self.accepted_tokens, self.tree_depths, self.cut, strict=True)
@@ -80,49 +80,80 @@ class SpeculationStats:
         """Cycles by number of accepted draft tokens."""
         return metrics.histogram([n for row in self.accepted_tokens for n in row])
 
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Adds the time inside to `phase_seconds[name]`."""
-        if self.synchronize:
-            torch.accelerator.synchronize()
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            if self.synchronize:
-                torch.accelerator.synchronize()
-            self.phase_seconds[name] += time.perf_counter() - start
-
-    def count_cycle(self, row: int, num_accepted_tokens: int, num_committed: int, depth: int, is_cut: bool) -> None:
-        """One more cycle of a row; `depth` is how many draft tokens it could have accepted."""
-        self.accepted_tokens[row].append(num_accepted_tokens)
-        self.tree_depths[row].append(depth)
-        self.cut[row].append(is_cut)
+    def count_cycle(self, number: int, num_accepted_tokens: int, num_committed: int, depth: int, is_cut: bool) -> None:
+        """One more cycle of a sequence; `depth` is how many draft tokens it could have accepted."""
+        self.accepted_tokens[number].append(num_accepted_tokens)
+        self.tree_depths[number].append(depth)
+        self.cut[number].append(is_cut)
         self.num_committed_tokens += num_committed
 
-    def start_rows(self, num_rows: int) -> None:
-        """Make room for the rows of a call."""
-        for rows in (self.accepted_tokens, self.tree_depths, self.cut):
-            rows.extend([] for _ in range(num_rows))
+    def start(self, num_sequences: int) -> None:
+        """Make room for the sequences of a call."""
+        for each in (self.accepted_tokens, self.tree_depths, self.cut):
+            each.extend([] for _ in range(num_sequences))
 
     def add(self, other: "SpeculationStats") -> None:
-        """Append another call's rows and add its counters."""
+        """Append another call's sequences and add its counters."""
+        mine, theirs = vars(self), vars(other)
         for name in ("accepted_tokens", "tree_depths", "cut", "prompt_lengths", "generated_lengths", "choices"):
-            getattr(self, name).extend(getattr(other, name))
+            mine[name].extend(theirs[name])
         for name in ("num_iterations", "num_committed_tokens", "num_draft_tokens"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+            mine[name] += theirs[name]
         for name, seconds in other.phase_seconds.items():
             self.phase_seconds[name] += seconds
         self.mode, self.reason = other.mode, other.reason
 
 
+class PhaseTimer:
+    """
+    Times the phases of a call. A phase inside another counts alone for its time.
+
+    Args:
+        seconds: Wall clock per phase, added to.
+        synchronize: Wait for the accelerator where phases meet.
+    """
+
+    def __init__(self, seconds: dict[str, float], synchronize: bool):
+        self.seconds, self.synchronize = seconds, synchronize
+        self._open: list[str] = []
+        self._mark = 0.0
+
+    def _lap(self) -> None:
+        if self.synchronize:
+            torch.accelerator.synchronize()
+        now = time.perf_counter()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._mark
+        self._mark = now
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the time inside to `seconds[name]`."""
+        self._lap()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._lap()
+            self._open.pop()
+
+    def timed(self, name: str, function: Callable) -> Callable:
+        """`function`, whose calls are a phase."""
+
+        def run(*args):
+            with self.phase(name):
+                return function(*args)
+
+        return run
+
+
 @dataclass(frozen=True)
 class CycleRecord:
     """
-    One row's cycle as a `CycleStreamer` sees it, on the host.
+    One sequence's cycle as a `CycleStreamer` sees it, on the CPU.
 
     Attributes:
-        row, cycle: Which row of the batch, which of its cycles. Cycle -1 is the prefill's token.
+        row, cycle: Which sequence of the batch, which of its cycles. Cycle -1 is the prefill's token.
         tokens: Committed tokens, in order.
         num_accepted_tokens: How many of them were draft tokens (the first ones).
         tree_tokens, tree_parents, tree_scores: The draft tree; node 0 is the root, scores are log-probabilities of
@@ -146,7 +177,7 @@ class CycleStreamer(BaseStreamer):
     """A streamer that also sees each cycle: tree, accepted path, tokens, seconds. Override `on_cycle`."""
 
     def on_cycle(self, record: CycleRecord) -> None:
-        """Called once per row and cycle, before the cycle's tokens are put."""
+        """Called once per sequence and cycle, before the cycle's tokens are put."""
 
     def put(self, value: torch.Tensor) -> None:
         """Token ids, as for every streamer of transformers."""
@@ -164,7 +195,7 @@ def record(synchronize: bool = False) -> Iterator[SpeculationStats]:
     Collects the stats of every call inside, in this thread or task.
 
     Args:
-        synchronize: Wait for the accelerator at each phase's ends, so that phases are told apart truly.
+        synchronize: Wait for the accelerator at each phase's ends, so that phases are timed apart.
 
     Example:
         `with hf_eagle3.record() as stats: target.generate(**inputs, assistant_model=draft)`

@@ -1,12 +1,12 @@
-"""What a streamer sees: each step's tokens once every row has taken it, and each cycle's tree and path.
+"""What a streamer sees: each step's tokens once every sequence has taken it, and each cycle's tree and path.
 
-Shape letters: A active rows.
+Shape letters: A active sequences.
 """
 
 import time
 
 from ..compat.outputs import BaseStreamer
-from .batch import Rows
+from .batch import Batch
 from .ending import Plan
 from .stats import CycleRecord, CycleStreamer, SpeculationStats
 from .tree.draft_tree import DraftTree
@@ -17,30 +17,29 @@ class Reporter:
     """
     Args:
         streamer: The caller's, or `None`.
+        batch: The sequences.
         stats: Where cycles are counted.
+        started: When the call began, by `time.perf_counter`.
     """
 
-    rows: Rows
-
-    def __init__(self, streamer: BaseStreamer | None, stats: SpeculationStats):
-        self.streamer, self.stats = streamer, stats
-        self.started = time.perf_counter()
+    def __init__(self, streamer: BaseStreamer | None, batch: Batch, stats: SpeculationStats, started: float):
+        self.streamer, self.batch, self.stats, self.started = streamer, batch, stats, started
         self.streamed = 0  # steps handed to the streamer
 
     def report(self, tree: DraftTree, walk: Walk, plan: Plan) -> None:
-        """Cycle records, then the tokens of all steps that no row has still to take."""
+        """Cycle records, then the tokens of all steps that every sequence has taken."""
         if self.streamer is None:
             return
-        rows = self.rows
+        batch = self.batch
         if isinstance(self.streamer, CycleStreamer):
             for a, is_live in enumerate(plan.is_live):
                 if is_live:
                     self.streamer.on_cycle(self._record(a, tree, walk, plan))
-        going = [rows.lengths[row] for row, end in zip(rows.active, plan.ends, strict=True) if not end]
-        self._stream_up_to(min(going) if going else max(rows.lengths))
+        running = [batch.lengths[n] for n, leaves in zip(batch.active, plan.leaves, strict=True) if not leaves]
+        self._stream_up_to(min(running) if running else max(batch.lengths))
 
     def _record(self, a: int, tree: DraftTree, walk: Walk, plan: Plan) -> CycleRecord:
-        row = self.rows.active[a]
+        row = self.batch.active[a]
         return CycleRecord(
             row=row,
             cycle=len(self.stats.accepted_tokens[row]) - 1,  # nothing is counted before the first: -1 is the prefill
@@ -54,16 +53,16 @@ class Reporter:
         )
 
     def _stream_up_to(self, length: int) -> None:
-        rows = self.rows
-        first = rows.prompt_length + self.streamed
+        batch = self.batch
+        first = batch.prompt_length + self.streamed
         if length <= first:
             return
-        for row, end in enumerate(rows.lengths):  # behind a row's end stands padding, not what was tried there
+        for number, end in enumerate(batch.lengths):  # behind an end stands padding, not what was tried there
             if end < length:
-                rows.ids[row, end:] = rows.pad_token_id
-        for column in rows.ids[:, first:length].cpu().unbind(dim=1):
+                batch.ids[number, end:] = batch.pad_token_id
+        for column in batch.ids[:, first:length].cpu().unbind(dim=1):
             self.streamer.put(column)
-        self.streamed = length - rows.prompt_length
+        self.streamed = length - batch.prompt_length
 
     def end(self) -> None:
         """After the last token."""

@@ -7,15 +7,18 @@ alone, so no tree can bias it. Does not know caches or models.
     chosen at cat:  "sat"   child "sat" exists  -> step      tokens  cat  sat  on
     chosen at sat:  "on"    no child            -> stop      counts  3 (two accepted draft tokens and the target's own)
 
-Shape letters: A rows, N drafted nodes, T tree levels, V vocabulary.
+Shape letters: A active sequences, N drafted nodes, T tree levels, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
+from .batch import Batch
 from .ops.transfer import on_device
-from .sampling.chooser import Kind, TokenChooser
+from .sampling.chooser import TokenChooser
+from .sampling.kinds import Kind
 from .tree.draft_tree import DraftTree
 
 
@@ -27,8 +30,10 @@ class Walk:
         tokens (`torch.LongTensor` of shape `(A, T + 1)`): The chosen tokens; meaningless past the end.
         counts (`torch.LongTensor` of shape `(A,)`): Tokens to commit: accepted draft tokens + 1.
         is_nan (`torch.BoolTensor` of shape `(A,)`): A chosen token came from NaN scores.
-        stops: Per sequence, the token after which it ends, if that was asked after each step; else `None`.
+        stops: Per sequence, the index of the token after which it ends, if that was asked after each step; else
+            `None`.
         scores, logits: Per token, (A, V) float32, after and before processors; kept only if asked for.
+        is_written: Whether the tokens stand behind their sequences already.
     """
 
     nodes: torch.Tensor
@@ -38,10 +43,7 @@ class Walk:
     scores: list[torch.Tensor] = field(default_factory=list)
     logits: list[torch.Tensor] = field(default_factory=list)
     stops: list[int | None] | None = None
-
-    def hold_back(self) -> None:
-        """Lockstep: every row commits as many tokens as the slowest. The others choose the same tokens again later."""
-        self.counts = self.counts.min().expand_as(self.counts)
+    is_written: bool = False
 
 
 def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
@@ -57,7 +59,7 @@ def greedy_walk(tree: DraftTree, logits: torch.Tensor) -> Walk:
 
 
 def accepted_nodes(tree: DraftTree, walk: Walk, counts: torch.Tensor) -> torch.Tensor:
-    """Which nodes the first `counts` (A,) draft tokens of each row's path are, (A, N + 1) bool; never the root."""
+    """Which nodes the first `counts` (A,) draft tokens of each path are, (A, N + 1) bool; never the root."""
     is_taken = torch.arange(walk.nodes.shape[1], device=counts.device) <= counts[:, None]
     out = torch.zeros_like(tree.tokens, dtype=torch.bool)
     out.scatter_(1, walk.nodes.to(out.device) * is_taken, True)
@@ -80,59 +82,54 @@ def stepwise_walk(
     tree: DraftTree,
     logits: torch.Tensor,
     chooser: TokenChooser,
-    rows: list[int],
-    lengths: list[int],
-    steps: list[int],
+    batch: Batch,
     keep_scores: bool = False,
-    check_stop=None,
-    ended: list[int] | None = None,
-    pad_token_id: int = 0,
+    stopping: Callable[[list[torch.Tensor], list[torch.Tensor]], list[int | None]] | None = None,
 ) -> Walk:
     """
-    The walk level by level, for sampling and processors.
+    The walk level by level, for sampling and processors. Where those look at prefixes, each token is written behind
+    its sequence as soon as it is chosen.
 
     Args:
         logits: (A, N + 1, V).
-        rows: Original row numbers.
-        lengths: Tokens each row has, the root included; a step's token is written behind them into the chooser's ids.
-        steps: Steps each row has behind it: the number of the one chosen first.
         keep_scores: Keep scores and logits.
-        check_stop: Lockstep: called with (tokens so far, their kept scores) after each step; True ends the walk.
-            Given, the walk also ends when any row has no child to step into.
-        ended: Places of sequences that ended and are kept as padding: they get `pad_token_id`.
+        stopping: For processors or criteria that must see each step once, with all sequences at one length: asked
+            after each step (tokens so far, their kept scores) which sequences end with it. Given, the walk ends when
+            one does, or when any sequence has no child to step into.
     """
-    active = len(rows)
-    node = torch.zeros(active, dtype=torch.long, device=logits.device)
-    alive = torch.ones(active, dtype=torch.bool, device=logits.device)
+    numbers, lengths, steps, padding = batch.active, batch.active_lengths, batch.steps, batch.padding_places
+    active, device = len(numbers), logits.device
+    node = torch.zeros(active, dtype=torch.long, device=device)
+    alive = torch.ones(active, dtype=torch.bool, device=device)
     counts = torch.zeros_like(node)
     is_nan = torch.zeros_like(alive)
-    nodes, tokens, kept, raws = [], [], [], []
-    waits = logits.device.type == "cpu" or check_stop is not None
-    index = torch.arange(active, device=logits.device)
-    chooser.rows.reserve(tree.max_depth + 1)
-    needs_prefix = chooser.kind > Kind.PREFIX_FREE or check_stop is not None
-    places = on_device([rows, lengths], logits.device) if needs_prefix else None
+    nodes, tokens, kept, raws, stops = [], [], [], [], None
+    # Asking whether any sequence goes on costs nothing on a CPU; elsewhere it would wait for the device.
+    asks = device.type == "cpu" or stopping is not None
+    index = torch.arange(active, device=device)
+    writes = chooser.kind > Kind.PREFIX_FREE or stopping is not None
     for depth in range(tree.max_depth + 1):
         at_node = logits[index, node]
-        token, scores, raw, nan = chooser.choose(
-            at_node, rows, [n + depth for n in lengths], [s + depth for s in steps]
-        )
+        at = [length + depth for length in lengths], [step + depth for step in steps]
+        token, scores, raw, nan = chooser.choose(at_node, numbers, *at)
         is_nan |= alive & nan
-        if ended:
-            token = token.index_fill(0, on_device(ended, token.device), pad_token_id)
-        if needs_prefix:
-            chooser.rows.ids[places[0], places[1] + depth] = token
+        if padding:
+            token = token.index_fill(0, on_device(padding, device), batch.pad_token_id)
+        if writes:
+            batch.write(token[:, None], depth)
         nodes.append(node)
         tokens.append(token)
         counts += alive
         if keep_scores:
             kept.append(scores)
             raws.append(raw)
-        if check_stop is not None and check_stop(tokens, kept):
-            break
+        if stopping is not None:
+            stops = stopping(tokens, kept)
+            if any(stop is not None for stop in stops):
+                break
         child = (tree.tokens == token[:, None]) & (tree.parents == node[:, None])
         alive = alive & child.any(dim=1)
-        if waits and not (alive.all() if check_stop is not None else alive.any()):
+        if asks and not (alive.all() if stopping is not None else alive.any()):
             break
         node = torch.where(alive, child.int().argmax(dim=1), 0)
-    return Walk(torch.stack(nodes, dim=1), torch.stack(tokens, dim=1), counts, is_nan, kept, raws)
+    return Walk(torch.stack(nodes, dim=1), torch.stack(tokens, dim=1), counts, is_nan, kept, raws, stops, writes)

@@ -49,18 +49,18 @@ class Target:
 
     Args:
         model: The target.
-        draft_config: The draft's configuration; its tapped layers are resolved here.
+        draft_config: The draft's configuration; its tapped layers are resolved here. `None`: no layer is tapped.
 
     Raises:
         ValueError: draft and target do not fit (both numbers are given).
     """
 
-    def __init__(self, model: PreTrainedModel, draft_config: Eagle3Config):
+    def __init__(self, model: PreTrainedModel, draft_config: Eagle3Config | None):
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
-        self.layer_ids = check_fit(self.config, draft_config)
+        self.layer_ids = [] if draft_config is None else check_fit(self.config, draft_config)
         width = model.get_input_embeddings().weight.shape[1]
-        if width != draft_config.hidden_size and not draft_config.has_embed_tokens:
+        if self.layer_ids and width != draft_config.hidden_size and not draft_config.has_embed_tokens:
             raise ValueError(
                 f"The target's embedding rows are {width} wide, the draft is {draft_config.hidden_size} wide with no "
                 "`embed_tokens` of its own; use a draft that has."
@@ -83,7 +83,7 @@ class Target:
         num_shared = getattr(self.config, "num_kv_shared_layers", None) or 0
         self.prefill_options = (
             {"output_hidden_states": True}
-            if not self.uses_hooks or (max(self.layer_ids) >= num_decoder_layers(self.config) - num_shared)
+            if not self.uses_hooks or (max(self.layer_ids, default=-1) >= num_decoder_layers(self.config) - num_shared)
             else {}
         )
         tapped = {i: layers[i] for i in self.layer_ids} if self.uses_hooks else {}
@@ -112,7 +112,7 @@ class Target:
         self.uses_hooks = False
 
     def _refuse_last_layer(self) -> None:
-        if max(self.layer_ids) == num_decoder_layers(self.config) - 1:
+        if max(self.layer_ids, default=-1) == num_decoder_layers(self.config) - 1:
             raise ValueError(
                 f"The draft taps the last layer ({max(self.layer_ids)}) before the final norm, and `hidden_states`, "
                 "all that can be read here, hold it after the norm. Pass the uncompiled target, no "
@@ -124,7 +124,9 @@ class Target:
         return self.taps.capturing()
 
     def features(self, outputs) -> torch.Tensor:
-        """Tapped layers' outputs of the captured passes side by side, (B, L, F)."""
+        """Tapped layers' outputs of the captured passes side by side, (B, L, F); F is 0 where none is tapped."""
+        if not self.layer_ids:
+            return outputs.logits[..., :0]
         return _side_by_side(self.taps.take()) if self.uses_hooks else self.output_features(outputs)
 
     def output_features(self, outputs) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from hf_eagle3.generation.auto.planner import Choice
+from hf_eagle3.generation.tree.policy import Choice
 
 
 def why(choice: Choice) -> str:

@@ -25,7 +25,7 @@ from transformers import set_seed
 from hf_eagle3 import CycleRecord, CycleStreamer, record
 from hf_eagle3.compat.calls import CACHE
 from hf_eagle3.generation.auto.costs import forget_costs
-from hf_eagle3.generation.auto.planner import Choice
+from hf_eagle3.generation.tree.policy import Choice
 
 
 PLAIN, SPECULATIVE = "plain", "speculative"

@@ -1,9 +1,9 @@
 """What passes cost here: seconds of passes by the tokens they run, measured in use and then frozen.
 
-One table per (target, draft), and in it per device, dtype, number of rows and length of context, the last two in
+One table per (target, draft), and in it per device, dtype, number of sequences and length of context, the last two in
 buckets. A size counts once it was timed `SAMPLES` times after a warm-up, with the lower quartile of its timings; after
-`MOST_SAMPLES` that is frozen, so that choices made from the table are reproducible, until somebody doubts it. Does not
-know trees.
+`MOST_SAMPLES` it is frozen, so that choices made from it are reproducible, until it is invalidated. Does not know
+trees.
 """
 
 import threading
@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 
-WARM_UPS, SAMPLES, MOST_SAMPLES = 1, 3, 9
-OPTIMISM = 0.5  # of the slope over all sizes measured, beyond the largest: enough to try the next, and measure it
-NEAR = 2  # a size measured tells what others cost, up to so many times as large or as small
+WARM_UPS = 1  # the first pass of a shape allocates
+SAMPLES = 3  # timings until a size counts: with fewer, one slow moment decides
+MOST_SAMPLES = SAMPLES**2
+NEAR = 2  # sizes are interpolated from those measured within this factor
 
 
 @dataclass
@@ -35,7 +36,7 @@ class CostCurve:
     _timings: dict[int, list[float]] = field(default_factory=dict)
     _sizes: list[int] = field(default_factory=list)
     _seconds: list[float] = field(default_factory=list)
-    _told: dict[int, float] = field(default_factory=dict)
+    _interpolated: dict[int, float] = field(default_factory=dict)
     _lock: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
 
     def add(self, size: int, seconds: float) -> None:
@@ -51,7 +52,7 @@ class CostCurve:
         if len(timings) >= WARM_UPS + SAMPLES:
             counted = sorted(timings[WARM_UPS:])
             self.points[size] = counted[len(counted) // 4]  # a busy machine makes passes slower, never faster
-            self._sizes, self._told = [], {}
+            self._sizes, self._interpolated = [], {}
         if len(timings) == WARM_UPS + MOST_SAMPLES:
             del self._timings[size]
 
@@ -59,19 +60,19 @@ class CostCurve:
         """Whether further timings of `size` are ignored."""
         return size in self.points and size not in self._timings
 
-    def doubt(self, size: int) -> None:
-        """Measure `size` anew; until that is done, the old timing holds."""
+    def invalidate(self, size: int) -> None:
+        """Measure `size` again; until that is done, the old timing holds."""
         with self._lock:
             if self.is_frozen(size):
                 self._timings[size] = []
 
     def __call__(self, size: int) -> float:
         """Seconds at `size`; infinite while nothing is measured."""
-        told = self._told.get(size)
-        if told is None:
+        seconds = self._interpolated.get(size)
+        if seconds is None:
             with self._lock:
-                told = self._told[size] = self._between(size)
-        return told
+                seconds = self._interpolated[size] = self._between(size)
+        return seconds
 
     def _between(self, size: int) -> float:
         known, seconds = self._rising()
@@ -84,7 +85,7 @@ class CostCurve:
             share = (size - known[place - 1]) / (known[place] - known[place - 1])
             return seconds[place - 1] + share * (seconds[place] - seconds[place - 1])
         slope = (seconds[-1] - seconds[0]) / max(1, known[-1] - known[0])
-        return seconds[-1] + slope * OPTIMISM * (size - known[-1])
+        return seconds[-1] + slope / NEAR * (size - known[-1])  # so that larger ones are tried, and measured
 
     def covers(self, size: int) -> bool:
         """Whether something near `size` is measured."""
@@ -133,54 +134,53 @@ class CostTable:
 
 class Stopwatch:
     """
-    Times the passes of one cycle after another.
+    Times the passes of one cycle after another: the draft's by laps, the rest of the cycle as the target's.
+
+    Args:
+        device: The draft's. Off the CPU kernels run on after their call returns, so that times are taken, by waiting,
+            only while they are wanted.
 
     Attributes:
-        is_new: Whether the last cycle had a pass whose cost was not frozen yet.
         is_running: Whether a cycle has begun that did not end yet.
     """
 
-    def __init__(self):
-        self.is_new, self.is_running = True, False
-        self._phases: dict[str, float] = {}
-        self._began = self._mark = 0.0  # the clock less the seconds of drafting; seconds of drafting
+    def __init__(self, device: torch.device):
+        self.is_running = False
+        self._waits = device.type != "cpu"
+        self._is_new = True  # whether the last cycle had a pass whose cost was not frozen yet
+        self._is_timed = False
+        self._mark = 0.0
         self._laps: list[tuple[CostCurve, int, float]] = []
 
-    def start(self, phase_seconds: dict[str, float]) -> None:
-        """A cycle begins; `phase_seconds` are counted on while it runs."""
-        self._phases, self._laps, self.is_running = phase_seconds, [], True
-        self._mark = self._drafted()
-        self._began = time.perf_counter() - self._mark
+    def start(self, is_wanted: bool) -> None:
+        """A cycle begins; `is_wanted`: its times are, whatever is known."""
+        self._is_timed = not self._waits or is_wanted or self._is_new
+        self._laps, self.is_running, self._mark = [], True, self._now()
 
     def lap(self, curve: CostCurve, size: int) -> None:
-        """The draft ran a pass of `size` since the last lap; nothing if it did not."""
-        now = self._drafted()
-        if now > self._mark:
-            self._laps.append((curve, size, now - self._mark))
+        """The draft has run a pass of `size` since the last lap."""
+        now = self._now()
+        self._laps.append((curve, size, now - self._mark))
         self._mark = now
 
-    def stop(self, curve: CostCurve, size: int, is_timed: bool) -> None:
-        """
-        The cycle ends. All but the draft's passes counts as the target's of `size`: what else a cycle takes comes with
-        every size.
-
-        Args:
-            is_timed: Whether the seconds show what the cycle cost; else they are thrown away.
-        """
-        self._laps.append((curve, size, time.perf_counter() - self._mark - self._began))
+    def stop(self, curve: CostCurve, size: int) -> None:
+        """The cycle ends: what it took since the last lap is the target's pass of `size` and all that goes with it."""
+        self.lap(curve, size)
         self.is_running = False
-        self.is_new = not all(curve.is_frozen(size) for curve, size, _ in self._laps)
-        if is_timed:
+        self._is_new = not all(curve.is_frozen(size) for curve, size, _ in self._laps)
+        if self._is_timed:
             for curve, size, seconds in self._laps:
                 curve.add(size, seconds)
 
-    def doubt(self) -> None:
-        """Measure anew what the last cycle ran."""
+    def invalidate(self) -> None:
+        """Measure again what the last cycle ran."""
         for curve, size, _ in self._laps:
-            curve.doubt(size)
+            curve.invalidate(size)
 
-    def _drafted(self) -> float:
-        return self._phases["draft_forward"] + self._phases["tree"]
+    def _now(self) -> float:
+        if self._waits and self._is_timed:
+            torch.accelerator.synchronize()
+        return time.perf_counter()
 
 
 # By target, then by a module that all views of a draft share.

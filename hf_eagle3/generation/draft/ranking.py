@@ -1,6 +1,6 @@
 """Which continuations a draft proposes: by its own probability, or by the noise that the coming step will use.
 
-Pure tensors. Shape letters: A active rows, n nodes, k children per node, D draft vocabulary.
+Pure tensors. Shape letters: A active sequences, n nodes, k children per node, D draft vocabulary.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from transformers import LogitsProcessorList
 from ...compat.processors import keep_top_k, keep_top_p, warping
 
 
-# Draft tokens considered for top-p: what lies beyond has no mass worth proposing, and a full sort per level is dear.
+# Draft tokens considered for top-p: what lies beyond has no mass worth proposing, and a full sort per level is slow.
 TOP_P_CANDIDATES = 1024
 
 
@@ -25,7 +25,7 @@ class Warp:
 
     @classmethod
     def of(cls, processors: LogitsProcessorList) -> "Warp":
-        """What the host's own warpers among the processors do."""
+        """What transformers' own warpers among the processors do."""
         return cls(**warping(processors))
 
 
@@ -42,12 +42,12 @@ def rank_children(
     Args:
         logits: (A, n, D).
         gumbel: -log E of the step, (A, D).
-        warp: The request's temperature, top-k and top-p.
+        warp: The request's temperature, top-k and top-p; needed with noise.
     """
     logits = logits.float()
     if gumbel is None:
         return logits.log_softmax(dim=-1).topk(num_children, dim=-1)
-    if warp.temperature != 1.0:
+    if isinstance(warp.temperature, torch.Tensor) or warp.temperature != 1.0:  # a tensor in compiled passes
         logits = logits / warp.temperature
     if warp.top_k is None and warp.top_p is None:
         return (logits + gumbel[:, None]).log_softmax(dim=-1).topk(num_children, dim=-1)
@@ -66,7 +66,7 @@ def rank_children(
 
 
 def truncated(logits: torch.Tensor, warp: Warp) -> torch.Tensor:
-    """The request's top-k and top-p on the draft's own scores (1, D), by the host's warpers."""
+    """The request's top-k and top-p on the draft's own scores (1, D), by transformers' warpers."""
     if warp.top_k is not None:
         logits = keep_top_k(logits, warp.top_k)
     return logits if warp.top_p is None else keep_top_p(logits, warp.top_p)

@@ -1,4 +1,4 @@
-"""Which device, small host lists to it without waiting for it, and rows of what lies on it."""
+"""Which device, small lists to it without waiting for it, additive masks, and parts of storage in place."""
 
 import torch
 
@@ -30,3 +30,10 @@ def kept_rows(storage: torch.Tensor, order: list[int], dim: int) -> torch.Tensor
     for place, row in moves:
         storage.select(dim, place).copy_(storage.select(dim, row))
     return storage.narrow(dim, 0, len(order))
+
+
+def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """0 where `allowed`, the most negative finite number elsewhere: never -inf, never bool (eager attention)."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+        ~allowed, torch.finfo(dtype).min
+    )

@@ -7,7 +7,7 @@
      `- "dog"
 
 Node 0 is the root: the last committed token, not a proposal. Parents stand before their children.
-Shape letters: A rows, N drafted nodes (the root not counted), T levels.
+Shape letters: A sequences, N drafted nodes (the root not counted), T levels.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ import torch
 @dataclass
 class DraftTree:
     """
-    One tree per row, all with the same number of nodes.
+    One tree per sequence, all with the same number of nodes.
 
     Args:
         tokens (`torch.LongTensor` of shape `(A, N + 1)`): Target token ids; column 0 the root.
@@ -50,8 +50,8 @@ class DraftTree:
         """The tree on `device`; itself where it is there already."""
         return self if self.tokens.device == device else self._each(lambda tensor: tensor.to(device))
 
-    def select_rows(self, index: torch.Tensor) -> "DraftTree":
-        """The trees at the places `index`."""
+    def select(self, index: torch.Tensor) -> "DraftTree":
+        """The trees of the sequences at the places `index`."""
         return self._each(lambda tensor: tensor[index])
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "DraftTree":
@@ -77,13 +77,13 @@ def chain(
     root_tokens: torch.Tensor, tokens: torch.Tensor, scores: torch.Tensor, log_probs: torch.Tensor | None = None
 ) -> DraftTree:
     """Unbranched trees: `tokens`, cumulative `scores` and `log_probs` (A, T) below `root_tokens` (A,)."""
-    rows, levels = tokens.shape
-    depths = torch.arange(levels + 1, device=tokens.device).expand(rows, -1)
+    count, levels = tokens.shape
+    depths = torch.arange(levels + 1, device=tokens.device).expand(count, -1)
     return DraftTree(
         torch.cat((root_tokens[:, None], tokens), dim=1),
         depths - 1,
         depths,
-        torch.ones(levels + 1, levels + 1, dtype=torch.bool, device=tokens.device).tril().expand(rows, -1, -1),
+        torch.ones(levels + 1, levels + 1, dtype=torch.bool, device=tokens.device).tril().expand(count, -1, -1),
         _behind_root(scores),
         levels,
         None if log_probs is None else _behind_root(log_probs),
@@ -116,7 +116,7 @@ def with_padding(tree: DraftTree, places: list[int], pad_token_id: int) -> Draft
 
 
 def padded(tree: DraftTree, num_nodes: int) -> DraftTree:
-    """`tree` filled up to `num_nodes` nodes, the root included, with children of the root for nobody to look at."""
+    """`tree` padded to `num_nodes` nodes, the root included: dummy children of the root, outputs discarded."""
     missing = num_nodes - tree.tokens.shape[1]
     if missing == 0:
         return tree
@@ -135,9 +135,9 @@ def padded(tree: DraftTree, num_nodes: int) -> DraftTree:
 
 def best_first(pool_scores: torch.Tensor) -> torch.return_types.sort:
     """
-    Scores (A, M) in falling order, equal ones in the order of their making, with their pool indices.
+    Scores (A, M) in falling order, equal ones in the order they were made in, with their pool indices.
 
-    A child never scores above its parent and comes later, so any beginning of this order holds the parents of all it
+    A child never scores above its parent and comes later, so any prefix of this order holds the parents of all it
     holds, ties included (in bf16 log-probabilities of exactly 0.0 occur).
 
     Source: EAGLE-2 (arXiv 2406.16858), section 4.2.
@@ -160,18 +160,18 @@ def kept_nodes(
 
     Args:
         root_tokens: The last committed tokens, (A,).
-        pool_tokens, pool_scores: All nodes (A, M), level by level, in the order of their making.
+        pool_tokens, pool_scores: All nodes (A, M), level by level, in the order they were made in.
         pool_parents: Pool index of each node's parent, -1 below the root, (A, M).
         pool_depths: 1 for the root's children, (M,).
         kept: Pool indices of the nodes to keep, (A, N); with every node its parent.
         max_depth: Levels drafted.
         pool_log_probs: As `log_probs` of a tree, (A, M).
     """
-    rows, num_draft_tokens = kept.shape
+    count, num_draft_tokens = kept.shape
     kept = kept.sort(dim=1).values  # pool order: parents before children
     # Pool index -> node index, with the root's -1 in the last place.
-    node_of = kept.new_zeros(rows, pool_tokens.shape[1] + 1)
-    node_of.scatter_(1, kept, torch.arange(1, num_draft_tokens + 1, device=kept.device).expand(rows, -1))
+    node_of = kept.new_zeros(count, pool_tokens.shape[1] + 1)
+    node_of.scatter_(1, kept, torch.arange(1, num_draft_tokens + 1, device=kept.device).expand(count, -1))
     parents = node_of.gather(1, pool_parents.gather(1, kept) % node_of.shape[1])
     pad = torch.zeros_like(root_tokens)[:, None]
     parents = torch.cat((pad - 1, parents), dim=1)
@@ -189,8 +189,8 @@ def kept_nodes(
 
 def ancestor_mask(parents: torch.Tensor, max_depth: int) -> torch.Tensor:
     """[a, i, j]: j is i itself or above it, (A, N + 1, N + 1) bool, from `parents` (A, N + 1)."""
-    rows, nodes = parents.shape
-    mask = torch.eye(nodes, dtype=torch.bool, device=parents.device).repeat(rows, 1, 1)
+    count, nodes = parents.shape
+    mask = torch.eye(nodes, dtype=torch.bool, device=parents.device).repeat(count, 1, 1)
     up = parents.clamp(min=0)
     above = up
     for _ in range(max_depth):

@@ -1,33 +1,26 @@
 """`Pool`: all nodes seen while drafting, and the frontier: the best k of a level, some of which are expanded next.
 
-Pure tensors, no model. Shape letters: A rows, k nodes of a level.
+Pure tensors, no model. Shape letters: A sequences, k nodes of a level.
 """
 
 import torch
 
-from ..auto.planner import AutoPlanner
 from . import draft_tree as trees
+from .policy import TreePolicy
 
 
 class Pool:
     """
     Args:
-        rows, top_k: Of the tree.
+        num_sequences, top_k: A and k.
         dtype: Of the masks.
         device: The draft's.
-        planner: Says how likely nodes are and how many of them to keep; without one the draft's own probabilities
-            count and as many are kept as asked for.
+        policy: How likely nodes are and how many of them to keep.
     """
 
-    def __init__(
-        self,
-        rows: int,
-        top_k: int,
-        dtype: torch.dtype,
-        device: torch.device,
-        planner: AutoPlanner | None = None,
-    ):
-        self.rows, self.top_k, self.planner = rows, top_k, planner
+    def __init__(self, num_sequences: int, top_k: int, dtype: torch.dtype, device: torch.device, policy: TreePolicy):
+        self.num_sequences, self.top_k, self.policy = num_sequences, top_k, policy
+        # Nodes of one level see themselves and what is above them, never each other.
         self.own = torch.full((top_k, top_k), torch.finfo(dtype).min, dtype=dtype, device=device).fill_diagonal_(0)
         self.columns = 0  # of the draft's cache: nodes expanded so far
         self.size = self.levels = 0  # nodes seen, levels
@@ -36,16 +29,15 @@ class Pool:
     def start(self, log_probs: torch.Tensor, tokens: torch.Tensor) -> None:
         """Level 1: the root's children, log-probabilities and tokens (A, 1, k)."""
         self.frontier_scores, self.frontier_tokens = self._chances(log_probs)[:, 0], tokens[:, 0]
-        self.frontier_pool = torch.arange(self.top_k, device=tokens.device).expand(self.rows, -1)
-        self.seen = self.own.new_zeros(self.rows, 1, self.top_k, 0)  # (A, 1, k, columns): what is above each
+        self.frontier_pool = torch.arange(self.top_k, device=tokens.device).expand(self.num_sequences, -1)
+        # (A, 1, k, columns): which expanded nodes are above each of the frontier; none yet
+        self.seen = self.own.new_zeros(self.num_sequences, 1, self.top_k, 0)
         self._add(self.frontier_tokens, self.frontier_scores, torch.full_like(self.frontier_tokens, -1))
 
     def _chances(self, log_probs: torch.Tensor) -> torch.Tensor:
-        """Log-chances of nodes given their parents."""
-        if self.planner is None:
-            return log_probs
-        self.log_probs.append(log_probs.flatten(1))
-        return self.planner.calibration(log_probs)
+        if self.policy.is_adaptive:
+            self.log_probs.append(log_probs.flatten(1))
+        return self.policy.chances(log_probs)
 
     def _add(self, tokens: torch.Tensor, scores: torch.Tensor, parents: torch.Tensor) -> None:
         self.levels += 1
@@ -60,7 +52,7 @@ class Pool:
         self.frontier_scores, self.frontier_tokens, self.frontier_pool = (
             x[:, :width] for x in (self.frontier_scores, self.frontier_tokens, self.frontier_pool)
         )
-        own = self.own[:width, :width].expand(self.rows, 1, -1, -1)
+        own = self.own[:width, :width].expand(self.num_sequences, 1, -1, -1)
         self.mask = torch.cat((self.seen[:, :, :width], own), dim=3)
         self.columns += width
         return self.mask
@@ -84,23 +76,22 @@ class Pool:
         self.frontier_pool = offset + best
         return parents
 
-    def finish(self, root_tokens: torch.Tensor, num_draft_tokens: int) -> trees.DraftTree:
-        """The best `num_draft_tokens` of all nodes seen, or as many as the planner wants."""
+    def finish(self, root_tokens: torch.Tensor) -> trees.DraftTree:
+        """The best of all nodes seen, as many as the policy wants."""
         tokens, scores = torch.cat(self.tokens, dim=1), torch.cat(self.scores, dim=1)
         log_probs = torch.cat(self.log_probs, dim=1) if self.log_probs else None
-        if self.top_k == 1:
-            length = self.size if self.planner is None else self.planner.num_nodes(scores, self.levels)
+        if self.top_k == 1:  # a chain: its levels are in order already
+            length = self.policy.num_nodes(scores, self.levels)
             log_probs = None if log_probs is None else log_probs[:, :length]
             return trees.chain(root_tokens, tokens[:, :length], scores[:, :length], log_probs)
         best = trees.best_first(scores)
-        wanted = num_draft_tokens if self.planner is None else self.planner.num_nodes(best.values, self.levels)
         return trees.kept_nodes(
             root_tokens,
             tokens,
             torch.cat(self.parents, dim=1),
             torch.cat(self.depths),
             scores,
-            best.indices[:, :wanted],
+            best.indices[:, : self.policy.num_nodes(best.values, self.levels)],
             self.levels,
             log_probs,
         )

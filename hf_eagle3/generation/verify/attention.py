@@ -1,6 +1,6 @@
 """Attention of verification passes, recognised by their additive 4-D masks.
 
-The host's entry in its `AttentionInterface` is wrapped, once per process and implementation; a pass without such a
+Transformers' entry in its `AttentionInterface` is wrapped, once per process and implementation; a pass without such a
 mask goes where it always went. (Switching the model's own setting for the time of a verification would be seen by
 other threads.) Does not know which targets allow it.
 
@@ -31,7 +31,7 @@ class _Shared:
 
 def share_mask(mask: torch.Tensor, hides_nothing: bool) -> torch.Tensor:
     """
-    `mask`, of which the layers that get this very tensor make things once for all. Nobody may change it afterwards.
+    `mask`, of which the layers that get this very tensor make things once for all. It must not be changed afterwards.
 
     Args:
         hides_nothing: It is zero, for one query: attention goes without it.
@@ -80,7 +80,7 @@ def _is_additive(mask) -> bool:
 
 
 def _can_pack(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor, options: dict) -> bool:
-    """Grouped heads, few queries, one mask for all heads, and nothing that the host would do beside."""
+    """Grouped heads, few queries, one mask for all heads, and no other option of attention."""
     groups = query.shape[1] // key.shape[1]
     is_plain = not options.get("dropout") and all(
         options.get(name) is None for name in ("position_bias", "cache", "softcap")

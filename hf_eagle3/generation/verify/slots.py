@@ -1,15 +1,16 @@
-"""Slot caches: the target's keys and values while trees are verified, and the masks that go with them.
+"""Slot caches: the target's keys and values while trees are verified.
 
-A row's tokens lie at their columns (left padding included), the same for every layer. A verification pass writes its
-nodes behind the longest row; committing gathers the accepted ones down next to each row's prefix:
+A sequence's tokens lie at their own slots (left padding included), the same for every layer. A verification writes its
+nodes behind the longest sequence; committing gathers the accepted ones down next to each sequence's prefix:
 
-    row 0   the cat sat  .   .  | on  off  a        accepted: on, a  ->  the cat sat on  a
-    row 1   .   a   dog ran  fast| and .  ,          accepted: and    ->  .   a   dog ran fast and
+    sequence 0   the cat sat  .   .  | on  off  a        accepted: on, a  ->  the cat sat on  a
+    sequence 1   .   a   dog ran fast| and .  ,          accepted: and    ->  .   a   dog ran fast and
 
-Storage is taken over from the host's cache after prefill and given back as an ordinary cache at the end. Sliding
+Storage is taken over from transformers' cache after prefill and given back as an ordinary cache at the end. Sliding
 layers keep their window only. Does not know trees beyond their ancestor relation, or tokens.
 
-Shape letters: B rows, A active rows (the first A of the storage), S slots, N drafted nodes, h kv heads, d head size.
+Shape letters: B sequences, A active ones (the first A of the storage), S slots, N drafted nodes, h kv heads, d head
+size.
 """
 
 from dataclasses import dataclass, field
@@ -18,7 +19,6 @@ import torch
 from transformers import Cache
 
 from ...compat import caches
-from ...target.layer_inputs import Reach
 from ..ops.transfer import kept_rows
 
 
@@ -31,7 +31,7 @@ GROUP_BYTES = 2**28
 @dataclass
 class Span:
     """
-    Where the layers of one window stand: their storage begins at column `start`, the next pass writes at `write`.
+    The slots of the layers of one window: their storage begins at token `start`, the next pass writes at `write`.
     """
 
     window: int | None
@@ -54,7 +54,7 @@ class SlotLayer(caches.OwnLayer):
         self.indexer_keys: torch.Tensor | None = None
 
     def write(self, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a pass's nodes (A, h, n, d) behind the longest row; returns all slots up to their end."""
+        """Write a pass's nodes (A, h, n, d) behind the longest sequence; returns all slots up to their end."""
         start = self.span.offset
         end = start + keys.shape[2]
         self.keys[:, :, start:end] = keys
@@ -69,7 +69,7 @@ class SlotLayer(caches.OwnLayer):
         return self.indexer_keys[:, 0, :end]
 
     def columns_of_pass(self, num_queries: int) -> tuple[int, int]:
-        """(columns, first column) of the mask of a pass."""
+        """(width, first token) of the mask of a pass."""
         return self.span.offset + num_queries, self.span.start
 
     def columns_before(self) -> int:
@@ -84,24 +84,24 @@ class _Group:
     span: Span
     entries: list[tuple[int, str]] = field(default_factory=list)
     storage: torch.Tensor | None = None
-    length: int | None = None  # columns taken over; `None`: not yet
+    length: int | None = None  # tokens taken over; `None`: not yet
 
 
 class SlotCache(Cache):
     """
-    The host's cache after prefill, as slots.
+    Transformers' cache after prefill, as slots.
 
     Args:
-        cache: The host's cache, holding the prompt. Its tensors are taken over; `give_back` restores it.
-        num_rows: B.
-        length: Columns it holds.
+        cache: The cache that holds the prompt. Its tensors are taken over; `give_back` restores it.
+        num_sequences: B.
+        length: Tokens it holds.
         room: Most nodes of a pass, root included.
-        limit: Columns that a call can reach; storage never grows past it plus `room`.
+        limit: Tokens that a call can reach; storage never grows past it plus `room`.
     """
 
-    def __init__(self, cache: Cache, num_rows: int, length: int, room: int, limit: int):
-        self.host, self.room, self.limit = cache, room, limit
-        self.num_rows = self.num_active = num_rows
+    def __init__(self, cache: Cache, num_sequences: int, length: int, room: int, limit: int):
+        self.source, self.room, self.limit = cache, room, limit
+        self.num_sequences = self.num_active = num_sequences
         self.spans: dict[int | None, Span] = {}
         self.groups: list[_Group] = []
         layers, sources = [], {}
@@ -149,7 +149,7 @@ class SlotCache(Cache):
         rows, heads, used, width = like.shape
         shape = (len(group.entries), rows, heads, max(self._capacity(group.span), used + self.room), width)
         group.storage = _new_storage(like, shape)
-        group.storage[:, :, :, used:] = 0  # slots that no row has filled are masked, and NaN times zero is NaN
+        group.storage[:, :, :, used:] = 0  # unused slots are masked, and NaN times zero is NaN
         for place, source in enumerate(sources):
             group.storage[place, :, :, :used] = source
         group.length = used
@@ -163,11 +163,11 @@ class SlotCache(Cache):
 
     def begin_pass(self, write: int, shortest: int, num_nodes: int) -> None:
         """
-        Make room for `num_nodes` nodes at column `write`.
+        Make room for `num_nodes` nodes at slot `write`.
 
         Args:
-            write: Columns of the longest active row.
-            shortest: Columns of the shortest row that is kept; its window must stay.
+            write: Tokens cached of the longest active sequence.
+            shortest: Tokens cached of the shortest sequence that is kept; its window must stay.
         """
         for span in self.spans.values():
             span.write = write
@@ -182,7 +182,7 @@ class SlotCache(Cache):
                 self._view(group)
 
     def _slide(self, span: Span, start: int, num_nodes: int) -> None:
-        """Drop columns before `start` when storage would overflow, so that sliding layers do not grow."""
+        """Drop tokens before `start` when storage would overflow, so that sliding layers do not grow."""
         groups = [group for group in self.groups if group.span is span]
         if start == span.start or all(span.offset + num_nodes <= g.storage.shape[3] for g in groups):
             return
@@ -191,14 +191,14 @@ class SlotCache(Cache):
             group.storage[:, :, :, :-shift] = group.storage[:, :, :, shift:].clone()
         span.start = start
 
-    def keep(self, write: int, columns: torch.Tensor, nodes: torch.Tensor) -> None:
+    def keep(self, write: int, lengths: torch.Tensor, nodes: torch.Tensor) -> None:
         """
-        Commit: move each row's accepted nodes down to its own columns.
+        Commit: move each sequence's accepted nodes down to its own slots.
 
         Args:
             write: Where the pass wrote.
-            columns: Column of each row's first node of the path (the root's), (A,).
-            nodes: Node of each path place, (A, T + 1); places past a row's path move slots that stay masked.
+            lengths: Tokens cached of each sequence, where the first node of its path (the root) goes, (A,).
+            nodes: Node of each path place, (A, T + 1); places past a path move slots that stay masked.
         """
         steps = torch.arange(nodes.shape[1], device=nodes.device)
         if nodes.shape[0] == 1:
@@ -210,55 +210,55 @@ class SlotCache(Cache):
             return
         for group in self.groups:
             source = group.storage[:, : self.num_active]
-            rows = torch.arange(nodes.shape[0], device=source.device)[:, None]
-            origin = (write - group.span.start + nodes).to(source.device)
-            goal = (columns[:, None] + steps - group.span.start).to(source.device)
-            source[:, rows, :, goal] = source[:, rows, :, origin]
+            index = torch.arange(nodes.shape[0], device=source.device)[:, None]
+            src = (write - group.span.start + nodes).to(source.device)
+            dst = (lengths[:, None] + steps - group.span.start).to(source.device)
+            source[:, index, :, dst] = source[:, index, :, src]
 
-    def clear_behind(self, columns: list[int]) -> None:
-        """Zero the slots behind each active row's `columns`."""
+    def clear_behind(self, lengths: list[int]) -> None:
+        """Zero the slots behind each active sequence's cached tokens, so many."""
         for group in self.groups:
-            for row, length in enumerate(columns):
-                group.storage[:, row, :, length - group.span.start :] = 0
+            for place, length in enumerate(lengths):
+                group.storage[:, place, :, length - group.span.start :] = 0
 
-    def select_rows(self, order: list[int], drop: bool) -> None:
+    def select(self, order: list[int], drop: bool) -> None:
         """
-        Make the storage rows `order` the active ones.
+        Make the sequences `order` of the storage the active ones.
 
         Args:
             drop: Forget the others; else they stay in storage, behind, in ascending order.
         """
         self.num_active = len(order)
-        others = [] if drop else [row for row in range(self.num_rows) if row not in order]
+        others = [] if drop else [place for place in range(self.num_sequences) if place not in order]
         for group in self.groups:
             group.storage = kept_rows(group.storage, order + others, dim=1)
             self._view(group)
 
-    def give_back(self, length: int, row_of_slot: list[int] | None) -> None:
+    def give_back(self, length: int, order: list[int] | None) -> None:
         """
-        Restore the host's cache as an ordinary one of `length` columns.
+        Restore the cache as an ordinary one of `length` tokens.
 
         Args:
-            row_of_slot: Original row of each storage row; `None` if rows were dropped, which leaves the host's cache
-                empty (nobody asked for it).
+            order: Original number of each sequence of the storage; `None` if some were dropped, which leaves the cache
+                empty.
         """
         for group in self.groups:
-            if row_of_slot is not None:
-                order = torch.tensor(_inverse(row_of_slot), device=group.storage.device)
+            if order is not None:
+                back = torch.tensor(_inverse(order), device=group.storage.device)
                 for place, (index, name) in enumerate(group.entries):
-                    caches.put_part(self.host.layers[index], name, self._ordinary(group, place, length, order))
+                    caches.put_part(self.source.layers[index], name, self._ordinary(group, place, length, back))
             group.storage = None
         for index, layer in enumerate(self.layers):
             if not isinstance(layer, SlotLayer):
                 continue
             layer.keys = layer.values = layer.indexer_keys = None
-            if row_of_slot is None:
-                caches.make_empty(self.host.layers[index])
+            if order is None:
+                caches.make_empty(self.source.layers[index])
             else:
-                caches.set_length(self.host.layers[index], length)
+                caches.set_length(self.source.layers[index], length)
 
     def _ordinary(self, group: _Group, place: int, length: int, order: torch.Tensor) -> torch.Tensor:
-        """(B, h, columns, d) as plain generate leaves it: all columns, or a sliding layer's last window - 1."""
+        """(B, h, tokens, d) as plain generate leaves it: all tokens, or a sliding layer's last window - 1."""
         window = group.span.window
         first = group.span.start if window is None else max(group.span.start, length - window + 1)
         part = group.storage[place, :, :, first - group.span.start : length - group.span.start]
@@ -273,7 +273,7 @@ def _new_storage(like: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 def _reordered(part: torch.Tensor, order: list[int]) -> torch.Tensor:
-    """`part[order]` in its own memory, with one more row at a time."""
+    """`part[order]` in its own memory, with one more sequence at a time."""
     for first in range(len(order)):
         if order[first] == first:
             continue
@@ -288,62 +288,6 @@ def _reordered(part: torch.Tensor, order: list[int]) -> torch.Tensor:
 
 def _inverse(order: list[int]) -> list[int]:
     out = [0] * len(order)
-    for place, row in enumerate(order):
-        out[row] = place
+    for place, number in enumerate(order):
+        out[number] = place
     return out
-
-
-def additive(allowed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """0 where `allowed`, the most negative finite number elsewhere: never -inf, never bool (eager attention)."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )
-
-
-def verification_masks(
-    kinds: dict[str, tuple[Span, Reach]],
-    lengths: torch.Tensor,
-    visible: torch.Tensor | None,
-    depths: torch.Tensor,
-    ancestors: torch.Tensor,
-    dtype: torch.dtype,
-) -> dict[str, torch.Tensor]:
-    """
-    Additive masks per kind of attention, each (A, 1, N + 1, slots + N + 1).
-
-    Args:
-        kinds: Of each kind of attention, where its layers stand and how far back it attends.
-        lengths: Columns each row has, (A,). A node stands for column length + depth.
-        visible: Which columns are no padding, (A, at least the longest length); `None`: all.
-        depths: (A, N + 1).
-        ancestors: (A, N + 1, N + 1).
-
-    Windows and chunks are by token position, not by slot: columns of one row differ as their positions do, and chunks
-    are counted behind the left padding.
-    """
-    masks = {}
-    here = lengths[:, None] + depths  # (A, N + 1), as columns
-    for kind, (span, reach) in kinds.items():
-        columns = torch.arange(span.start, span.write, device=lengths.device)
-        prefix = columns < lengths[:, None]  # (A, slots)
-        if visible is not None:
-            prefix = prefix & visible[:, span.start : span.write]
-        prefix = prefix[:, None].expand(-1, depths.shape[1], -1)
-        nodes = ancestors
-        if reach.window is not None:
-            prefix = prefix & (here[:, :, None] - columns < reach.window)
-            nodes = nodes & (depths[:, :, None] - depths[:, None] < reach.window)
-        if reach.chunk is not None:
-            padding = 0 if visible is None else (visible.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)  # (A, 1)
-            chunk = (here - padding) // reach.chunk
-            prefix = prefix & (chunk[:, :, None] == ((columns - padding) // reach.chunk)[..., None, :])
-            nodes = nodes & (chunk[:, :, None] == chunk[:, None])
-        masks[kind] = additive(torch.cat((prefix, nodes), dim=2)[:, None], dtype)
-    return masks
-
-
-def slot_positions(write: int, visible: torch.Tensor | None, node_columns: torch.Tensor) -> torch.Tensor:
-    """Token positions of all slots, left padding not counted, (A, write + N + 1), for nodes at `node_columns`."""
-    columns = torch.arange(write, device=node_columns.device).expand(node_columns.shape[0], -1)
-    columns = torch.cat((columns, node_columns), dim=1)
-    return columns if visible is None else (visible.cumsum(dim=1).gather(1, columns) - 1).clamp(min=0)

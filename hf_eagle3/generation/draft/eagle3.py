@@ -1,0 +1,226 @@
+"""The EAGLE-3 drafter: the draft model within one call of `generate`.
+
+Per cycle one pass over the tokens committed last, with true features, that also yields level 1; then one pass per
+further level (`grow.py`). Everything stays on the draft's device. Does not know the target's cache or the walk.
+
+Shape letters: A active sequences, m new entries, k nodes of a level, H hidden, F features, D draft vocabulary.
+"""
+
+from itertools import groupby
+
+import torch
+from transformers import Cache
+from transformers.utils import logging
+
+from ...modeling_eagle3 import Eagle3DraftModel
+from ...target.target import Target
+from ..batch import Batch
+from ..ops.transfer import on_device
+from ..sampling.noise import StepNoise
+from ..stats import PhaseTimer
+from ..tree.draft_tree import DraftTree
+from ..tree.policy import TreePolicy
+from .grow import Vocabulary, entry_pass, grow, level_pass
+from .interface import Drafter, DraftInputs, Prompt, Roots
+from .kv import DraftCache
+from .memory import attach_state, prompt_inputs
+from .ranking import Warp
+
+
+logger = logging.get_logger(__name__)
+
+# Elements of the largest tensor while reading a long prompt.
+MOST_ELEMENTS = 2**23
+
+
+def joined(pending: list[DraftInputs]) -> list[DraftInputs]:
+    """Neighbours in one where all sequences have equally many entries, as after plain steps: one pass for them."""
+    out: list[DraftInputs] = []
+    for is_even, group in groupby(pending, key=lambda inputs: inputs.is_even):
+        parts = list(group)
+        if not is_even or len(parts) == 1:
+            out += parts
+            continue
+        names = ("tokens", "features", "slots", "positions")
+        whole = {name: torch.cat([vars(part)[name] for part in parts], dim=1) for name in names}
+        counts = [sum(each) for each in zip(*(part.counts for part in parts), strict=True)]
+        out.append(DraftInputs(**whole, counts=counts, last_slot=parts[-1].last_slot))
+    return out
+
+
+def uses_own_embedding(draft: Eagle3DraftModel, target: Target) -> bool:
+    """Whether embedding rows come from the checkpoint. Published drafts exist whose stored embedding is random."""
+    own, config = draft.embed_tokens, draft.config
+    if own is None:
+        return False
+    if config.embed_trained or config.hidden_size != config.target_hidden_size:
+        return True
+    some = torch.arange(0, config.vocab_size, max(1, config.vocab_size // 64))
+    rows = target.embedding_rows(some).float().cpu()
+    if (own.weight[some.to(own.weight.device)].float().cpu() - rows).abs().max() > 1e-2 * rows.abs().max():
+        logger.warning_once(
+            "The draft's stored `embed_tokens` differs from the target's embedding; the target's is used. If the "
+            "draft was trained with its own, load it with `embed_trained=True`."
+        )
+    return False
+
+
+class Eagle3Drafter(Drafter):
+    """
+    Args:
+        draft: The draft.
+        target: Where embedding rows come from.
+        num_sequences: B.
+        timer: Phases are timed there.
+        noise: Steps' noise, for ranking under shared noise; `None` ranks by log q.
+        warp: The request's, for ranking under shared noise.
+        batch: The tokens, for what is remembered between calls; not needed by `extend` and `grow`.
+    """
+
+    def __init__(
+        self,
+        draft: Eagle3DraftModel,
+        target: Target,
+        num_sequences: int,
+        timer: PhaseTimer,
+        noise: StepNoise | None = None,
+        warp: Warp | None = None,
+        batch: Batch | None = None,
+    ):
+        self.draft, self.target, self.timer, self.noise, self.batch = draft, target, timer, noise, batch
+        self.warp = warp if noise is not None else None
+        self.config = draft.config
+        weight = draft.fc.weight
+        self.device = weight.device
+        self.dtype = weight.dtype if weight.is_floating_point() else draft.norm.weight.dtype
+        self.cache = self._new_cache(num_sequences)
+        self.reads_own_embedding = uses_own_embedding(draft, target)
+        ids = draft.target_token_ids
+        head = None if draft.lm_head is not None else target.head_rows(ids).to(self.device, self.dtype)
+        embedding = draft.embed_tokens.weight if self.reads_own_embedding else target.embedding_weight
+        self.vocabulary = Vocabulary(embedding.detach(), head, ids)
+        self.pending: list[DraftInputs] = []
+        self.hidden = self.normed = None  # (A, 1, H) of each sequence's newest entry
+
+    def _new_cache(self, num_sequences: int) -> DraftCache:
+        return DraftCache(self.config, num_sequences, self.dtype, self.device)
+
+    # -- entries ------------------------------------------------------------------------------------------------------
+
+    def start(self, prompt: Prompt) -> None:
+        """As in [`Drafter`]. The prompt is read at once if a cycle will follow."""
+        self.pending = [prompt_inputs(self, self.batch, prompt)]
+        if prompt.is_read:
+            self._feed()
+
+    def extend(self, inputs: DraftInputs) -> None:
+        """As in [`Drafter`]."""
+        self.pending.append(inputs)
+
+    def _feed(self) -> None:
+        with torch.autocast(self.device.type, enabled=False):
+            for inputs in joined(self.pending):
+                self.read(inputs)
+        self.pending = []
+
+    def read(self, inputs: DraftInputs) -> None:
+        """Make entries, in parts where they are many; the newest of each sequence is where the next tree hangs."""
+        num_sequences, length = inputs.features.shape[:2]
+        width = inputs.last_slot + 1
+        self.cache.reserve(width)
+        newest = on_device(inputs.counts, self.device).sub(1)[:, None]
+        valid = inputs.valid
+        if valid is None and min(inputs.counts) < length:
+            valid = torch.arange(length, device=self.device) <= newest
+        # With one layer no mask over all entries is made, and its keys and values are the largest.
+        widest = width if self.config.num_hidden_layers > 1 else 2 * self.config.hidden_size
+        chunk = max(64, MOST_ELEMENTS // (widest * num_sequences))
+        for start in range(0, length, chunk):
+            part = slice(start, start + chunk)
+            features = inputs.features[:, part].to(self.device, self.dtype)
+            here = newest - start
+            states = entry_pass(
+                self.draft,
+                self.cache,
+                self._embeds(inputs, part, features),
+                features,
+                inputs.slots[:, part].to(self.device),
+                inputs.positions[:, part].to(self.device),
+                True if valid is None else valid[:, part].to(self.device),
+                here.clamp(0, features.shape[1] - 1),
+                width,
+            )
+            if start:  # sequences whose newest entry stood before this part have their states
+                is_here = (here >= 0)[:, :, None]
+                old = (self.hidden, self.normed)
+                states = [new.where(is_here, known) for new, known in zip(states, old, strict=True)]
+            self.hidden, self.normed = states
+        self.cache.filled = max(self.cache.filled, width)
+
+    def _embeds(self, inputs: DraftInputs, part: slice, like: torch.Tensor) -> torch.Tensor:
+        if inputs.embeds is None:
+            return self.vocabulary.embed(inputs.tokens[:, part], like)
+        return inputs.embeds[:, part].to(like)
+
+    # -- trees --------------------------------------------------------------------------------------------------------
+
+    def sizes(self, depth: int, top_k: int) -> tuple[int, int]:
+        """Levels and children per node: no node so deep that it would not see all its ancestors."""
+        window = self.config.sliding_window
+        return (depth if window is None else min(depth, window + 1)), top_k
+
+    def grow(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
+        """As in [`Drafter`]."""
+        with self.timer.phase("draft_forward"):
+            self._feed()
+        with torch.autocast(self.device.type, enabled=False), self.timer.phase("tree"):
+            return self._grown(roots, depth, policy)
+
+    def _grown(self, roots: Roots, depth: int, policy: TreePolicy, **options) -> DraftTree:
+        depth, top_k = self.sizes(depth, policy.top_k)
+        self.cache.begin_nodes(depth * top_k)
+        with self.timer.phase("draft_forward"):
+            logits = self.vocabulary.logits(self.draft, self.normed)
+        return grow(
+            self.draft,
+            self.cache,
+            self.vocabulary,
+            self.hidden,
+            logits,
+            roots.tokens.to(self.device),
+            on_device(roots.positions, self.device),
+            (depth, top_k),
+            policy,
+            self._gumbel(roots),
+            self.warp,
+            **{"run_level": self.timer.timed("draft_forward", level_pass)} | options,
+        )
+
+    def _gumbel(self, roots: Roots):
+        """level - 1 -> noise of the step that its tokens belong to, (A, D); `None` without shared noise."""
+        if self.noise is None:
+            return None
+        return lambda level: self.noise.gumbel_at([step + level for step in roots.steps], roots.sequences).to(
+            self.device
+        )
+
+    # -- sequences ----------------------------------------------------------------------------------------------------
+
+    @property
+    def reads_plain_embeddings(self) -> bool:
+        """Whether a prompt given as embeddings can stand for the rows the draft reads."""
+        is_plain = type(self.target.model.get_input_embeddings()) is torch.nn.Embedding
+        return is_plain and not self.reads_own_embedding
+
+    def select(self, kept: list[int]) -> None:
+        """As in [`Drafter`]."""
+        self.cache.select(kept)
+        index = on_device(kept, self.device)
+        if self.hidden is not None:
+            self.hidden, self.normed = self.hidden[index], self.normed[index]
+        self.pending = [inputs.select(kept) for inputs in self.pending]
+
+    def close(self, cache: Cache | None) -> None:
+        """As in [`Drafter`]: what the draft knows rides along on the cache."""
+        if cache is not None:
+            attach_state(cache, self, self.batch)

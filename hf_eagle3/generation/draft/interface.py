@@ -1,0 +1,192 @@
+"""What the loop asks of whatever proposes tokens, and how a kind of draft is registered.
+
+The walk commits only what the target chooses, so that a drafter may propose anything, by any means. One is opened per
+call of `generate`, is fed what the target computed, and grows a tree per cycle:
+
+    register_drafter(MyDraft, MyDrafter)      # MyDrafter(my_draft, context) is a Drafter
+    target.generate(**inputs, assistant_model=MyDraft(...))
+
+Shape letters: B sequences of the batch, A active ones, m new entries, F features, H hidden.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import Cache, PreTrainedModel
+
+from ...target.target import Target
+from ...tree_config import TreeConfig
+from ..batch import Batch
+from ..ops.transfer import on_device
+from ..sampling.noise import StepNoise
+from ..settings import Settings
+from ..stats import PhaseTimer
+from ..tree.draft_tree import DraftTree
+from ..tree.policy import TreePolicy
+from .ranking import Warp
+
+
+@dataclass
+class DraftInputs:
+    """
+    What the target computed for tokens that were committed, m per active sequence.
+
+    Args:
+        tokens: The token *behind* each feature's, (A, m); or `embeds`, its embedding rows (A, m, H).
+        features: (A, m, F).
+        slots, positions: Place in the caches and RoPE position of each feature's token, (A, m).
+        counts: How many of each sequence's entries are real; padding follows.
+        last_slot: The largest of `slots`, known without asking the device.
+        valid: (A, m), False at entries that must never be attended to, for padding on the left.
+    """
+
+    tokens: torch.Tensor | None
+    features: torch.Tensor
+    slots: torch.Tensor
+    positions: torch.Tensor
+    counts: list[int]
+    last_slot: int
+    valid: torch.Tensor | None = None
+    embeds: torch.Tensor | None = None
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every sequence has all m of them."""
+        return self.valid is None and self.embeds is None and min(self.counts) == self.features.shape[1]
+
+    def select(self, kept: list[int]) -> "DraftInputs":
+        """Those of the sequences at the places `kept`."""
+        names = ("tokens", "features", "slots", "positions", "valid", "embeds")
+        held = {name: value for name in names if (value := vars(self)[name]) is not None}
+        picked = {name: value[on_device(kept, value.device)] for name, value in held.items()}
+        return replace(self, counts=[self.counts[place] for place in kept], **picked)
+
+
+@dataclass
+class Prompt:
+    """
+    What the target computed for the prompt.
+
+    Args:
+        features: Of the tokens that this call's prefill ran, (B, m, F).
+        num_cached: Tokens that the cache held before.
+        first_tokens: The tokens chosen behind the prompt, (B, 1).
+        embeds: The prompt where it was given as embeddings, (B, m, H).
+        cache: The target's; what a drafter left on it in an earlier call may still be there.
+        is_read: Whether a cycle will follow.
+    """
+
+    features: torch.Tensor
+    num_cached: int
+    first_tokens: torch.Tensor
+    embeds: torch.Tensor | None
+    cache: Cache
+    is_read: bool
+
+
+@dataclass
+class Roots:
+    """
+    Where a tree of every active sequence hangs.
+
+    Args:
+        tokens: The last committed tokens, (A,).
+        positions: RoPE position of the token before each root; level d of the tree lies d behind it.
+        steps: The decoding step that level 1's tokens belong to.
+        sequences: Original numbers of the active sequences, for noise that is drawn per sequence.
+    """
+
+    tokens: torch.Tensor
+    positions: list[int]
+    steps: list[int]
+    sequences: list[int]
+
+
+@dataclass
+class DraftContext:
+    """
+    What a drafter is opened with.
+
+    Attributes:
+        target: Embedding rows, head and features of the target.
+        batch: Tokens and lengths of the sequences; read only.
+        settings: The call's; its `sizes` are the largest tree wanted.
+        noise: The coming steps' noise under shared noise, else `None`.
+        warp: The request's temperature, top-k and top-p.
+        timer: Where phases are timed.
+        max_length: Tokens that a sequence can reach.
+    """
+
+    target: Target
+    batch: Batch
+    settings: Settings
+    noise: StepNoise | None
+    warp: Warp
+    timer: PhaseTimer
+    max_length: int
+
+
+class Drafter:
+    """
+    Proposes trees within one call of `generate`.
+
+    Attributes:
+        device: Where its trees lie.
+    """
+
+    device: torch.device
+
+    def start(self, prompt: Prompt) -> None:
+        """The prompt has been read and the first token chosen."""
+
+    def extend(self, inputs: DraftInputs) -> None:
+        """Tokens were committed. May wait until `grow` needs it: after plain steps several come at once."""
+
+    def grow(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
+        """A tree of at most `depth` levels below each root; siblings carry different tokens, parents come first."""
+        raise NotImplementedError
+
+    def select(self, kept: list[int]) -> None:
+        """Only the active sequences at the places `kept` continue, in that order."""
+
+    def close(self, cache: Cache | None) -> None:
+        """The call ends; `cache` goes back to the caller, who may continue on it in another call."""
+
+
+@dataclass(frozen=True)
+class DrafterKind:
+    """
+    A registered kind of draft.
+
+    Attributes:
+        open: (assistant, context) -> [`Drafter`].
+        fit: (assistant, target) -> the assistant for that target; raises ValueError if it does not fit.
+        sizes: assistant -> the [`TreeConfig`] of its trees.
+        features: assistant -> the [`Eagle3Config`] that names the tapped layers, or `None`: no features are read.
+        vocabulary: assistant -> target ids of the tokens that it can propose, (D,); `None`: any.
+        device: (assistant, target) -> where its trees are grown.
+        identity: assistant -> what views of one draft share, by which the mode "auto" keeps measured costs.
+    """
+
+    open: Callable[[Any, DraftContext], Drafter]
+    fit: Callable[[Any, PreTrainedModel], Any] = lambda assistant, target: assistant
+    sizes: Callable[[Any], TreeConfig] = lambda assistant: assistant.tree_config
+    features: Callable[[Any], Any] = lambda assistant: None
+    vocabulary: Callable[[Any], torch.Tensor | None] = lambda assistant: None
+    device: Callable[[Any, PreTrainedModel], torch.device] = lambda assistant, target: target.device
+    identity: Callable[[Any], Any] = lambda assistant: assistant
+
+
+_KINDS: dict[type, DrafterKind] = {}
+
+
+def register_drafter(assistant_type: type, open: Callable[[Any, DraftContext], Drafter], **others: Callable) -> None:
+    """Let `generate` take assistants of `assistant_type`, subclasses included; for `others` see [`DrafterKind`]."""
+    _KINDS[assistant_type] = DrafterKind(open, **others)
+
+
+def drafter_kind(assistant: Any) -> DrafterKind | None:
+    """What is registered for `assistant`; `None`: nothing is."""
+    return next((_KINDS[cls] for cls in type(assistant).__mro__ if cls in _KINDS), None)
