@@ -378,7 +378,7 @@ def test_the_hosts_own_loop_takes_chains(pair, do_sample):
         return
     (plain, _), (ours, _) = both(target, view, INPUTS, max_new_tokens=40, do_sample=False)
     assert ours.tolist() == plain.tolist()
-    with pytest.raises(ValueError, match=r"batch_size = 1|one row"):
+    with pytest.raises(ValueError, match=r"batch_size = 1|one sequence"):
         target.generate(**left_padded([9, 5]), max_new_tokens=5, do_sample=False, assistant_model=view)
 
 

@@ -30,8 +30,8 @@ from hf_eagle3.generation.compiled import shapes
 from hf_eagle3.generation.compiled import slots as static_cache
 from hf_eagle3.generation.draft import static as static_drafting
 from hf_eagle3.generation.draft.eagle3 import Eagle3Drafter
-from hf_eagle3.generation.draft.static import StaticDrafter
 from hf_eagle3.generation.tree.draft_tree import DraftTree
+from hf_eagle3.generation.verify import masks as verify_masks
 from hf_eagle3.generation.verify import tree_pass as target_pass
 
 
@@ -164,8 +164,7 @@ def drafted_trees(target, draft, inputs: dict, **options) -> list[DraftTree]:
     """The trees of a call that are as deep as the call allows."""
     found = []
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (Eagle3Drafter, StaticDrafter):
-            patch.setattr(kind, "grow", recorded(vars(kind)["grow"], found))
+        patch.setattr(Eagle3Drafter, "grow", recorded(Eagle3Drafter.grow, found))
         torch.manual_seed(0)
         target.generate(**inputs, assistant_model=draft, max_new_tokens=40, **options)
     return [tree for tree in found if tree.max_depth == max(tree.max_depth for tree in found)]
@@ -250,7 +249,7 @@ def one_slot_off(patch):
 
     def begin(self, write, shortest, num_nodes):
         honest(self, write, shortest, num_nodes)
-        for marks in self.marks.values():
+        for marks in self.indices.values():
             marks.write += 1
 
     patch.setattr(static_cache.StaticSlots, "begin_pass", begin)
@@ -258,7 +257,7 @@ def one_slot_off(patch):
 
 def moved_late(patch):
     def write(self, key_states, value_states):
-        write = self.marks.write[: key_states.shape[2]]
+        write = self.indices.write[: key_states.shape[2]]
         self.keys[:, :, write], self.values[:, :, write] = key_states, value_states
         self.move()
         return self.keys, self.values

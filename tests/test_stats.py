@@ -19,7 +19,7 @@ def pair():
 def test_counters_by_hand():
     """Row 0: cycles of 2 and 0 accepted; row 1: one of 4, cut by its end after 3 committed tokens."""
     stats = hf_eagle3.SpeculationStats()
-    stats.start_rows(2)
+    stats.start(2)
     stats.count_cycle(0, num_accepted_tokens=2, num_committed=3, depth=4, is_cut=False)
     stats.count_cycle(0, num_accepted_tokens=0, num_committed=1, depth=4, is_cut=False)
     stats.count_cycle(1, num_accepted_tokens=3, num_committed=3, depth=4, is_cut=True)

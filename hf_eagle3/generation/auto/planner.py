@@ -37,6 +37,42 @@ def few_sizes(largest: int) -> tuple[int, ...]:
     return (*(size for size in FEW_SIZES if size < largest), largest)
 
 
+class Gain:
+    """
+    Whether drafting pays, and for how long plain steps follow where it does not.
+
+    Attributes:
+        rate: Smoothed tokens per second and sequence of drafted cycles; 0 until one is known.
+        value: Smoothed rate of drafting over the rate of plain steps.
+    """
+
+    def __init__(self):
+        self.restart()
+        self._pause = FIRST_PAUSE
+
+    def restart(self) -> None:
+        """Other costs: what was learnt does not hold any more."""
+        self.rate, self.value, self._plain_left = 0.0, INITIAL_GAIN, 0
+
+    def pauses(self) -> bool:
+        """Whether this cycle is one of the plain steps."""
+        self._plain_left -= 1
+        return self._plain_left >= 0
+
+    def pays(self, rate: float, plain_seconds: float) -> bool:
+        """A cycle came to `rate` tokens per second, where a plain step takes `plain_seconds`; `False`: pause."""
+        gain = rate * plain_seconds
+        self.rate = rate if self.rate == 0 else SMOOTHING * self.rate + (1 - SMOOTHING) * rate
+        self.value = SMOOTHING * self.value + (1 - SMOOTHING) * gain
+        if gain >= 1:
+            self._pause = FIRST_PAUSE
+        if self.value >= 1:
+            return True
+        self._plain_left, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        self.value = RETRY_GAIN
+        return False
+
+
 class AutoPlanner(TreePolicy):
     """
     The policy of one call of `generate`.
@@ -77,9 +113,7 @@ class AutoPlanner(TreePolicy):
         self._frontiers: list[torch.Tensor] = []  # mean chances of this draft's, (k,)
         self._continued = self._could_continue = 0.0  # how often a path went past a level, fading
         self._usual_nodes = self.first_size - 1
-        self._gain = INITIAL_GAIN  # smoothed rate of drafting over the rate of plain steps
-        self._rate = 0.0  # smoothed expected tokens per second
-        self._pause, self._plain_left = FIRST_PAUSE, 0
+        self._gain = Gain()
         self._levels, self._nodes, self._seen = 0, 0, 0
         self._live: torch.Tensor | None = None  # places of the sequences that count, where not all do
         self._widths: list[int] = []  # of this cycle's levels
@@ -92,7 +126,8 @@ class AutoPlanner(TreePolicy):
         """As in [`TreePolicy`]."""
         costs, num = self.costs_at(outlook.num_sequences, outlook.context), outlook.num_sequences
         if costs is not self.costs:  # another number of sequences or length of context
-            self.costs, self._rate, self._gain, self._plain_left = costs, 0.0, INITIAL_GAIN, 0
+            self.costs = costs
+            self._gain.restart()
         self.num_sequences = num
         live = [place for place, is_live in enumerate(outlook.is_live) if is_live]
         self._live = None if all(outlook.is_live) else on_device(live, self.calibration.edges.device)
@@ -106,10 +141,7 @@ class AutoPlanner(TreePolicy):
         self._untimed = costs.first, num
         if self.is_exploring:
             return 0 if knows_drafting else outlook.depth
-        if self._plain_left:
-            self._plain_left -= 1
-            return 0
-        return outlook.depth
+        return 0 if self._gain.pauses() else outlook.depth
 
     def chances(self, log_probs: torch.Tensor) -> torch.Tensor:
         """As in [`TreePolicy`]."""
@@ -202,7 +234,10 @@ class AutoPlanner(TreePolicy):
         verification = self.costs.verify(num * (self._nodes + 1))
         # Halfway between what was expected and what came: robust against an overconfident draft, and against luck.
         came = 1 + sum(counts) / len(counts)
-        self._update_gain((expected + came) / 2 / (verification + drafting))
+        if not self._gain.pays((expected + came) / 2 / (verification + drafting), plain):
+            # Perhaps one side was timed in a slow moment: the plain steps to come and the next try measure both again.
+            self.costs.verify.invalidate(num)
+            self._watch.invalidate()
         return Choice(self._levels, self._nodes, expected, verification / plain, drafting / plain)
 
     def _learn(self, tree: DraftTree, accepted: torch.Tensor | None, counts: list[int]) -> None:
@@ -228,24 +263,9 @@ class AutoPlanner(TreePolicy):
         self._continued = SMOOTHING * self._continued + continued
         self._could_continue = SMOOTHING * self._could_continue + could_continue
 
-    def _update_gain(self, rate: float) -> None:
-        """Whether drafting pays at `rate` tokens per second; where it does not, plain steps follow, each time more."""
-        gain = rate * self.costs.verify(self.num_sequences)
-        self._rate = rate if self._rate == 0 else SMOOTHING * self._rate + (1 - SMOOTHING) * rate
-        self._gain = SMOOTHING * self._gain + (1 - SMOOTHING) * gain
-        if gain >= 1:
-            self._pause = FIRST_PAUSE
-        if self._gain >= 1:
-            return
-        self._plain_left, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
-        self._gain = RETRY_GAIN
-        # Perhaps one side was timed in a slow moment: the plain steps to come and the next tries measure both again.
-        self.costs.verify.invalidate(self.num_sequences)
-        self._watch.invalidate()
-
     def _own_rate(self) -> float:
         """Tokens per second and sequence, never below that of plain steps."""
-        return max(self._rate, 1 / self.costs.verify(self.num_sequences))
+        return max(self._gain.rate, 1 / self.costs.verify(self.num_sequences))
 
     def _mean_of(self, values: torch.Tensor) -> torch.Tensor:
         """(n,) of values (A, n), over the sequences that count."""

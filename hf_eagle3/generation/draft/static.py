@@ -104,8 +104,9 @@ class StaticDrafter(Eagle3Drafter):
         numbers = range(self.num_sequences)
         self._places = [self.sequences.index(number) if number in self.sequences else 0 for number in numbers]
         self._index = on_device(self.sequences, self.device)
-        self.hidden = self.normed = None  # perhaps in a CUDA graph's memory; entries are read before the next tree
         self.pending = [inputs.select(kept) for inputs in self.pending]
+        if self.pending:  # read before the next tree; the states, of all sequences, may lie in a CUDA graph's memory
+            self.hidden = self.normed = None
 
     def _expand_to_batch(self, roots: Roots) -> Roots:
         if self._places is None:
