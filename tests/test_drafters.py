@@ -4,6 +4,7 @@ the cat sat on the        what stood behind "the" before?  ->  cat, and then wha
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ class BigramDrafter(Drafter):
     def _chain(self, number, depth):
         text, proposed = self.batch.ids[number, : self.batch.lengths[number]].tolist(), []
         for _ in range(depth):
-            behind = {a: b for a, b in zip(text, text[1:], strict=False)}
+            behind = dict(pairwise(text))
             proposed.append(behind.get(text[-1], text[-1]))
             text.append(proposed[-1])
         return proposed

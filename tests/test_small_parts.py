@@ -9,7 +9,7 @@ from transformers import LogitsProcessorList, TopKLogitsWarper, TopPLogitsWarper
 from hf_eagle3 import TreeConfig, metrics, vocabulary
 from hf_eagle3.generation.batch import Batch
 from hf_eagle3.generation.draft.ranking import Warp, rank_children
-from hf_eagle3.generation.ops.transfer import kept_rows
+from hf_eagle3.generation.ops.transfer import kept_entries
 from hf_eagle3.generation.sampling.noise import StepNoise
 
 
@@ -116,7 +116,7 @@ def test_chains_have_as_many_tokens_as_levels():
 def test_rows_are_kept_in_place_where_they_can_be(dim, order):
     storage = torch.arange(5 * 5 * 3.0).view(5, 5, 3)
     expected = storage.index_select(dim, torch.tensor(order))
-    kept = kept_rows(storage, order, dim)
+    kept = kept_entries(storage, order, dim)
     assert torch.equal(kept, expected)
     in_place = all(row == place or row >= len(order) for place, row in enumerate(order))
     assert (kept.data_ptr() == storage.data_ptr()) == in_place

@@ -1,1 +1,1 @@
-"""Drafting, verification and the loop that ties them, inside the host's `generate`."""
+"""Drafting, verification and the loop that ties them, inside transformers' `generate`."""

@@ -76,7 +76,7 @@ def resolve(tree: DraftTree, walk: Walk | None, batch: Batch, stopper: StopCheck
         raise ValueError(f"The target's logits are NaN (sequence {bad[0]}); its weights or its dtype are broken.")
     counts = list(found.counts)
     steps = batch.steps
-    if pace.lockstep:  # what ended sequences would have accepted holds nobody back once they are padding
+    if pace.lockstep:  # sequences kept as padding do not hold the others back
         padding = batch.padding_places
         counts = [min(count for place, count in enumerate(counts) if place not in padding)] * len(counts)
     elif pace.max_skew is not None and max(steps) - min(steps) > pace.max_skew:

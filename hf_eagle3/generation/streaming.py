@@ -39,10 +39,10 @@ class Reporter:
         self._stream_up_to(min(running) if running else max(batch.lengths))
 
     def _record(self, a: int, tree: DraftTree, walk: Walk, plan: Plan) -> CycleRecord:
-        row = self.batch.active[a]
+        number = self.batch.active[a]
         return CycleRecord(
-            row=row,
-            cycle=len(self.stats.accepted_tokens[row]) - 1,  # nothing is counted before the first: -1 is the prefill
+            row=number,
+            cycle=len(self.stats.accepted_tokens[number]) - 1,  # the prefill is not counted: -1
             tokens=plan.tokens[a],
             num_accepted_tokens=plan.accepted[a],
             tree_tokens=tree.tokens[a].tolist(),

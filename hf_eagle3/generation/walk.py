@@ -71,10 +71,10 @@ def by_depth(tree: DraftTree, accepted: torch.Tensor) -> torch.Tensor:
     """
     Accepted node of each depth, (A, T + 1), 0 where there is none. Siblings carry different tokens: one per depth.
     """
-    rows, nodes = tree.tokens.shape
-    out = tree.depths.new_zeros(rows, tree.max_depth + 2)
+    count, nodes = tree.tokens.shape
+    out = tree.depths.new_zeros(count, tree.max_depth + 2)
     place = torch.where(accepted, tree.depths, tree.max_depth + 1)
-    out.scatter_(1, place, torch.arange(nodes, device=out.device).expand(rows, -1))
+    out.scatter_(1, place, torch.arange(nodes, device=out.device).expand(count, -1))
     return out[:, :-1]
 
 
@@ -104,7 +104,7 @@ def stepwise_walk(
     counts = torch.zeros_like(node)
     is_nan = torch.zeros_like(alive)
     nodes, tokens, kept, raws, stops = [], [], [], [], None
-    # Asking whether any sequence goes on costs nothing on a CPU; elsewhere it would wait for the device.
+    # Asking whether any sequence continues costs nothing on a CPU; elsewhere it would wait for the device.
     asks = device.type == "cpu" or stopping is not None
     index = torch.arange(active, device=device)
     writes = chooser.kind > Kind.PREFIX_FREE or stopping is not None

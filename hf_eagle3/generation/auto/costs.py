@@ -119,11 +119,11 @@ class CostCurve:
 @dataclass
 class CostTable:
     """
-    Sizes are tokens of all rows together: rows differ in number from cycle to cycle.
+    Sizes are tokens of all sequences together, whose number changes from cycle to cycle.
 
     Attributes:
         verify: Of a target pass over so many tokens, the roots included, and of choosing and committing.
-        first: Of reading what was committed and drafting the first level, by rows.
+        first: Of reading what was committed and drafting the first level, by sequences.
         level: Of drafting one level more, by nodes expanded.
     """
 
@@ -200,29 +200,33 @@ def context_bucket(context: int) -> int:
     return bucket(context, 512, 4)
 
 
-def cost_table(target: nn.Module, draft: nn.Module, num_rows: int, context: int, is_static: bool = False) -> CostTable:
+def cost_table(
+    target: nn.Module, draft: nn.Module, num_sequences: int, context: int, is_static: bool = False
+) -> CostTable:
     """
-    The table for a batch of `num_rows` whose longest row has `context` tokens, over static shapes or not; the same
+    The table for a batch of `num_sequences` whose longest has `context` tokens, over static shapes or not; the same
     object every time.
     """
     with _LOCK:
         tables = _tables.setdefault(target, weakref.WeakKeyDictionary()).setdefault(draft, {})
     weight = next(target.parameters())
     machine = (weight.device, weight.dtype, torch.get_num_threads())
-    key = (*machine, bucket(num_rows, 1, 4), context_bucket(context), is_static)
+    key = (*machine, bucket(num_sequences, 1, 4), context_bucket(context), is_static)
     return tables.setdefault(key, CostTable())
 
 
 def relative_costs(target: nn.Module, draft: nn.Module) -> list[dict]:
     """
-    What was measured for a pair: one entry per device, dtype, rows and context, the last two "up to". `verify`,
-    `first` and `level` are those of a [`CostTable`], in steps of plain decoding: of the smallest pass measured.
+    What was measured for a pair: one entry per device, dtype, number of sequences and context, the last two "up to".
+    `verify`, `first` and `level` are those of a [`CostTable`], in steps of plain decoding: of the smallest pass.
 
     Args:
         draft: What the tables are kept by.
     """
     found = []
-    for (device, dtype, _, rows, context, is_static), table in list(_tables.get(target, {}).get(draft, {}).items()):
+    for (device, dtype, _, sequences, context, is_static), table in list(
+        _tables.get(target, {}).get(draft, {}).items()
+    ):
         if not table.verify.points:
             continue
         step = table.verify.points[min(table.verify.points)]
@@ -231,7 +235,7 @@ def relative_costs(target: nn.Module, draft: nn.Module) -> list[dict]:
             {
                 "device": str(device),
                 "dtype": str(dtype).removeprefix("torch."),
-                "rows": rows,
+                "rows": sequences,
                 "context": context,
                 "static": is_static,
                 **{

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from ...configuration_eagle3 import Eagle3Config
 from ...modeling_eagle3 import Eagle3DraftModel
 from ..ops.storage import fixed
-from ..ops.transfer import kept_rows
+from ..ops.transfer import kept_entries
 
 
 GROWTH = 256  # slots
@@ -127,9 +127,9 @@ class DraftCache:
 
     def select(self, order: list[int]) -> None:
         """Keep the storage of the sequences `order`, in that order."""
-        self.keys = [kept_rows(k, order, dim=0) for k in self.keys]
-        self.values = [kept_rows(v, order, dim=0) for v in self.values]
-        self.valid = kept_rows(self.valid, order, dim=0)
+        self.keys = [kept_entries(k, order, dim=0) for k in self.keys]
+        self.values = [kept_entries(v, order, dim=0) for v in self.values]
+        self.valid = kept_entries(self.valid, order, dim=0)
 
     def restore(self, state: DraftState) -> None:
         """Take over the entries of an earlier call."""

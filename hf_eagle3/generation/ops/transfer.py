@@ -19,16 +19,16 @@ def on_device(values: list, device: torch.device) -> torch.Tensor:
     return tensor.to(device)
 
 
-def kept_rows(storage: torch.Tensor, order: list[int], dim: int) -> torch.Tensor:
+def kept_entries(storage: torch.Tensor, order: list[int], dim: int) -> torch.Tensor:
     """
-    The rows `order` of `storage` along `dim`, in its own memory where rows only move from behind into gaps: without a
+    The entries `order` of `storage` along `dim`, in its own memory where they only move from behind into gaps: no
     second copy of keys and values while the first is still there.
     """
-    moves = [(place, row) for place, row in enumerate(order) if place != row]
-    if any(row < len(order) for _, row in moves):
+    moves = [(place, source) for place, source in enumerate(order) if place != source]
+    if any(source < len(order) for _, source in moves):
         return storage.index_select(dim, on_device(order, storage.device))
-    for place, row in moves:
-        storage.select(dim, place).copy_(storage.select(dim, row))
+    for place, source in moves:
+        storage.select(dim, place).copy_(storage.select(dim, source))
     return storage.narrow(dim, 0, len(order))
 
 

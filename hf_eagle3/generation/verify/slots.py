@@ -19,7 +19,7 @@ import torch
 from transformers import Cache
 
 from ...compat import caches
-from ..ops.transfer import kept_rows
+from ..ops.transfer import kept_entries
 
 
 GROWTH = 256  # slots added at least, when storage is full
@@ -146,8 +146,8 @@ class SlotCache(Cache):
 
     def _allocate(self, group: _Group, sources: list[torch.Tensor], layers: dict) -> None:
         like = sources[0]
-        rows, heads, used, width = like.shape
-        shape = (len(group.entries), rows, heads, max(self._capacity(group.span), used + self.room), width)
+        batch, heads, used, width = like.shape
+        shape = (len(group.entries), batch, heads, max(self._capacity(group.span), used + self.room), width)
         group.storage = _new_storage(like, shape)
         group.storage[:, :, :, used:] = 0  # unused slots are masked, and NaN times zero is NaN
         for place, source in enumerate(sources):
@@ -231,7 +231,7 @@ class SlotCache(Cache):
         self.num_active = len(order)
         others = [] if drop else [place for place in range(self.num_sequences) if place not in order]
         for group in self.groups:
-            group.storage = kept_rows(group.storage, order + others, dim=1)
+            group.storage = kept_entries(group.storage, order + others, dim=1)
             self._view(group)
 
     def give_back(self, length: int, order: list[int] | None) -> None:
