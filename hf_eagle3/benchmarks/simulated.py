@@ -1,13 +1,13 @@
-"""What a cycle costs on shapes whose weights are not at hand: random weights, acceptance simulated.
+"""Cost of a cycle for model shapes without their weights: random weights, simulated acceptance.
 
 `python -m hf_eagle3.benchmarks.simulated --shape llama-8b --tree 59,8,10 --tau 6.13`
 
-Target and draft have the shapes of real ones and random weights, so nothing that they propose would be accepted.
-Every pass, the walk and the commit run as ever; then the walk's outcome is replaced by a path of the tree whose length
-averages `--tau`, whatever the target chose. The text means nothing, and tokens per second hold only for a draft that
-reaches that tau. What is measured is the cost of a cycle in steps of plain generate, in one run, in turns.
+Target and draft have the shapes of real models and random weights, so no draft token would be accepted. Every pass, the
+walk and the commit run unchanged; forward hooks overwrite the logits of both models so that cycles commit `--tau` tokens
+on average. The text is meaningless, and tokens per second hold only for a draft that reaches that tau. What is measured
+is the cost of a cycle in steps of plain generate, both timed in alternation within one process.
 
-Does not know prompts, tasks or real acceptance; those are `hf-eagle3 benchmark`'s.
+Does not know prompts, tasks or real acceptance: see `hf-eagle3 benchmark`.
 """
 
 import argparse
@@ -18,19 +18,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
-from unittest import mock
 
 import torch
 from transformers import AutoModelForCausalLM, CompileConfig, LlamaConfig, PreTrainedModel
 
 from ..compat.calls import compile_on_every_device
-from ..generation.loop import Generation
+from ..draft_init import new_draft
 from ..generation.ops.transfer import best_device
 from ..generation.stats import record
-from ..generation.tree.draft_tree import DraftTree
-from ..generation.walk import Walk, by_depth
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..training.new_draft import new_draft
 from ..tree_config import TreeConfig
 from . import environment
 from .timing import timed, without_eos
@@ -73,6 +69,9 @@ SHAPES: dict[str, tuple[dict, int]] = {
     ),
 }
 COMPILED = ("none", "plain", "both")
+DOMINANT = 1e4  # a logit above all others; float16 holds it
+NUM_DRAWS = 8191  # counts per cycle that are drawn beforehand; a prime, as the next
+SEQUENCE_STRIDE = 1009  # sequences of a batch read them at different offsets
 
 
 @dataclass(frozen=True)
@@ -111,36 +110,63 @@ def random_pair(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[P
     return target, draft.to(device, dtype).eval()
 
 
+class SimulatedAcceptance:
+    """
+    Logits under which cycles commit `tau` tokens on average, by forward hooks on both models.
+
+    The draft puts all its probability on one token. The target chooses that token at the depths to be accepted, and a
+    token that is never drafted at deeper nodes. Token counts per cycle are the integers around `tau`, drawn by sequence
+    and position of the root.
+    """
+
+    def __init__(self, target: PreTrainedModel, draft: Eagle3DraftModel, tau: float, seed: int = 0):
+        self.accepted, self.rejected = 0, 1  # draft token ids
+        if draft.target_token_ids is not None:
+            self.accepted, self.rejected = draft.target_token_ids[:2].tolist()
+        draws = torch.rand(NUM_DRAWS, generator=torch.Generator().manual_seed(seed))
+        self.counts = (int(tau) + (draws < tau - int(tau)).long()).to(target.device)
+        self.is_active = True  # compiled passes are guarded by it, not by which hooks a module has
+        self.position_ids: torch.Tensor | None = None
+
+    def note_positions(self, decoder: torch.nn.Module, inputs: tuple, arguments: dict) -> None:
+        """Forward pre-hook of the target's decoder."""
+        self.position_ids = arguments["position_ids"] if self.is_active else None
+
+    def choose(self, head: torch.nn.Module, inputs: tuple, logits: torch.Tensor) -> None:
+        """Forward hook of the target's output head: `logits` (A, n, V) of the last n positions."""
+        if not self.is_active:
+            return
+        # A node's depth is its distance from the root, the first token of a verification pass.
+        roots = self.position_ids[:, :1]
+        depths = self.position_ids[:, -logits.shape[1] :] - roots
+        sequences = torch.arange(roots.shape[0], device=roots.device)[:, None]
+        counts = self.counts[(roots + SEQUENCE_STRIDE * sequences) % NUM_DRAWS]
+        chosen = torch.where(depths < counts - 1, self.accepted, self.rejected)
+        logits.scatter_(-1, chosen[..., None], DOMINANT)
+
+    def propose(self, head: torch.nn.Module, inputs: tuple, logits: torch.Tensor) -> None:
+        """Forward hook of the draft's head: `logits` (..., D)."""
+        if self.is_active:
+            logits[..., 0], logits[..., 1] = DOMINANT, -DOMINANT
+
+
 @contextmanager
-def simulated_acceptance(tau: float, seed: int = 0) -> Iterator[None]:
-    """
-    Inside, cycles commit `tau` tokens on average, along a deepest path of their tree, whatever the target chose.
-
-    Counts are the whole numbers on both sides of `tau`, drawn with a generator of their own. Not for text: it is
-    neither the target's nor the draft's.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    honest = Generation.walk
-
-    def walk(self: Generation, tree: DraftTree, logits: torch.Tensor) -> Walk:
-        found = honest(self, tree, logits)  # for its cost
-        least = int(tau)
-        more = torch.rand(len(found.counts), generator=generator) < tau - least
-        counts = (least + more.long()).to(found.counts.device).clamp(max=tree.max_depth + 1)
-        nodes = deepest_path(tree).to(found.nodes.device)
-        following = tree.tokens.to(nodes.device).gather(1, nodes[:, 1:])  # each node's token was chosen at its parent
-        tokens = torch.cat((following, found.tokens[:, :1]), dim=1)
-        return Walk(nodes, tokens, counts, torch.zeros_like(found.is_nan))
-
-    with mock.patch.object(Generation, "walk", walk):
+def simulated_acceptance(
+    target: PreTrainedModel, draft: Eagle3DraftModel, tau: float, seed: int = 0
+) -> Iterator[None]:
+    """Inside, calls with `draft` commit `tau` tokens per cycle on average; the generated text is meaningless."""
+    simulation = SimulatedAcceptance(target, draft, tau, seed)
+    handles = [
+        draft.lm_head.register_forward_hook(simulation.propose),
+        target.get_decoder().register_forward_pre_hook(simulation.note_positions, with_kwargs=True),
+        target.get_output_embeddings().register_forward_hook(simulation.choose),
+    ]
+    try:
         yield
-
-
-def deepest_path(tree: DraftTree) -> torch.Tensor:
-    """Nodes from the root to a deepest node of each row, (A, T + 1), T the tree's levels."""
-    deepest = tree.depths.argmax(dim=1)
-    path = tree.ancestors.gather(1, deepest[:, None, None].expand(-1, 1, tree.ancestors.shape[2]))[:, 0]
-    return by_depth(tree, path)
+    finally:
+        simulation.is_active = False
+        for handle in handles:
+            handle.remove()
 
 
 def measure(
@@ -173,26 +199,30 @@ def measure(
     inputs = random_prompts(target, batch_size, prompt_length)
     plain_options, draft_options = compile_options(compiled, compile_config)
     seconds: dict[str, list[float]] = {"prompt": [], "plain": [], "prompt and draft": [], "drafted": []}
-    with without_eos(target), simulated_acceptance(tau):
+    with without_eos(target):
 
         def call(count: int, **options) -> float:
             return timed(target, inputs, 0, max_new_tokens=count, do_sample=False, **options)[1]
+
+        def draft_call(count: int) -> float:
+            with simulated_acceptance(target, draft, tau):
+                return call(count, assistant_model=draft, **draft_options)
 
         for repetition in range(-(1 if compiled == "none" else 2), repetitions):
             round_ = {
                 "prompt": call(1, **plain_options),
                 "plain": call(new_tokens, **plain_options),
-                "prompt and draft": call(1, assistant_model=draft, **draft_options),
+                "prompt and draft": draft_call(1),
             }
             with record() as stats:
-                round_["drafted"] = call(new_tokens, assistant_model=draft, **draft_options)
+                round_["drafted"] = draft_call(new_tokens)
             if repetition < 0:
                 continue
             for name, value in round_.items():
                 seconds[name].append(value)
             cycles = stats.num_iterations
         with record(synchronize=True) as stats:
-            call(new_tokens, assistant_model=draft, **draft_options)
+            draft_call(new_tokens)
     passes = {name: stats.phase_seconds[name] / stats.num_iterations for name in ("verify_forward", "draft_forward")}
     step = (median(seconds["plain"]) - median(seconds["prompt"])) / (new_tokens - 1)
     cycle = (median(seconds["drafted"]) - median(seconds["prompt and draft"])) / cycles

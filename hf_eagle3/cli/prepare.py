@@ -78,7 +78,7 @@ def tokens_of(arguments: argparse.Namespace, data):
 
 
 def vocabulary(arguments: argparse.Namespace, data) -> int:
-    from ..training.new_draft import count_tokens
+    from ..draft_init import count_tokens
 
     samples, _, size = tokens_of(arguments, data)
     counts = count_tokens(samples, size)
