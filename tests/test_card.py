@@ -9,12 +9,12 @@ from huggingface_hub import ModelCard
 
 from hf_eagle3 import Eagle3DraftModel, TreeConfig, embedded
 from hf_eagle3.cli import main
-from hf_eagle3.data.features import fingerprint
 from hf_eagle3.hub.card import BEGIN, CardFacts, write_card
 from hf_eagle3.hub.engines import TargetFacts
 from hf_eagle3.hub.formats import SPECULATORS
 from hf_eagle3.hub.measured import read_benchmark
 from hf_eagle3.hub.publish import Publication, write_repository
+from hf_eagle3.target.fingerprint import fingerprint
 
 
 ROW = {"task": "math", "method": "static", "temperature": 0.0, "batch_size": 1, "speedup": 1.837}

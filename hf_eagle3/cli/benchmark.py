@@ -18,8 +18,8 @@ from ..benchmarks.statistics import rows
 from ..benchmarks.work import Settings, Workload
 from ..compat.models import attention_name
 from ..configuration_eagle3 import Eagle3Config
-from ..data.features import fingerprint
 from ..modeling_eagle3 import Eagle3DraftModel
+from ..target.fingerprint import fingerprint
 from .loading import (
     dtype_for,
     load_any_draft,

@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoint import share_weights
 from ..compat.models import commit_of
 from ..configuration_eagle3 import Eagle3Config
+from ..target.fingerprint import fingerprint
 from ..target.parts import head_options, shaped_logits, unwrap_peft
 from ..target.target import Target
 from .conversations import Tokenised, tokenise
@@ -33,7 +34,6 @@ from .messages import BadRow
 
 PROVENANCE, TARGET_FILE = "provenance.json", "target.safetensors"
 FORMAT = 1
-FINGERPRINT_NUMBERS = 64  # of each weight
 COLUMNS = ("input_ids", "loss_mask", "target_features", "last_hidden_states")
 
 
@@ -128,19 +128,6 @@ class Provenance:
                 f"The features in `{folder}` belong to another target or set-up ({'; '.join(different)}). Use another "
                 "folder."
             )
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Of some numbers of every weight, rounded to bfloat16, so that the precision of loading does not matter."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta:  # offloaded
-            continue
-        flat = parameter.detach().reshape(-1)
-        some = flat[:: max(flat.numel() // FINGERPRINT_NUMBERS, 1)].to("cpu")
-        digest.update(name.encode())
-        digest.update(some.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def content_hash(samples: Iterable[dict]) -> str:

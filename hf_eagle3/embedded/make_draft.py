@@ -7,13 +7,13 @@ commands that every user has: `hf-eagle3 prepare regenerate` and `hf-eagle3 trai
 import argparse
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..cli import main as command
 from . import text
 from .held_out import Repetition, write_held_out
 
@@ -29,10 +29,9 @@ def write_training_prompts(folder: Path, path: Path) -> None:
 
 
 def run(*arguments: str) -> None:
-    """One command; the program ends where it fails."""
+    """Run one `hf-eagle3` command in a process of its own; a failure ends the program."""
     print("+ hf-eagle3", *arguments, flush=True)
-    if code := command([str(argument) for argument in arguments]):
-        sys.exit(code)
+    subprocess.run([sys.executable, "-m", "hf_eagle3.cli", *arguments], check=True)
 
 
 def regenerate(out: Path, limit: int, *temperatures: str) -> None:
