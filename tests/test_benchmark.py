@@ -14,7 +14,7 @@ from hf_eagle3.benchmarks.methods import Assistant, Method, default_names, parse
 from hf_eagle3.benchmarks.prompts import HUB_SETS, Prompt, Task, load_task, read_lines
 from hf_eagle3.benchmarks.runner import Runner
 from hf_eagle3.benchmarks.timing import timed, without_eos
-from hf_eagle3.benchmarks.work import Settings, Workload, batches
+from hf_eagle3.benchmarks.work import BenchmarkSettings, Workload, batches
 from hf_eagle3.cli import main
 
 
@@ -29,7 +29,7 @@ def task(*prompts_: tuple[str, ...]) -> Task:
 
 
 def workload(target, **settings) -> Workload:
-    return Workload(target, letters_tokenizer(), Settings(**{"max_new_tokens": 20} | settings))
+    return Workload(target, letters_tokenizer(), BenchmarkSettings(**{"max_new_tokens": 20} | settings))
 
 
 # -- prompt sets ------------------------------------------------------------------------------------------------------
@@ -266,7 +266,7 @@ def test_rows_are_padded_on_the_left(pair):
     (batch,) = batches(task(("abcd",), ("ef",)), 0.0, 0, 2)
     inputs = load.first_turn(batch, 1).inputs
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
-    assert inputs["input_ids"][1, :2].tolist() == [load.pad, load.pad]
+    assert inputs["input_ids"][1, :2].tolist() == [load.pad_token_id, load.pad_token_id]
 
 
 def test_host_cycles_count_what_a_pass_commits():
@@ -474,7 +474,7 @@ def test_numbers_out_of_range_are_refused(wrong):
 
 
 def test_missing_packages_name_the_extra(monkeypatch, capsys):
-    monkeypatch.setattr("hf_eagle3.cli.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_eagle3.model_loading.find_spec", lambda name: None)
     assert main(["benchmark", "--tasks", "gsm8k"]) == 2
     assert "datasets: pip install 'hf-eagle3[bench]'" in capsys.readouterr().err
     assert main(["benchmark"]) == 2

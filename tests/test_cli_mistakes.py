@@ -17,10 +17,10 @@ from test_options import letters_tokenizer
 
 from hf_eagle3 import embedded
 from hf_eagle3.cli import main
-from hf_eagle3.cli.generate import explanation, first_difference
-from hf_eagle3.cli.loading import dtype_for
-from hf_eagle3.cli.mistakes import explained, in_one_line
+from hf_eagle3.cli.generate import describe_difference, explanation
 from hf_eagle3.cli.options.shared import positive
+from hf_eagle3.errors import explained, in_one_line
+from hf_eagle3.model_loading import dtype_for
 from hf_eagle3.tree_config import TreeConfig
 
 
@@ -387,7 +387,7 @@ def test_a_difference_is_explained_in_one_line(dtype, sampled, words):
     target = tiny_target().to(dtype)
     target.lm_head.weight.data[:] = target.lm_head.weight.data[0]
     inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
-    found = first_difference(target, inputs, torch.tensor([3, 4, 5]), torch.tensor([3, 4, 6]), sampled)
+    found = describe_difference(target, inputs, torch.tensor([3, 4, 5]), torch.tensor([3, 4, 6]), sampled)
     assert (found["position"], found["logit_gap"]) == (2, 0.0)
     assert words in found["explanation"]
     assert "\n" not in found["explanation"]

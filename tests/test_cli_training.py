@@ -16,8 +16,8 @@ from transformers import AutoConfig
 
 import hf_eagle3
 from hf_eagle3.cli import main
-from hf_eagle3.cli.loading import load_any_draft
 from hf_eagle3.cli.train import split_off
+from hf_eagle3.model_loading import load_any_draft
 
 
 SIZES = ["head_dim=8", "num_attention_heads=4", "num_key_value_heads=2", "intermediate_size=48"]

@@ -15,7 +15,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel, TreeConfig, embedded, record
 from hf_eagle3.cli import main
-from hf_eagle3.cli.loading import encode
+from hf_eagle3.cli.inputs import encode
 from hf_eagle3.hub import engines
 from hf_eagle3.hub.engines import Case, TargetFacts, findings
 from hf_eagle3.hub.export import ExportTarget, export, speculators_config

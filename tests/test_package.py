@@ -22,13 +22,16 @@ LAYERS = (
         "metrics",
         "training_options",
         "tree_config",
+        "token_ids",
+        "dtypes",
+        "errors",
         "configuration_eagle3",
         "target",
     ),
     ("draft_layers", "modeling_eagle3", "fitting", "draft_init"),
     ("generation", "data", "hub"),
     ("training", "benchmarks", "embedded"),
-    ("loading",),
+    ("model_loading",),
     ("__init__", "__main__", "cli"),
 )
 # Files that run the whole package, beside those that the whole package asks.

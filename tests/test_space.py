@@ -1,5 +1,6 @@
 """What the Space does, without gradio: limits, prompts, caches, runs, visitors."""
 
+import ast
 import logging
 import pickle
 import re
@@ -15,7 +16,7 @@ import yaml
 from conversation import Conversation, KeptCache, fitted_cache, prompt_ids, turn_ids
 from limits import Limits, Request, checked
 from models import CACHE, tiny_draft, tiny_target
-from pair import Pair, Settings
+from pair import Pair, PairSettings
 from progress import Progress
 from service import Service, figures, tree_figures, tree_of
 from sessions import Sessions
@@ -24,6 +25,7 @@ from test_options import letters_tokenizer
 from test_package import PACKAGE
 from transformers import DynamicCache, LlamaConfig
 
+import hf_eagle3
 from hf_eagle3 import CycleRecord, embedded
 from hf_eagle3.cli import main, space
 
@@ -40,11 +42,30 @@ def pair():
 @pytest.fixture(scope="module")
 def service():
     """With the embedded pair, on the CPU."""
-    return Service(Settings(device="cpu"), Limits(new_tokens=64, sessions=3, caches=1))
+    return Service(PairSettings(device="cpu"), Limits(new_tokens=64, sessions=3, caches=1))
 
 
 def events_of(pair, request, **options):
     return [event for batch in race.run(pair, [3, 5, 4], request, 60, **options) for event in batch]
+
+
+PUBLIC = {"hf_eagle3.embedded", "hf_eagle3.metrics", "hf_eagle3.model_loading", "hf_eagle3.token_ids"}
+DOCUMENTED = {"hf_eagle3.generation.auto.costs": {"forget_costs"}}  # in docs/performance.md
+
+
+@pytest.mark.parametrize("path", sorted(SPACE.glob("*.py")), ids=lambda path: path.name)
+def test_the_page_uses_public_names(path):
+    """What it is written with is there for other programs too, and stays."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "hf_eagle3":
+            names = {alias.name for alias in node.names}
+            if node.module == "hf_eagle3":
+                assert all(name in hf_eagle3.__all__ or f"hf_eagle3.{name}" in PUBLIC for name in names)
+            elif node.module in DOCUMENTED:
+                assert names <= DOCUMENTED[node.module]
+            else:
+                assert node.module in PUBLIC
+                assert not any(name.startswith("_") for name in names)
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------
@@ -100,16 +121,16 @@ def test_limits_and_settings_come_from_the_environment(monkeypatch):
         Limits.from_environment()
     monkeypatch.setenv("HF_EAGLE3_TARGET", "some/target")
     with pytest.raises(ValueError, match="target is given without a draft"):
-        Settings.from_environment()
+        PairSettings.from_environment()
     monkeypatch.setenv("HF_EAGLE3_DRAFT", "some/draft")
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert Settings.from_environment() == Settings("some/target", "some/draft", "auto", "cuda")
+    assert PairSettings.from_environment() == PairSettings("some/target", "some/draft", "auto", "cuda")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
 def test_a_device_that_is_not_there_is_named(device):
     with pytest.raises(ValueError, match=f"'{device}' cannot be used"):
-        pairs.load(Settings(device=device))
+        pairs.load(PairSettings(device=device))
 
 
 # -- prompts and caches -----------------------------------------------------------------------------------------------
@@ -141,12 +162,12 @@ def test_arguments_of_the_chat_template(monkeypatch):
     assert prompt_ids(tokenizer, "cd") == tokenizer("cd").input_ids
     monkeypatch.setenv("HF_EAGLE3_CHAT_TEMPLATE_KWARGS", '{"quiet": true}')
     with pytest.raises(ValueError, match="the chat template does not read `quiet`"):
-        pairs.load(Settings.from_environment())
+        pairs.load(PairSettings.from_environment())
     monkeypatch.setenv("HF_EAGLE3_CHAT_TEMPLATE_KWARGS", "quiet")
     with pytest.raises(
         ValueError, match="HF_EAGLE3_CHAT_TEMPLATE_KWARGS or --chat-template-kwargs: 'quiet' is not a JSON"
     ):
-        Settings.from_environment()
+        PairSettings.from_environment()
 
 
 def test_a_run_gives_its_pair_s_arguments_to_the_template(service, monkeypatch):
@@ -464,6 +485,6 @@ def test_the_command_names_the_extra_and_what_is_missing(monkeypatch, capsys):
         main(["space", "--port", "65536"])
     assert "65536 is not a port" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr("hf_eagle3.cli.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_eagle3.model_loading.find_spec", lambda name: None)
     assert main(["space"]) == 2
     assert "pip install 'hf-eagle3[space]'" in capsys.readouterr().err

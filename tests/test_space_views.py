@@ -17,10 +17,11 @@ from answers import answers_html, chat_html
 from progress import Progress, depths_of
 from scoreboard import badge, message, scoreboard
 from service import interesting_cycle, tree_of
-from tokens import ColouredText, Pieces, PlainText
+from tokens import ColouredText, PlainText
 
 from hf_eagle3 import CycleRecord
 from hf_eagle3.generation.auto.planner import Choice
+from hf_eagle3.token_ids import IncrementalDecoder
 
 
 LETTERS = ["<s>", "a", "b", "c", "d", "e", "f"]
@@ -106,7 +107,7 @@ def test_tokens_are_coloured_by_origin_and_explained():
 
 
 def test_characters_of_several_tokens_appear_once_they_are_whole():
-    pieces, plain = Pieces(Bytes()), PlainText(Bytes())
+    pieces, plain = IncrementalDecoder(Bytes()), PlainText(Bytes())
     bytes_ = list("aé€b".encode())
     assert [pieces.add(byte) for byte in bytes_] == ["a", "", "é", "", "", "€", "b"]
     for byte in bytes_:

@@ -17,9 +17,9 @@ from test_regenerate import answers, in_process, target
 
 import hf_eagle3
 from hf_eagle3.benchmarks.prompts import Prompt, Task
-from hf_eagle3.benchmarks.work import Settings, Workload
+from hf_eagle3.benchmarks.work import BenchmarkSettings, Workload
 from hf_eagle3.cli import main
-from hf_eagle3.cli.loading import encode
+from hf_eagle3.cli.inputs import encode
 from hf_eagle3.data.conversations import checked_template_kwargs, tokenise
 from hf_eagle3.data.features import CachedTarget, FeatureWriter, template_hash
 from hf_eagle3.data.messages import for_endpoint, messages_of, questions
@@ -188,7 +188,7 @@ def test_tools_and_arguments_go_to_an_endpoint(tmp_path, server):  # noqa: F811
 
 
 def test_a_benchmark_gives_them_too(caplog):
-    load = Workload(tiny_target(), tooled(), Settings(max_new_tokens=4, chat_template_kwargs=OFF))
+    load = Workload(tiny_target(), tooled(), BenchmarkSettings(max_new_tokens=4, chat_template_kwargs=OFF))
     system = {"role": "system", "content": "be kind"}
     prompts = (
         Prompt("1", ("why",)),
@@ -201,7 +201,7 @@ def test_a_benchmark_gives_them_too(caplog):
         "be <system> kind <end> <user> why <end> <assistant> kind so <end> <system> yes <end> <assistant>",
     ]
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
-    load = Workload(tiny_target(), word_tokenizer(strict), Settings(max_new_tokens=4))
+    load = Workload(tiny_target(), word_tokenizer(strict), BenchmarkSettings(max_new_tokens=4))
     assert load.fitting(Task("mine", prompts[:2])).prompts == prompts[:1]
     assert load.refused == {("mine", "2", 0)}
     assert "prompt 2, turn 1 is left out: The chat template refuses it: TemplateError: no system" in caplog.text

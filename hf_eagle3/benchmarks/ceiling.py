@@ -15,7 +15,7 @@ from ..generation.stats import SpeculationStats
 from .calls import run_call
 from .methods import Method
 from .runner import PLAIN_METHOD, Runner
-from .work import Batch, Settings, Workload
+from .work import Batch, BenchmarkSettings, Workload
 
 
 PROBE_TOKENS = 33  # at most: not more than the benchmark itself writes, which is what fits the context
@@ -53,7 +53,7 @@ class Ceiling:
         return asdict(self) | {"relative_cost": self.relative_cost, "ceiling": self.ceiling}
 
 
-def probe_tokens(settings: Settings) -> int:
+def probe_tokens(settings: BenchmarkSettings) -> int:
     """New tokens of a probe's call, from 2 to `PROBE_TOKENS`."""
     return min(PROBE_TOKENS, max(2, settings.max_new_tokens))
 

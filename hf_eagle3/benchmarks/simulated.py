@@ -2,10 +2,10 @@
 
 `python -m hf_eagle3.benchmarks.simulated --shape llama-8b --tree 59,8,10 --tau 6.13`
 
-Target and draft have the shapes of real models and random weights, so no draft token would be accepted. Every pass, the
-walk and the commit run unchanged; forward hooks overwrite the logits of both models so that cycles commit `--tau` tokens
-on average. The text is meaningless, and tokens per second hold only for a draft that reaches that tau. What is measured
-is the cost of a cycle in steps of plain generate, both timed in alternation within one process.
+Target and draft have the shapes of real models and random weights, so no draft token would be accepted. Every pass,
+the walk and the commit run unchanged; forward hooks overwrite the logits of both models so that cycles commit `--tau`
+tokens on average. The text is meaningless, and tokens per second hold only for a draft that reaches that tau. What is
+measured is the cost of a cycle in steps of plain generate, the two timed alternately in one process.
 
 Does not know prompts, tasks or real acceptance: see `hf-eagle3 benchmark`.
 """
@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, CompileConfig, LlamaConfig, PreTr
 
 from ..compat.calls import compile_on_every_device
 from ..draft_init import new_draft
+from ..dtypes import torch_dtype
 from ..generation.ops.transfer import best_device
 from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
@@ -114,9 +115,9 @@ class SimulatedAcceptance:
     """
     Logits under which cycles commit `tau` tokens on average, by forward hooks on both models.
 
-    The draft puts all its probability on one token. The target chooses that token at the depths to be accepted, and a
-    token that is never drafted at deeper nodes. Token counts per cycle are the integers around `tau`, drawn by sequence
-    and position of the root.
+    The draft puts all its probability on one token. The target chooses that token at the depths to be accepted, and
+    at deeper nodes a token that is never drafted. Tokens per cycle are one of the two integers around `tau`, drawn by
+    sequence and position of the root.
     """
 
     def __init__(self, target: PreTrainedModel, draft: Eagle3DraftModel, tau: float, seed: int = 0):
@@ -302,7 +303,7 @@ def main(arguments: list[str] | None = None) -> int:
         nodes, levels, top_k = map(int, given.tree.split(","))
     except ValueError:
         parser.error(f"--tree {given.tree!r} is not NODES,LEVELS,TOP_K: three whole numbers.")
-    target, draft = random_pair(given.shape, device, getattr(torch, given.dtype))
+    target, draft = random_pair(given.shape, device, torch_dtype(given.dtype))
     try:
         cost = measure(
             target,

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.conversations import chat_ids, checked_template_kwargs
 from ..data.limits import context_length, stop_tokens, up_to_stop
 from ..data.messages import BadRow, Message
+from ..token_ids import left_padded, padding_token_id
 from .prompts import Prompt, Task, Turn
 from .timing import timed, without_eos
 
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchmarkSettings:
     """
     What is varied and how often; see the options of `hf-eagle3 benchmark`.
 
@@ -95,12 +96,12 @@ class Workload:
         ValueError: arguments of the chat template that it does not have.
     """
 
-    def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings):
+    def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: BenchmarkSettings):
         self.target, self.tokenizer, self.settings = target, tokenizer, settings
         self.template_kwargs = checked_template_kwargs(settings.chat_template_kwargs, tokenizer)
         self.left_out: set[tuple[str, str, int]] = set()
         self.refused: set[tuple[str, str, int]] = set()
-        self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+        self.pad_token_id = padding_token_id(tokenizer)
         self.stops = stop_tokens(target)
         self.context = context_length(target.config)
 
@@ -168,7 +169,7 @@ class Workload:
     def options(self, work: Work) -> dict:
         """Arguments of `generate` that all methods share."""
         temperature = work.batch.temperature
-        options = {"max_new_tokens": work.new_tokens, "pad_token_id": self.pad, "do_sample": temperature > 0}
+        options = {"max_new_tokens": work.new_tokens, "pad_token_id": self.pad_token_id, "do_sample": temperature > 0}
         if temperature > 0:
             options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         return options
@@ -187,11 +188,8 @@ class Workload:
             return chat_ids(self.tokenizer, messages, prompt=True, options=self.template_kwargs | prompt.options)
         return list(self.tokenizer("\n".join(message["content"] for message in messages))["input_ids"])
 
-    def _padded(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return {"input_ids": ids.to(self.target.device), "attention_mask": mask.to(self.target.device)}
+    def _padded(self, prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+        return left_padded(prompts, self.pad_token_id, self.target.device)
 
 
 def said(turn: Turn) -> list[Message]:

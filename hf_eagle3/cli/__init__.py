@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from importlib import import_module
 
-from .mistakes import in_one_line
+from ..errors import in_one_line
 from .options import COMMANDS
 from .parsing import HELP_FLAGS, command_of, leading_flags, parse, parser
 

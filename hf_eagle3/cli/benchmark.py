@@ -15,12 +15,11 @@ from ..benchmarks import environment, methods, prompts, report
 from ..benchmarks.ceiling import Ceiling, probe, probe_tokens
 from ..benchmarks.runner import Runner
 from ..benchmarks.statistics import rows
-from ..benchmarks.work import Settings, Workload
+from ..benchmarks.work import BenchmarkSettings, Workload
 from ..compat.models import attention_name
 from ..configuration_eagle3 import Eagle3Config
-from ..modeling_eagle3 import Eagle3DraftModel
-from ..target.fingerprint import fingerprint
-from .loading import (
+from ..errors import explained
+from ..model_loading import (
     dtype_for,
     load_any_draft,
     load_causal_lm,
@@ -31,7 +30,8 @@ from .loading import (
     tokenizer_note,
     usable_device,
 )
-from .mistakes import explained
+from ..modeling_eagle3 import Eagle3DraftModel
+from ..target.fingerprint import fingerprint
 from .options.benchmark import EMBEDDED, RANDOM
 
 
@@ -42,13 +42,13 @@ EXACT_DTYPES = (torch.float32, torch.float64)
 def run(arguments: argparse.Namespace) -> int:
     complete(arguments)
     tasks = load_tasks(arguments)
-    target = load_target(arguments)
-    draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments, target)
+    target = load_target(arguments.target, dtype=arguments.dtype, device=arguments.device)
+    draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments.draft, target)
     tokenizer = load_tokenizer(arguments.target)
     if arguments.draft != RANDOM and (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
         print(f"hf-eagle3 benchmark: {note}", file=sys.stderr)
     chosen = methods.parse(arguments.methods, draft, load_assistant(arguments, target, tokenizer))
-    settings = Settings(
+    settings = BenchmarkSettings(
         temperatures=distinct(arguments.temperatures),
         batch_sizes=distinct(arguments.batch_sizes),
         seeds=distinct(arguments.seeds),

@@ -2,9 +2,10 @@
 
 import argparse
 
+from ..errors import explained
 from ..hub.export import UNKNOWN_TARGET, ExportTarget, export
-from .loading import MODEL_REMEDY, load_any_draft, new_folder
-from .mistakes import explained
+from ..model_loading import MODEL_REMEDY, load_any_draft
+from .inputs import new_folder
 
 
 def run(arguments: argparse.Namespace) -> int:

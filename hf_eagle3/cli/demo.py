@@ -9,7 +9,9 @@ import torch
 from .. import embedded, metrics
 from ..benchmarks.timing import timed
 from ..generation.stats import CycleRecord, CycleStreamer, record
-from .loading import encode, usable_device, with_tree
+from ..model_loading import usable_device
+from ..token_ids import IncrementalDecoder
+from .inputs import encode, with_tree
 
 
 ACCEPTED, OWN, FAINT, PLAIN = "\033[32m", "\033[1m", "\033[2m", "\033[0m"
@@ -28,14 +30,10 @@ class Painter(CycleStreamer):
 
     def text(self, tokenizer, colored: bool) -> str:
         """The text, accepted draft tokens in green and the target's own in bold; split where bytes make characters."""
-        out, ids, shown = "", [], ""
+        out, decoder = "", IncrementalDecoder(tokenizer)
         for tokens, is_draft in self.pieces:
-            ids += tokens
-            whole = tokenizer.decode(ids, skip_special_tokens=True)
-            if whole.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of this character is still to come
-                continue
-            new, shown = whole[len(shown) :], whole
-            out += (ACCEPTED if is_draft else OWN) + new + PLAIN if colored and new else new
+            text = "".join(map(decoder.add, tokens))
+            out += (ACCEPTED if is_draft else OWN) + text + PLAIN if colored and text else text
         return out
 
 

@@ -11,10 +11,12 @@ from transformers import TextStreamer
 
 from .. import metrics
 from ..benchmarks.timing import timed
+from ..errors import UserError
 from ..generation.auto.costs import relative_costs
 from ..generation.stats import SpeculationStats, record
-from .loading import encode, load_pair
-from .mistakes import UserError
+from ..model_loading import load_pair
+from ..token_ids import common_prefix_length
+from .inputs import encode, with_tree
 
 
 WARM_UP_TOKENS = 8
@@ -24,7 +26,10 @@ NOTHING_TO_EXPLAIN = "`--explain` is about the tree mode auto; this run uses ano
 
 
 def run(arguments: argparse.Namespace) -> int:
-    target, draft, tokenizer = load_pair(arguments)
+    target, draft, tokenizer = load_pair(
+        arguments.target, arguments.draft, dtype=arguments.dtype, device=arguments.device
+    )
+    draft = with_tree(draft, arguments)
     if arguments.explain and draft.tree_config.tree_mode != "auto":
         raise UserError(NOTHING_TO_EXPLAIN)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
@@ -52,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
             "identical": torch.equal(plain, tokens),
         }
         if not report["identical"]:
-            report["first_difference"] = first_difference(target, inputs, plain, tokens, options["do_sample"])
+            report["first_difference"] = describe_difference(target, inputs, plain, tokens, options["do_sample"])
     print(json.dumps(report) if arguments.json else table(report))
     return 0
 
@@ -87,11 +92,9 @@ def explain(stats: SpeculationStats, costs: list[dict]) -> dict:
 
 
 @torch.no_grad()
-def first_difference(target, inputs, plain: torch.Tensor, tokens: torch.Tensor, sampled: bool = False) -> dict:
+def describe_difference(target, inputs, plain: torch.Tensor, tokens: torch.Tensor, sampled: bool = False) -> dict:
     """Where two texts part, how close the target's choice was there, and what explains it."""
-    shared = min(len(plain), len(tokens))
-    differs = (plain[:shared] != tokens[:shared]).nonzero()
-    index = int(differs[0]) if len(differs) else shared
+    index = common_prefix_length(plain.tolist(), tokens.tolist())
     prefix = torch.cat((inputs["input_ids"][0], plain[:index]))[None]
     best = target(prefix).logits[0, -1].float().topk(2).values
     gap = float(best[0] - best[1])

@@ -25,14 +25,14 @@ from .. import checkpoint
 from ..compat.calls import makes_dynamic_cache
 from ..compat.models import attention_name, auto_class_of, set_attention_name
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
+from ..errors import explained
 from ..fitting import fit_notes
 from ..hub import engines, formats, registry
 from ..hub.export import ExportTarget
+from ..model_loading import MODEL_REMEDY, TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.mode import decoding_mode, own_cache
 from ..target.target import check_fit
-from .loading import MODEL_REMEDY, TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
-from .mistakes import explained
 
 
 YES = {True: "yes", False: "no"}
@@ -160,7 +160,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         "target_layer_ids": config.target_layer_ids,
         "rope": config.rope_parameters,
         "sliding_window": config.sliding_window,
-        "flags": [name for name in FLAGS if getattr(config, name)],
+        "flags": [name for name in FLAGS if vars(config)[name]],
         "own_embedding": config.has_embed_tokens,
         "own_head": config.has_lm_head,
     }

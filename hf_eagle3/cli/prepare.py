@@ -5,11 +5,11 @@ import json
 import logging
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
-from .loading import MODEL_REMEDY, load_draft, load_target, load_tokenizer, needs_extra
-from .mistakes import explained
+from ..dtypes import torch_dtype
+from ..errors import explained
+from ..model_loading import MODEL_REMEDY, load_draft, load_target, load_tokenizer, needs_extra
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,8 +44,8 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
         answer = Endpoint(arguments.endpoint, arguments.target, sampling, arguments.concurrency, arguments.retries)
         batch_size = 8 * arguments.concurrency
     else:
-        target = load_target(arguments)
-        draft = load_draft(arguments, target) if arguments.draft else None
+        target = load_target(arguments.target, dtype=arguments.dtype, device=arguments.device)
+        draft = load_draft(arguments.draft, target) if arguments.draft else None
         tokenizer = load_tokenizer(arguments.target)
         checked_template_kwargs(arguments.chat_template_kwargs, tokenizer)
         answer = InProcess(target, tokenizer, sampling, draft)
@@ -102,7 +102,7 @@ def features(arguments: argparse.Namespace, data) -> int:
     from ..target.target import Target
 
     samples, tokenizer, _ = tokens_of(arguments, data)
-    target = load_target(arguments)
+    target = load_target(arguments.target, dtype=arguments.dtype, device=arguments.device)
     if arguments.draft:
         with explained(f"`--draft` {arguments.draft} cannot be read", MODEL_REMEDY):
             config = Eagle3Config.from_pretrained(arguments.draft)
@@ -119,7 +119,7 @@ def features(arguments: argparse.Namespace, data) -> int:
             target,
             config,
             tokenizer,
-            getattr(torch, arguments.store_dtype),
+            torch_dtype(arguments.store_dtype),
             arguments.max_length,
             template_kwargs=arguments.chat_template_kwargs,
         )

@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 
 from ..hub.publish import Publication, push_to_hub, write_repository
-from .loading import load_any_draft, new_folder
+from ..model_loading import load_any_draft
+from .inputs import new_folder
 
 
 def is_hub_id(source: str | None) -> bool:

@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from .loading import needs_extra
-from .mistakes import UserError, is_raised_by
+from ..errors import UserError, is_raised_by
+from ..model_loading import needs_extra
 
 
 PAGE_MODULES = ("app", "limits", "pair")  # what they refuse is the caller's mistake, as what this package refuses
@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     kwargs = json.dumps(arguments.chat_template_kwargs) if arguments.chat_template_kwargs else ""
     is_local = arguments.host in app.LOOPBACK
     try:
-        settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device, kwargs)
+        settings = pair.PairSettings(arguments.target, arguments.draft, arguments.dtype, arguments.device, kwargs)
         app.main(settings, is_local, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
     except ValueError as error:
         if not is_raised_by(error, PAGE_MODULES):

@@ -14,10 +14,10 @@ from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 
 from ..compat.training import last_checkpoint
 from ..configuration_eagle3 import Eagle3Config
+from ..errors import UserError, explained
 from ..fitting import fit_to
+from ..model_loading import BASE, load_causal_lm, load_tokenizer, needs_extra, read_draft
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import BASE, load_causal_lm, load_tokenizer, needs_extra, read_draft
-from .mistakes import UserError, explained
 from .options.shared import value_of
 from .options.train import DEFAULT_DRAFT_VOCABULARY, OPTIONS, SWITCHES, with_default
 
@@ -227,13 +227,15 @@ def load_data(own: dict, tokenizer, args, vocab_size: int):
 
 def split_off(data):
     """(most of it, a few evenly spread samples for evaluation)."""
+    from datasets import Dataset
+
     if len(data) < 2:
         return data, None
     count = min(MOST_HELD_OUT, max(1, int(len(data) * HELD_OUT_SHARE)))
     every = len(data) // count
     chosen = range(0, every * count, every)
     rest = [i for i in range(len(data)) if i not in set(chosen)]
-    if hasattr(data, "select"):
+    if isinstance(data, Dataset):
         return data.select(rest), data.select(chosen)
     return torch.utils.data.Subset(data, rest), torch.utils.data.Subset(data, list(chosen))
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from ..token_ids import common_prefix_length
 from .messages import BadRow, Message, for_template, messages_of, plain_text, row_of, shown, template_options
 
 
@@ -138,7 +139,7 @@ def tokenise_text(given: str, learnt: str, tokenizer: PreTrainedTokenizerBase) -
     if not given:
         return Tokenised(ids, [1] * len(ids))
     alone = list(tokenizer(given)["input_ids"])
-    start = next((i for i, (a, b) in enumerate(zip(ids, alone, strict=False)) if a != b), min(len(ids), len(alone)))
+    start = common_prefix_length(ids, alone)
     return Tokenised(ids, [0] * start + [1] * (len(ids) - start))
 
 

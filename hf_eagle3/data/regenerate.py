@@ -20,6 +20,7 @@ from typing import BinaryIO
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..token_ids import left_padded, padding_token_id
 from .conversations import chat_ids
 from .endpoint import Endpoint
 from .jobs import Job, Sampling
@@ -234,7 +235,7 @@ class InProcess:
 
     def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, draft=None):
         self.target, self.tokenizer, self.sampling, self.draft = target, tokenizer, sampling, draft
-        self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+        self.pad_token_id = padding_token_id(tokenizer)
         self.stops = stop_tokens(target)
         self.context = context_length(target.config) or math.inf
 
@@ -311,16 +312,11 @@ class InProcess:
 
     @torch.no_grad()
     def _generate(self, prompts: list[list[int]], temperature: float, max_new_tokens: int) -> list[list[int]]:
-        width = max(map(len, prompts))
-        ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        inputs = left_padded(prompts, self.pad_token_id, self.target.device)
         options: dict = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             options |= {"temperature": temperature, "top_p": self.sampling.top_p, "top_k": 0}
         if self.draft is not None:
             options["assistant_model"] = self.draft
-        device = self.target.device
-        out = self.target.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), pad_token_id=self.pad, **options
-        )
-        return [up_to_stop(row, self.stops) for row in out[:, width:].tolist()]
+        out = self.target.generate(**inputs, pad_token_id=self.pad_token_id, **options)
+        return [up_to_stop(answer, self.stops) for answer in out[:, inputs["input_ids"].shape[1] :].tolist()]

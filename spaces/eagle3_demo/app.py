@@ -22,7 +22,7 @@ import gradio as gr
 from answers import answers_html, chat_html
 from introduction import introduction
 from limits import TREES, Limits, Request
-from pair import Settings, leave_a_core
+from pair import PairSettings, leave_a_core
 from progress import Progress
 from scoreboard import message, scoreboard
 from service import Service, View, figures, interesting_cycle, tree_figures, tree_of
@@ -259,7 +259,7 @@ class Page:
     def on_load(self, target: str, draft: str) -> tuple:
         """Another pair for everybody on this page, or a notice and the old one."""
         try:
-            self.service.load(Settings(target.strip(), draft.strip()))
+            self.service.load(PairSettings(target.strip(), draft.strip()))
         except (ValueError, OSError) as error:
             return message(f"Not loaded: {error}"), gr.skip(), gr.skip()
         return "", introduction(self.service.pair), chat_html([])
@@ -348,7 +348,9 @@ class Page:
         self.service.new_chat(request.session_hash)
 
 
-def build(settings: Settings | None = None, limits: Limits | None = None, is_local: bool | None = None) -> gr.Blocks:
+def build(
+    settings: PairSettings | None = None, limits: Limits | None = None, is_local: bool | None = None
+) -> gr.Blocks:
     """
     The page, its pair loaded.
 
@@ -358,7 +360,7 @@ def build(settings: Settings | None = None, limits: Limits | None = None, is_loc
             from another machine must not make it read directories or fetch models.
     """
     limits = limits or Limits.from_environment()
-    service = Service(settings or Settings.from_environment(), limits)
+    service = Service(settings or PairSettings.from_environment(), limits)
     service.generate = told(GPU(duration=limits.seconds)(service.generate))
     if is_local is None:
         is_local = "SPACE_ID" not in os.environ and os.environ.get("GRADIO_SERVER_NAME", LOOPBACK[0]) in LOOPBACK
@@ -392,7 +394,7 @@ def launch(blocks: gr.Blocks, **options):
     )
 
 
-def main(settings: Settings | None = None, is_local: bool | None = None, **options) -> None:
+def main(settings: PairSettings | None = None, is_local: bool | None = None, **options) -> None:
     """Serves the page until it is interrupted; arguments as of `build`, options as of `launch`."""
     leave_a_core()
     launch(build(settings, is_local=is_local), **options)

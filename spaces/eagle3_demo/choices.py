@@ -1,8 +1,17 @@
 """What the tree mode "auto" chose and why, in words. Does not know models or pages."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from hf_eagle3.generation.auto.planner import Choice
+
+class Choice(Protocol):
+    """One entry of `SpeculationStats.choices`; costs in plain steps, `None` before they are measured."""
+
+    levels: int
+    nodes: int
+    expected_tokens: float
+    verification: float | None
+    drafting: float | None
 
 
 def why(choice: Choice) -> str:

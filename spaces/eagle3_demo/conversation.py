@@ -4,8 +4,9 @@ generated."""
 from dataclasses import dataclass
 
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
-from hf_eagle3.compat.caches import DynamicLayer
+from hf_eagle3.token_ids import common_prefix_length
 
 
 @dataclass
@@ -66,18 +67,10 @@ def fitted_cache(kept: KeptCache | None, ids: list[int], config: PreTrainedConfi
     if kept is None:
         return DynamicCache(config=config)
     length = min(kept.cache.get_seq_length(), len(kept.ids))
-    usable = _shared(kept.ids[:length], ids[:-1])
+    usable = common_prefix_length(kept.ids[:length], ids[:-1])
     if usable == kept.cache.get_seq_length():
         return kept.cache
     if usable == 0 or any(type(layer) is not DynamicLayer for layer in kept.cache.layers):
         return DynamicCache(config=config)  # windows and recurrent states cannot be cut
     kept.cache.crop(usable - kept.cache.get_seq_length())  # below 0: so many tokens less
     return kept.cache
-
-
-def _shared(left: list[int], right: list[int]) -> int:
-    """Length of the common prefix."""
-    for place, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return place
-    return min(len(left), len(right))

@@ -1,6 +1,5 @@
 """Loading a pair and warming it up. Does not know visitors or pages."""
 
-import argparse
 import json
 import os
 from dataclasses import dataclass, field
@@ -10,16 +9,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_eagle3
 from hf_eagle3 import embedded
-from hf_eagle3.cli import loading
-from hf_eagle3.cli.options.shared import DTYPES, json_object
-from hf_eagle3.data.conversations import checked_template_kwargs
+from hf_eagle3.model_loading import DTYPES, checked_template_kwargs, load_pair, usable_device
 
 
 WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Settings:
+class PairSettings:
     """
     Which pair, where.
 
@@ -45,14 +42,24 @@ class Settings:
             )
         if self.dtype not in DTYPES:
             raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; known are {', '.join(DTYPES)}.")
-        if self.chat_template_kwargs:
-            try:
-                json_object(self.chat_template_kwargs)
-            except argparse.ArgumentTypeError as error:
-                raise ValueError(f"HF_EAGLE3_CHAT_TEMPLATE_KWARGS or --chat-template-kwargs: {error}") from None
+        _ = self.template_kwargs
+
+    @property
+    def template_kwargs(self) -> dict:
+        """`chat_template_kwargs` decoded; ValueError where it is not a JSON object."""
+        try:
+            value = json.loads(self.chat_template_kwargs or "{}")
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"HF_EAGLE3_CHAT_TEMPLATE_KWARGS or --chat-template-kwargs: {self.chat_template_kwargs!r} is not a "
+                'JSON object such as {"enable_thinking": false}'
+            )
+        return value
 
     @classmethod
-    def from_environment(cls) -> "Settings":
+    def from_environment(cls) -> "PairSettings":
         """`HF_EAGLE3_TARGET`, `_DRAFT`, `_DTYPE`, `_DEVICE` and `_CHAT_TEMPLATE_KWARGS`."""
         names = ("target", "draft", "dtype", "device", "chat_template_kwargs")
         values = {name: os.environ.get(f"HF_EAGLE3_{name.upper()}", "") for name in names}
@@ -75,8 +82,7 @@ class Pair:
     @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together; the target's own number, if it says one."""
-        found = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)
-        return found or 2048
+        return self.target.config.get_text_config().to_dict().get("max_position_embeddings") or 2048
 
     @property
     def description(self) -> str:
@@ -94,24 +100,18 @@ def is_zero_gpu() -> bool:
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
-def load(settings: Settings) -> Pair:
+def load(settings: PairSettings) -> Pair:
     """
     Raises:
         ValueError, OSError: the pair does not exist, or draft and target do not fit.
     """
-    device = loading.usable_device(settings.device, "`--device` (or HF_EAGLE3_DEVICE)")
-    kwargs = json.loads(settings.chat_template_kwargs or "{}")
-    if not settings.target:
-        dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        pair = Pair(*embedded.load_pair(dtype, device), "the embedded pair", True, kwargs)
-    else:
-        arguments = argparse.Namespace(
-            target=settings.target, draft=settings.draft, dtype=settings.dtype, device=device
-        )
-        target = loading.load_target(arguments)
-        draft = loading.load_draft(arguments, target)
-        pair = Pair(target, draft, loading.load_tokenizer(settings.target), settings.target, template_kwargs=kwargs)
-    checked_template_kwargs(kwargs, pair.tokenizer)
+    is_toy = not settings.target
+    names = (str(embedded.TARGET), str(embedded.DRAFT)) if is_toy else (settings.target, settings.draft)
+    dtype = "float32" if is_toy and settings.dtype == "auto" else settings.dtype
+    device = usable_device(settings.device, "`--device` (or HF_EAGLE3_DEVICE)")
+    models = load_pair(*names, dtype=dtype, device=device)
+    pair = Pair(*models, "the embedded pair" if is_toy else settings.target, is_toy, settings.template_kwargs)
+    checked_template_kwargs(pair.template_kwargs, pair.tokenizer)
     return pair
 
 

@@ -6,6 +6,7 @@ from choices import summary, why
 from race import PLAIN, SPECULATIVE, Event, Failed, Finished, PlainToken, Probabilities
 
 from hf_eagle3 import CycleRecord, metrics
+from hf_eagle3.token_ids import common_prefix_length
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,7 @@ class Progress:
         if self.identical is not False:
             return None
         plain, ours = self.finished[PLAIN].tokens, self.finished[SPECULATIVE].tokens
-        return next(
-            (i for i, (a, b) in enumerate(zip(plain, ours, strict=False)) if a != b), min(len(plain), len(ours))
-        )
+        return common_prefix_length(plain, ours)
 
     @property
     def speedup(self) -> float | None:

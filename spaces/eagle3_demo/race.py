@@ -17,19 +17,24 @@ from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
 import torch
+from choices import Choice
 from conversation import KeptCache, fitted_cache
 from limits import Request
 from pair import Pair
-from transformers import set_seed
+from transformers import GenerationMixin, set_seed
 
 from hf_eagle3 import CycleRecord, CycleStreamer, record
-from hf_eagle3.compat.calls import CACHE
 from hf_eagle3.generation.auto.costs import forget_costs
-from hf_eagle3.generation.auto.planner import Choice
 
 
 PLAIN, SPECULATIVE = "plain", "speculative"
 HEARTBEAT = 0.25  # seconds after which an empty list is yielded, so that a stop is noticed
+# The argument of `generate` that takes a cache: `cache` since transformers 5.24.
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+)
 CHUNK = 64  # positions whose distribution over the vocabulary exists at a time
 
 logger = logging.getLogger("eagle3_demo")

@@ -10,16 +10,17 @@ from dataclasses import asdict, dataclass, field
 import pair as pairs
 from conversation import Conversation, prompt_ids, turn_ids
 from limits import Limits, Request, checked
-from pair import Pair, Settings
+from pair import Pair, PairSettings
 from plots import plots
 from progress import Progress
 from race import Event, PlainToken, Probabilities, device_lock, explained, run
 from scoreboard import scoreboard
 from sessions import Session, Sessions
-from tokens import ColouredText, Decoder, PlainText
+from tokens import ColouredText, PlainText
 from tree_view import tree_html
 
 from hf_eagle3 import CycleRecord
+from hf_eagle3.token_ids import Decoder
 
 
 INTERVAL = 0.15  # seconds between updates of a page
@@ -72,13 +73,13 @@ class Service:
         settings, limits: Which pair, and what a visitor may ask for.
     """
 
-    def __init__(self, settings: Settings, limits: Limits):
+    def __init__(self, settings: PairSettings, limits: Limits):
         self.limits = limits
         self.sessions = Sessions(limits.sessions, limits.caches)
         self.pair: Pair = pairs.load(settings)
         pairs.warm_up(self.pair)
 
-    def load(self, settings: Settings) -> None:
+    def load(self, settings: PairSettings) -> None:
         """Another pair instead; what visitors had is of the old one and is forgotten. A failure changes nothing."""
         with device_lock:
             pair = pairs.load(settings)

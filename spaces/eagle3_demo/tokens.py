@@ -3,45 +3,13 @@
 import math
 from dataclasses import dataclass
 from html import escape
-from typing import Protocol
 
 from hf_eagle3 import CycleRecord
+from hf_eagle3.token_ids import Decoder, IncrementalDecoder
 
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # ends a text whose last character lacks bytes
 DEEPEST = 8  # further levels share a colour
 VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥"}
-
-
-class Decoder(Protocol):
-    """What is needed of a tokenizer."""
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
-        """Text of token ids."""
-
-
-class Pieces:
-    """
-    Text of a growing list of tokens, piece by piece, at a cost that does not grow with the list.
-
-    A character of several tokens belongs to the token that completes it. Each piece is decoded behind those before
-    it, as some tokenizers drop the space at the beginning of a text.
-    """
-
-    def __init__(self, tokenizer: Decoder):
-        self.tokenizer = tokenizer
-        self.context: list[int] = []  # tokens of the last whole piece
-        self.open: list[int] = []  # tokens since then
-
-    def add(self, token: int) -> str:
-        """The text that this token completes; empty while a character lacks bytes."""
-        self.open.append(token)
-        before = self.tokenizer.decode(self.context, skip_special_tokens=True)
-        whole = self.tokenizer.decode(self.context + self.open, skip_special_tokens=True)
-        if whole.endswith(UNFINISHED):
-            return ""
-        self.context, self.open = self.open, []
-        return whole[len(before) :]
 
 
 @dataclass
@@ -79,7 +47,7 @@ class ColouredText:
     """The speculative way's text; tokens are told apart by the cycles that brought them."""
 
     def __init__(self, tokenizer: Decoder):
-        self.pieces = Pieces(tokenizer)
+        self.decoder = IncrementalDecoder(tokenizer)
         self.spans: list[Span] = []
         self._html: list[str] = []
 
@@ -88,7 +56,7 @@ class ColouredText:
         for place, token in enumerate(record.tokens):
             is_draft = place < record.num_accepted_tokens
             span = Span(
-                self.pieces.add(token),
+                self.decoder.add(token),
                 depth=place + 1 if is_draft else 0,
                 cycle=record.cycle,
                 draft_probability=node_probability(record, record.accepted_nodes[place]) if is_draft else None,
@@ -116,12 +84,12 @@ class PlainText:
     """Plain generate's text, escaped."""
 
     def __init__(self, tokenizer: Decoder):
-        self.pieces = Pieces(tokenizer)
+        self.decoder = IncrementalDecoder(tokenizer)
         self.text = ""
 
     def add(self, token: int) -> None:
         """Appends a token."""
-        self.text += self.pieces.add(token)
+        self.text += self.decoder.add(token)
 
     def html(self) -> str:
         """The text so far."""

@@ -6,9 +6,10 @@ Does not know models. Text is escaped; colours are the style sheet's.
 from html import escape
 
 from progress import depths_of
-from tokens import Decoder, node_probability, percent, visible
+from tokens import node_probability, percent, visible
 
 from hf_eagle3 import CycleRecord
+from hf_eagle3.token_ids import Decoder
 
 
 COLUMN, ROW, MARGIN = 120, 26, 8  # px per level, px per leaf, px around

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from ...dtypes import DTYPES
+
 
 NO_DEFAULTS: Mapping = MappingProxyType({})
 SAMPLING = {"--top-k": 0, "--top-p": 1.0, "--no-shared-noise": False}  # and where each is off
-DTYPES = ("auto", "float32", "bfloat16", "float16")
 AUTO_DTYPE = "default: auto: as the files say; float32 for the pair that ships, on a CPU"
 
 

@@ -1,6 +1,8 @@
-"""What several commands share: loading a pair, devices, prompts."""
+"""Loading a target and its draft by directory or Hub id, with errors that a user can act on.
 
-import argparse
+For programs on top of this package, such as its command line and its Space. Does not know how options are parsed.
+"""
+
 import math
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,14 +18,16 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .. import checkpoint, embedded
-from ..configuration_eagle3 import Eagle3Config
-from ..generation.ops.transfer import best_device
-from ..modeling_eagle3 import Eagle3DraftModel
-from .mistakes import PACKAGE, UserError, explained, is_raised_by
-from .options.shared import refuse_unused_sizes
+from . import checkpoint, embedded
+from .configuration_eagle3 import Eagle3Config
+from .data.conversations import checked_template_kwargs
+from .dtypes import DTYPES
+from .errors import PACKAGE, UserError, explained, is_raised_by
+from .generation.ops.transfer import best_device
+from .modeling_eagle3 import Eagle3DraftModel
 
 
+__all__ = ["DTYPES", "checked_template_kwargs", "load_any_draft", "load_pair", "usable_device"]
 logger = logging.get_logger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 BASE = "base"  # folder beside an adapter
@@ -32,19 +36,30 @@ MODEL_REMEDY = (
 )
 
 
-def load_pair(arguments: argparse.Namespace) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
-    """Target, draft (with the tree asked for) and tokenizer."""
-    target, tokenizer = load_target(arguments), load_tokenizer(arguments.target)
-    if (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
+def load_pair(
+    target: str, draft: str, *, dtype: str = "auto", device: str | None = None
+) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
+    """
+    Target, draft and tokenizer.
+
+    Args:
+        target, draft: Directories or Hub ids; `draft` may be a LoRA adapter of a draft.
+        dtype: One of `DTYPES`, see [`dtype_for`].
+        device: See [`usable_device`].
+
+    Raises:
+        ValueError, OSError: a model does not load, or the device is not available.
+    """
+    target_model, tokenizer = load_target(target, dtype=dtype, device=device), load_tokenizer(target)
+    if (note := tokenizer_note(draft, tokenizer)) is not None:
         logger.warning(note)
-    return target, with_tree(load_draft(arguments, target), arguments), tokenizer
+    return target_model, load_draft(draft, target_model), tokenizer
 
 
-def load_target(arguments: argparse.Namespace) -> PreTrainedModel:
-    """The target in the precision and on the device asked for."""
-    device = usable_device(arguments.device)
-    dtype = dtype_for(arguments.target, arguments.dtype, device)
-    return load_causal_lm("--target", arguments.target, dtype=dtype).to(device).eval()
+def load_target(source: str, *, dtype: str = "auto", device: str | None = None) -> PreTrainedModel:
+    """The target on `device`, in evaluation mode; arguments as for [`load_pair`]."""
+    device = usable_device(device)
+    return load_causal_lm("--target", source, dtype=dtype_for(source, dtype, device)).to(device).eval()
 
 
 def load_causal_lm(flag: str, source: str, **options) -> PreTrainedModel:
@@ -115,13 +130,13 @@ def dtype_for(source: str, dtype: str, device: str) -> str:
     return "float32" if dtype == "auto" and is_embedded and torch.device(device).type == "cpu" else dtype
 
 
-def load_draft(arguments: argparse.Namespace, target: PreTrainedModel) -> Eagle3DraftModel:
-    """The draft, or what an adapter makes of its base, in its target's precision and beside it."""
-    if not is_adapter(arguments.draft):
-        draft = read_draft(arguments.draft, dtype=target.dtype)
+def load_draft(source: str, target: PreTrainedModel) -> Eagle3DraftModel:
+    """The draft, or the merge of an adapter with its base, in the dtype and on the device of `target`."""
+    if not is_adapter(source):
+        draft = read_draft(source, dtype=target.dtype)
     else:
-        draft = load_any_draft(arguments.draft)
-        for parameter in draft.parameters():  # merged before it is rounded; buffers keep their precision
+        draft = load_any_draft(source)
+        for parameter in draft.parameters():  # merged before it is rounded; buffers keep their dtype
             parameter.data = parameter.data.to(target.dtype)
     return draft.to(target.device).eval()
 
@@ -228,53 +243,6 @@ def is_adapter(source: str, **hub) -> bool:
         if checkpoint.has_file(source, checkpoint.CONFIG_NAME, **hub | {"local_files_only": True}):
             return False
         raise
-
-
-def new_folder(path: str, option: str) -> Path:
-    """A folder to write into, new or empty: a weight file left from before would be another draft's."""
-    folder = Path(path)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`{option}` {path} is a file; name a folder.")
-    if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"`{option}` {path} holds files already; name a new folder.")
-    return folder
-
-
-def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3DraftModel:
-    """The draft with the tree that the options of `add_tree_arguments` ask for."""
-    sizes = {
-        name: value
-        for name in ("num_draft_tokens", "tree_depth", "tree_top_k")
-        if (value := getattr(arguments, name)) is not None
-    }
-    if arguments.no_shared_noise:
-        sizes["shared_noise"] = False
-    mode = arguments.tree or draft.tree_config.tree_mode
-    refuse_unused_sizes(arguments, mode)
-    return draft.with_tree(mode, **sizes)
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    raw: bool,
-    device: torch.device,
-    template_kwargs: dict | None = None,
-) -> dict[str, torch.Tensor]:
-    """Token ids of one prompt, as a chat turn where the tokenizer has a template and `raw` is not asked for."""
-    from ..data.conversations import checked_template_kwargs, rendered
-
-    options = checked_template_kwargs(template_kwargs, tokenizer)
-    if tokenizer.chat_template is not None and not raw:
-        messages = [{"role": "user", "content": prompt}]
-        with explained("The prompt does not go through the tokenizer's chat template", "`--raw` leaves it out."):
-            inputs = rendered(tokenizer, messages, options, add_generation_prompt=True, return_tensors="pt")
-    else:
-        inputs = tokenizer(prompt, return_tensors="pt")
-    inputs.pop("token_type_ids", None)
-    if inputs["input_ids"].shape[1] == 0:
-        raise ValueError("`--prompt` is empty; give at least one token.")
-    return inputs.to(device)
 
 
 def needs_extra(extra: str, modules: tuple[str, ...]) -> None:
