@@ -98,7 +98,7 @@ def test_what_cannot_be_is_refused():
         measure(target, view, tau=5.5)
     with pytest.raises(ValueError, match=r"`new_tokens` 9 is too few"):
         measure(target, view, tau=3.0, new_tokens=9)
-    with pytest.raises(ValueError, match=r"`compiled` is 'ours'; known are 'none', 'plain', 'both'"):
+    with pytest.raises(ValueError, match=r"`compiled` is 'ours'; choose from 'none', 'plain', 'both'"):
         measure(target, view, tau=3.0, compiled="ours")
 
 

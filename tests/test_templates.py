@@ -204,8 +204,8 @@ def test_a_benchmark_gives_them_too(caplog):
     load = Workload(tiny_target(), word_tokenizer(strict), BenchmarkSettings(max_new_tokens=4))
     assert load.fitting(Task("mine", prompts[:2])).prompts == prompts[:1]
     assert load.refused == {("mine", "2", 0)}
-    assert "prompt 2, turn 1 is left out: The chat template refuses it: TemplateError: no system" in caplog.text
-    with pytest.raises(ValueError, match="refuses every prompt"):
+    assert "prompt 2, turn 1 is skipped: The chat template refuses it: TemplateError: no system" in caplog.text
+    with pytest.raises(ValueError, match="rejects every prompt"):
         load.fitting(Task("mine", prompts[1:2]))
 
 

@@ -33,7 +33,7 @@ from . import environment
 from .timing import timed, without_eos
 
 
-# Sizes of public models, as their configurations state them; with each the draft vocabulary that its drafts have.
+# Sizes of public models from their configurations, and the draft vocabulary size of their published drafts.
 SHAPES: dict[str, tuple[dict, int]] = {
     "llama-8b": (
         {
@@ -70,22 +70,22 @@ SHAPES: dict[str, tuple[dict, int]] = {
     ),
 }
 COMPILED = ("none", "plain", "both")
-DOMINANT = 1e4  # a logit above all others; float16 holds it
-NUM_DRAWS = 8191  # counts per cycle that are drawn beforehand; a prime, as the next
-SEQUENCE_STRIDE = 1009  # sequences of a batch read them at different offsets
+DOMINANT = 1e4  # a logit above all others, within float16
+# Tokens per cycle are drawn in advance; sequences of a batch read them at different offsets. Both are primes.
+NUM_DRAWS, SEQUENCE_STRIDE = 8191, 1009
 
 
 @dataclass(frozen=True)
 class Cost:
     """
     Attributes:
-        cycle: A cycle of the loop, in steps of plain generate.
-        verification, drafting: The target's and the draft's passes of a cycle, in steps of plain generate.
+        cycle: Time of a cycle of the loop, in steps of plain generate.
+        verification, drafting: Time of a cycle's target and draft passes, in steps of plain generate.
         acceptance_length: Tokens per cycle; simulated.
-        speedup: Decoding alone, at that acceptance length.
-        plain_tokens_per_second, tokens_per_second: Decoding alone, all rows together.
+        speedup: Of decoding, without prefill, at that acceptance length.
+        plain_tokens_per_second, tokens_per_second: Of decoding, over the whole batch.
         tree: Nodes, levels and top-k.
-        plain, drafted: How plain generate and ours ran: "eager", or "compiled" over static shapes.
+        plain, drafted: How plain generate and speculation ran: "eager", or "compiled" with static shapes.
     """
 
     cycle: float
@@ -101,7 +101,7 @@ class Cost:
 
 
 def random_pair(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, Eagle3DraftModel]:
-    """Target and draft of a shape of `SHAPES`, their weights random."""
+    """Target and draft with the sizes of a shape of `SHAPES` and random weights."""
     sizes, draft_vocab_size = SHAPES[shape]
     config = LlamaConfig(**sizes, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     with torch.device(device):
@@ -126,7 +126,7 @@ class SimulatedAcceptance:
             self.accepted, self.rejected = draft.target_token_ids[:2].tolist()
         draws = torch.rand(NUM_DRAWS, generator=torch.Generator().manual_seed(seed))
         self.counts = (int(tau) + (draws < tau - int(tau)).long()).to(target.device)
-        self.is_active = True  # compiled passes are guarded by it, not by which hooks a module has
+        self.is_active = True  # torch.compile guards on this flag, but not on the hooks of a module
         self.position_ids: torch.Tensor | None = None
 
     def note_positions(self, decoder: torch.nn.Module, inputs: tuple, arguments: dict) -> None:
@@ -182,18 +182,18 @@ def measure(
     compile_config: CompileConfig | None = None,
 ) -> Cost:
     """
-    The cost of a cycle of `draft`'s static tree, beside plain generate.
+    Measure a cycle of `draft`'s static tree relative to plain generate.
 
     Args:
         tau: Tokens per cycle to simulate, between 1 and the tree's levels + 1.
-        new_tokens: Per call; the prompt's pass is measured by calls of one token, and taken off.
-        repetitions: Rounds, each plain and with the draft. One more before them is not counted; two where something is
-            compiled, since the first use of a draft wraps the attention and plain generate is compiled anew.
-        compiled: What is compiled, over static shapes: "none", "plain" generate, or "both".
-        compile_config: How, if not as the host does it on an accelerator. It is compiled on a CPU as well.
+        new_tokens: Per call; prefill is measured by calls of one token and subtracted.
+        repetitions: Timed rounds, each with and without the draft. One warm-up round comes first, or two with
+            compilation: the first use of a draft wraps the attention, after which plain generate recompiles.
+        compiled: What is compiled with static shapes: "none", "plain" generate, or "both".
+        compile_config: Instead of transformers' default. Compilation also runs on a CPU.
 
     Raises:
-        ValueError: a `tau` that the tree cannot give, or too few tokens for one cycle.
+        ValueError: a `tau` that the tree cannot reach, or too few tokens for two cycles.
     """
     tree = draft.tree_config
     _check(tree, tau, new_tokens)
@@ -245,14 +245,14 @@ def measure(
 def _check(tree: TreeConfig, tau: float, new_tokens: int) -> None:
     if not 1 <= tau <= tree.tree_depth + 1:
         raise ValueError(
-            f"`tau` {tau} is not between 1 and {tree.tree_depth + 1}, what {tree.tree_depth} levels give."
+            f"`tau` {tau} is not between 1 and {tree.tree_depth + 1}, the most that {tree.tree_depth} levels allow."
         )
     if new_tokens < 2 * (tree.tree_depth + 1):
         raise ValueError(f"`new_tokens` {new_tokens} is too few for two cycles of {tree.tree_depth} levels.")
 
 
 def random_prompts(target: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, (batch_size, length) each, the same every time."""
+    """`input_ids` and `attention_mask`, (batch_size, length) each, always the same."""
     ids = torch.randint(
         3, target.config.vocab_size, (batch_size, length), generator=torch.Generator().manual_seed(0)
     ).to(target.device)
@@ -261,13 +261,13 @@ def random_prompts(target: PreTrainedModel, batch_size: int, length: int) -> dic
 
 def compile_options(compiled: str, config: CompileConfig | None = None) -> tuple[dict, dict]:
     """
-    Options of a plain call and of one with a draft.
+    Arguments of `generate` for a plain call and for a call with a draft.
 
     Raises:
         ValueError: `compiled` is none of `COMPILED`.
     """
     if compiled not in COMPILED:
-        raise ValueError(f"`compiled` is {compiled!r}; known are {', '.join(map(repr, COMPILED))}.")
+        raise ValueError(f"`compiled` is {compiled!r}; choose from {', '.join(map(repr, COMPILED))}.")
     config = copy.copy(config) if config is not None else CompileConfig()
     compile_on_every_device(config)
     options = {"cache_implementation": "static", "compile_config": config}
@@ -278,22 +278,25 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m hf_eagle3.benchmarks.simulated",
-        description="cost of a cycle in steps of plain generate: random weights, SIMULATED acceptance",
+        description="cost of a cycle in steps of plain generate, with random weights and SIMULATED acceptance",
     )
     parser.add_argument("--shape", choices=SHAPES, default="llama-8b", help="(default: llama-8b)")
     parser.add_argument("--tree", default="59,8,10", help="NODES,LEVELS,TOP_K (default: 59,8,10)")
     parser.add_argument(
-        "--tau", type=float, default=6.13, help="tokens per cycle to simulate (default: 6.13, table 1: 8B, MT-bench)"
+        "--tau",
+        type=float,
+        default=6.13,
+        help="tokens per cycle to simulate (default: 6.13, the paper's Table 1 for 8B on MT-bench)",
     )
     parser.add_argument("--prompt-length", type=int, default=512, help="tokens (default: 512)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
     parser.add_argument("--batch-size", type=int, default=1, help="(default: 1)")
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (default: 5)")
     parser.add_argument(
         "--compile",
         choices=COMPILED,
         default="none",
-        help="what torch.compile runs, over static shapes: plain generate, or ours as well (default: none)",
+        help="what runs under torch.compile with static shapes: plain generate, or both (default: none)",
     )
     parser.add_argument("--device", help="(default: the accelerator, else cpu)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
@@ -302,7 +305,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         nodes, levels, top_k = map(int, given.tree.split(","))
     except ValueError:
-        parser.error(f"--tree {given.tree!r} is not NODES,LEVELS,TOP_K: three whole numbers.")
+        parser.error(f"--tree {given.tree!r} is not NODES,LEVELS,TOP_K (three integers).")
     target, draft = random_pair(given.shape, device, torch_dtype(given.dtype))
     try:
         cost = measure(
