@@ -28,7 +28,8 @@ def count_tokens(samples: Iterable[dict], vocab_size: int) -> torch.Tensor:
         ids, mask = torch.as_tensor(sample["input_ids"]).long(), torch.as_tensor(sample["loss_mask"]).bool()
         if len(ids) and int(ids.max()) >= vocab_size:
             raise ValueError(
-                f"A sample holds token {int(ids.max())}, the target knows {vocab_size}: another tokenizer's."
+                f"A sample contains token id {int(ids.max())}, but the target's vocabulary ends at {vocab_size - 1}: "
+                "it comes from another tokenizer."
             )
         counts += ids[mask].bincount(minlength=vocab_size)
     return counts

@@ -30,10 +30,8 @@ from .modeling_eagle3 import Eagle3DraftModel
 __all__ = ["DTYPES", "checked_template_kwargs", "load_any_draft", "load_pair", "usable_device"]
 logger = logging.get_logger(__name__)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-BASE = "base"  # folder beside an adapter
-MODEL_REMEDY = (
-    "Give the directory or Hub id of a model that this transformers knows, and see that its files are whole."
-)
+BASE = "base"  # folder next to an adapter
+MODEL_REMEDY = "Use the directory or Hub id of a model that this transformers version supports, with complete files."
 
 
 def load_pair(
@@ -64,10 +62,10 @@ def load_target(source: str, *, dtype: str = "auto", device: str | None = None) 
 
 def load_causal_lm(flag: str, source: str, **options) -> PreTrainedModel:
     """
-    A causal LM that was named by the option `flag`.
+    Load the causal LM given by the option `flag`.
 
     Raises:
-        UserError: there is none, it is a draft, or its files are broken.
+        UserError: it does not exist, is a draft, or has broken files.
     """
     with explained(f"`{flag}` {source} cannot be loaded", MODEL_REMEDY):
         config, _ = PreTrainedConfig.get_config_dict(source)
@@ -79,17 +77,17 @@ def load_causal_lm(flag: str, source: str, **options) -> PreTrainedModel:
 def refuse_wrong_config(what: str, config: dict) -> None:
     """
     Raises:
-        UserError: the `config.json` of a draft, or of a model that can compute nothing but NaN.
+        UserError: the config is that of a draft, or its values lead to NaN.
     """
     if config.get("draft_vocab_size") is not None or "speculators_model_type" in config:
         raise UserError(f"{what} is an EAGLE-3 draft, not a target model; are `--target` and `--draft` swapped?")
     for name, value in numbers_of(config):
         if math.isnan(value) or (name.endswith("rope_theta") and not 0 < value < math.inf):
-            raise UserError(f"{what} has `{name}` {value} in its config.json; correct the file.")
+            raise UserError(f"{what} has `{name}` {value} in its config.json; fix the file.")
 
 
 def numbers_of(config: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
-    """(name, value) of every float in a configuration, nested ones too."""
+    """(name, value) of every float in a configuration, including nested ones."""
     for name, value in config.items():
         if isinstance(value, dict):
             yield from numbers_of(value, f"{prefix}{name}.")
@@ -98,22 +96,22 @@ def numbers_of(config: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
 
 
 def load_tokenizer(source: str, flag: str = "--target") -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that was named by the option `flag`."""
+    """Load the tokenizer of the model given by the option `flag`."""
     with explained(f"The tokenizer of `{flag}` {source} cannot be loaded", "Save it into the model's directory."):
         return AutoTokenizer.from_pretrained(source)
 
 
 def usable_device(name: str | None, option: str = "`--device`") -> str:
     """
-    The device asked for by `option`, by default the accelerator where there is one.
+    The requested device; by default the accelerator if there is one, else the CPU.
 
     Raises:
-        UserError: it is not there.
+        UserError: the device is not available; the message names `option`.
     """
     device = name or best_device()
     try:
         if torch.empty(0, device=device).is_meta:
-            raise RuntimeError("it holds no numbers")
+            raise RuntimeError("it stores no data")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         known = " or ".join(dict.fromkeys((best_device(), "cpu")))
         why = str(error).splitlines()[0].rstrip(".")
@@ -123,8 +121,9 @@ def usable_device(name: str | None, option: str = "`--device`") -> str:
 
 def dtype_for(source: str, dtype: str, device: str) -> str:
     """
-    "auto" is what the files say, but float32 for the embedded pair on a CPU: in bfloat16 near-ties depend on how many
-    tokens a pass has, which the tree mode "auto" chooses by measured time, so that its text would change between runs.
+    Resolve "auto" to float32 for the embedded pair on a CPU; otherwise it stays the dtype of the files. In bfloat16
+    near-ties depend on the number of tokens per pass, which the tree mode "auto" chooses by measured time, so that the
+    text would change between runs.
     """
     is_embedded = Path(source).resolve() == embedded.TARGET.resolve()
     return "float32" if dtype == "auto" and is_embedded and torch.device(device).type == "cpu" else dtype
@@ -143,7 +142,7 @@ def load_draft(source: str, target: PreTrainedModel) -> Eagle3DraftModel:
 
 def read_draft(source: str, **options) -> Eagle3DraftModel:
     """
-    The draft that was named by `--draft`, where it stands.
+    Load the draft given by `--draft`.
 
     Raises:
         ValueError: it cannot be loaded; the message names it.
@@ -159,20 +158,18 @@ def read_draft(source: str, **options) -> Eagle3DraftModel:
 
 def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
     """
-    A draft in the very precision of its file, on the CPU; a LoRA adapter is merged into the draft it was trained on.
+    Load a draft in the dtype of its file, on the CPU. A LoRA adapter is merged into its base draft.
 
     Args:
         source: Directory or Hub id of a draft or of an adapter.
-        base: Draft of an adapter. Default: see [`adapter_base`].
+        base: Base draft of an adapter. Default: see [`adapter_base`].
         hub: `revision`, `subfolder`.
     """
     if not is_adapter(source, **hub):
         if base is not None:
-            raise ValueError(
-                f"`--base {base}`: {source} is no adapter (no {checkpoint.ADAPTER_CONFIG}); leave it out."
-            )
+            raise ValueError(f"`--base {base}`: {source} is not an adapter (no {checkpoint.ADAPTER_CONFIG}); omit it.")
         raw = checkpoint.load_config(source, **hub)
-        # What the configuration says of the precision may not be the file's; converting changes no weight.
+        # The dtype in the configuration may differ from that of the file; converting must not change weights.
         config = Eagle3Config.from_dict({k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")})
         return Eagle3DraftModel.from_pretrained(source, config=config, dtype="auto", **hub).eval()
     needs_extra("train", ("peft",))
@@ -184,7 +181,7 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
         draft = load_any_draft(base, revision=revision)
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{source} is an adapter over `{base}`, which does not load: {error} Name the right one by --base."
+            f"{source} is an adapter of `{base}`, which does not load: {error} Set --base to the right one."
         ) from error
     with explained(f"The adapter {source} cannot be loaded", MODEL_REMEDY):
         merged = PeftModel.from_pretrained(draft, source, **known).merge_and_unload(safe_merge=True)
@@ -194,8 +191,8 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
 
 def adapter_base(source: str, **hub) -> tuple[str, str | None]:
     """
-    Directory or Hub id, and revision, of the draft that an adapter changes: the one that it names, or `base/` beside
-    it, where `Eagle3Trainer` keeps one that has no name.
+    Directory or Hub id, and revision, of an adapter's base draft: the one named in the adapter, or the folder `base/`
+    next to it, where `Eagle3Trainer` saves a base without a name.
     """
     needs_extra("train", ("peft",))
     from peft import PeftConfig
@@ -205,38 +202,38 @@ def adapter_base(source: str, **hub) -> tuple[str, str | None]:
             source, **{name: value for name, value in hub.items() if value is not None}
         )
     named = config.base_model_name_or_path
-    beside = [str(Path(folder, BASE)) for folder in (source, Path(source).parent) if Path(folder, BASE).is_dir()]
-    if named in (None, "", "None"):  # the text, in adapters of earlier versions
-        if not beside:
-            raise ValueError(f"{source} is an adapter and does not say of which draft; give --base.")
-        return beside[0], None
-    if beside and Path(named).name == BASE and not Path(named).is_dir():  # the folder was moved since
-        return beside[0], None
+    candidates = [str(Path(folder, BASE)) for folder in (source, Path(source).parent) if Path(folder, BASE).is_dir()]
+    if named in (None, "", "None"):  # older adapters contain the string "None"
+        if not candidates:
+            raise ValueError(f"{source} is an adapter that does not name its base draft; set --base.")
+        return candidates[0], None
+    if candidates and Path(named).name == BASE and not Path(named).is_dir():  # the folder was moved
+        return candidates[0], None
     return named, config.revision
 
 
 def tokenizer_note(draft: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Where a draft carries a tokenizer, as trainers save it: how it differs from its target's in the ids of both."""
+    """How the tokenizer saved with a draft, if any, differs from the target's; `None` if it does not."""
     try:
         if not any(checkpoint.has_file(draft, name) for name in TOKENIZER_FILES):
             return None
         own = AutoTokenizer.from_pretrained(draft)
     except (OSError, ValueError) as error:
         return (
-            f"The tokenizer beside the draft cannot be read, so it is not compared ({' '.join(str(error).split())})."
+            f"The tokenizer saved with the draft cannot be read and is not compared ({' '.join(str(error).split())})."
         )
     mine, theirs = ({place: token for token, place in t.get_vocab().items()} for t in (own, tokenizer))
     other = [place for place in sorted(mine.keys() & theirs.keys()) if mine[place] != theirs[place]]
     if not other:
         return None
     return (
-        f"The draft was trained with another tokenizer: {len(other)} ids stand for other tokens, the first of them "
-        f"{other[0]}: {mine[other[0]]!r} there, {theirs[other[0]]!r} in the target's. Few tokens will be accepted."
+        f"The draft was trained with another tokenizer: {len(other)} ids have different tokens, for instance "
+        f"{other[0]}: {mine[other[0]]!r}, but {theirs[other[0]]!r} for the target. Few tokens will be accepted."
     )
 
 
 def is_adapter(source: str, **hub) -> bool:
-    """Whether a directory or Hub id is that of a LoRA adapter; none if the Hub is silent and a draft is cached."""
+    """Whether a directory or Hub id contains a LoRA adapter; `False` if offline with a cached draft."""
     try:
         return checkpoint.has_file(source, checkpoint.ADAPTER_CONFIG, **hub)
     except checkpoint.HubUnreachableError:
@@ -246,6 +243,6 @@ def is_adapter(source: str, **hub) -> bool:
 
 
 def needs_extra(extra: str, modules: tuple[str, ...]) -> None:
-    """Raises ValueError with the command to run where an optional part is not installed."""
+    """Raises ValueError with the install command if one of `modules` is missing."""
     if missing := [name for name in modules if find_spec(name) is None]:
         raise ValueError(f"This needs {', '.join(missing)}: pip install 'hf-eagle3[{extra}]'")

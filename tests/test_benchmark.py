@@ -52,10 +52,10 @@ def test_lines_of_every_shape_are_read():
         ("\xff", "it is not JSON"),
         ("[]", "it has no prompt"),
         ('{"question": "why"}', "A sample has the columns ['question']"),
-        ('{"turns": []}', "`turns` holds no question"),
+        ('{"turns": []}', "`turns` contains no question"),
         ('{"turns": ["a", " "]}', "it has no prompt"),
         ('{"turns": [1]}', "`turns`[0] is 1"),
-        ('{"messages": []}', "`messages` holds no question"),
+        ('{"messages": []}', "`messages` contains no question"),
         ('{"prompt": [{"role": "system", "content": "be kind"}]}', "it has no prompt"),
     ],
 )

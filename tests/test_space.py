@@ -161,7 +161,7 @@ def test_arguments_of_the_chat_template(monkeypatch):
     )
     assert prompt_ids(tokenizer, "cd") == tokenizer("cd").input_ids
     monkeypatch.setenv("HF_EAGLE3_CHAT_TEMPLATE_KWARGS", '{"quiet": true}')
-    with pytest.raises(ValueError, match="the chat template does not read `quiet`"):
+    with pytest.raises(ValueError, match="the chat template does not use `quiet`"):
         pairs.load(PairSettings.from_environment())
     monkeypatch.setenv("HF_EAGLE3_CHAT_TEMPLATE_KWARGS", "quiet")
     with pytest.raises(

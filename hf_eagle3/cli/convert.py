@@ -1,4 +1,4 @@
-"""`hf-eagle3 convert`: a draft of any dialect, or an adapter over one, written in another dialect."""
+"""`hf-eagle3 convert`: convert a draft of any dialect, or a LoRA adapter of one, to another dialect."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""What commands make of their options: the prompt as token ids, the draft with its tree, the output folder."""
+"""Inputs of commands from their options: encoded prompt, draft with its tree, output folder."""
 
 import argparse
 from pathlib import Path
@@ -13,17 +13,17 @@ from .options.shared import refuse_unused_sizes, value_of
 
 
 def new_folder(path: str, option: str) -> Path:
-    """A folder to write into, new or empty: a weight file left from before would be another draft's."""
+    """The output folder, which must be new or empty: leftover weight files would belong to another draft."""
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"`{option}` {path} is a file; name a folder.")
+        raise ValueError(f"`{option}` {path} is a file; choose a folder.")
     if folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(f"`{option}` {path} holds files already; name a new folder.")
+        raise ValueError(f"`{option}` {path} is not empty; choose a new folder.")
     return folder
 
 
 def with_tree(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> Eagle3DraftModel:
-    """The draft with the tree that the options of `add_tree_arguments` ask for."""
+    """The draft with the tree selected by the options of `add_tree_arguments`."""
     sizes = {
         name: value
         for name in ("num_draft_tokens", "tree_depth", "tree_top_k")
@@ -43,15 +43,15 @@ def encode(
     device: torch.device,
     template_kwargs: dict | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Token ids of one prompt, as a chat turn where the tokenizer has a template and `raw` is not asked for."""
+    """Model inputs of one prompt, as a chat turn if the tokenizer has a template and `raw` is not set."""
     options = checked_template_kwargs(template_kwargs, tokenizer)
     if tokenizer.chat_template is not None and not raw:
         messages = [{"role": "user", "content": prompt}]
-        with explained("The prompt does not go through the tokenizer's chat template", "`--raw` leaves it out."):
+        with explained("The chat template cannot render the prompt", "`--raw` skips the template."):
             inputs = rendered(tokenizer, messages, options, add_generation_prompt=True, return_tensors="pt")
     else:
         inputs = tokenizer(prompt, return_tensors="pt")
     inputs.pop("token_type_ids", None)
     if inputs["input_ids"].shape[1] == 0:
-        raise ValueError("`--prompt` is empty; give at least one token.")
+        raise ValueError("`--prompt` is empty; it must have at least one token.")
     return inputs.to(device)

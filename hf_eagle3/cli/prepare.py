@@ -1,4 +1,4 @@
-"""`hf-eagle3 prepare`: let the target answer the prompts, count its tokens, compute features beforehand."""
+"""`hf-eagle3 prepare`: regenerate answers with the target, count tokens, precompute features."""
 
 import argparse
 import json
@@ -19,8 +19,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     if output.exists() and Path(arguments.data).exists() and output.samefile(arguments.data):
-        raise ValueError(f"`--output` {arguments.output} is the data itself; name another file.")
-    with explained(f"`--data` {arguments.data} cannot be read", "Give a preset, file, folder or Hub id."):
+        raise ValueError(f"`--output` {arguments.output} is the data itself; choose another file.")
+    with explained(f"`--data` {arguments.data} cannot be read", "Use a preset, file, folder or Hub id."):
         data = load(arguments.data, arguments.split)
     if arguments.limit is not None:
         data = data.select(range(min(arguments.limit, len(data))))
@@ -53,7 +53,7 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
     done = len(finished_ids(Path(arguments.output)))
     with tqdm(total=len(data), initial=done, unit="conversation", disable=None) as progress:
         written = answer_all(data, arguments.output, answer, batch_size, progress, arguments.chat_template_kwargs)
-    print(f"{written} conversations written to {arguments.output}, {done} were there")
+    print(f"{written} conversations written to {arguments.output}, {done} were there already")
     return 0
 
 
@@ -88,7 +88,7 @@ def vocabulary(arguments: argparse.Namespace, data) -> int:
         ),
         encoding="utf-8",
     )
-    print(f"{int(counts.sum())} tokens, {int((counts > 0).sum())} of {size} distinct. Share covered by the commonest:")
+    print(f"{int(counts.sum())} tokens, {int((counts > 0).sum())} of {size} distinct. Coverage of the most frequent:")
     shares = counts.sort(descending=True).values.cumsum(0) / counts.sum()
     for count in (1000, 4000, 8000, 16000, 32000, 64000):
         if count < size:
@@ -113,7 +113,7 @@ def features(arguments: argparse.Namespace, data) -> int:
     print(f"{len(samples)} samples, {tokens} tokens: about {size:.2f} GiB in {arguments.output}", flush=True)
     if arguments.estimate:
         return 0
-    with explained(f"`--output` {arguments.output} cannot be continued", "Name a new folder."):
+    with explained(f"`--output` {arguments.output} cannot be continued", "Choose a new folder."):
         writer = FeatureWriter(
             arguments.output,
             target,
