@@ -32,7 +32,7 @@ def test_a_pair_that_fits(capsys):
     assert draft["engines"]["sglang"] == "would be served as it is"
     assert main(["inspect", *pair]) == 0
     text = capsys.readouterr().out
-    for words in ("tree", "attention only", "[1, 11, 20]", "fits", "none in this version's list", "1.7 million"):
+    for words in ("tree", "attention only", "[1, 11, 20]", "fits", "none in the list of this version", "1.7 million"):
         assert words in text
 
 
@@ -106,7 +106,7 @@ def test_what_does_not_match_is_noted(tmp_path, capsys):
     (tmp_path / "draft" / "tokenizer.json").write_text(json.dumps(tokens))
     note = report(capsys, *pair)["draft"]["notes"][1]
     assert "2 ids have different tokens" in note
-    assert "'b' there, 'a' in the target's" in note
+    assert "'b', but 'a' for the target" in note
     assert main(["inspect", *pair]) == 0
     assert "another tokenizer" in capsys.readouterr().out
 

@@ -220,7 +220,7 @@ ZERO = [{"input_ids": row["input_ids"], "loss_mask": [0] * len(row["input_ids"])
 
 @pytest.mark.parametrize("data", [ZERO, Dataset.from_list(ZERO)], ids=["a list", "a dataset"])
 def test_zero_masks_alone_are_refused(tmp_path, data):
-    with pytest.raises(ValueError, match="Training data: none of 4 samples has a token to (train on|learn from)"):
+    with pytest.raises(ValueError, match=r"Training data: none of 4 samples has a token to (train on|learn from)"):
         trainer(tmp_path, data=data)
 
 

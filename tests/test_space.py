@@ -74,17 +74,17 @@ def test_the_page_uses_public_names(path):
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("max_new_tokens", 0, "Max new tokens is 0; give a whole number from 1 to 256."),
-        ("max_new_tokens", 257, "Max new tokens is 257; give a whole number from 1 to 256."),
-        ("max_new_tokens", 2.5, "Max new tokens is 2.5; give a whole number from 1 to 256."),
-        ("max_new_tokens", True, "Max new tokens is not a number; give a whole number from 1 to 256."),
-        ("temperature", -0.1, "Temperature is -0.1; give a number from 0 to 2."),
-        ("temperature", float("nan"), "Temperature is not a number; give a number from 0 to 2."),
-        ("temperature", "hot", "Temperature is not a number; give a number from 0 to 2."),
-        ("top_p", 0, "Top-p is 0; give a number from 0.01 to 1."),
-        ("top_k", None, "Top-k is not a number; give a whole number from 0 to 1000."),
-        ("seed", -1, "Seed is -1; give a whole number from 0 to 2147483647."),
-        ("num_draft_tokens", 129, "Draft tokens is 129; give a whole number from 1 to 128."),
+        ("max_new_tokens", 0, "Max new tokens is 0; use an integer from 1 to 256."),
+        ("max_new_tokens", 257, "Max new tokens is 257; use an integer from 1 to 256."),
+        ("max_new_tokens", 2.5, "Max new tokens is 2.5; use an integer from 1 to 256."),
+        ("max_new_tokens", True, "Max new tokens is not a number; use an integer from 1 to 256."),
+        ("temperature", -0.1, "Temperature is -0.1; use a number from 0 to 2."),
+        ("temperature", float("nan"), "Temperature is not a number; use a number from 0 to 2."),
+        ("temperature", "hot", "Temperature is not a number; use a number from 0 to 2."),
+        ("top_p", 0, "Top-p is 0; use a number from 0.01 to 1."),
+        ("top_k", None, "Top-k is not a number; use an integer from 0 to 1000."),
+        ("seed", -1, "Seed is -1; use an integer from 0 to 2147483647."),
+        ("num_draft_tokens", 129, "Draft tokens is 129; use an integer from 1 to 128."),
         ("tree", "forest", "Tree must be one of auto, static, chain."),
         ("colour", 1, "Unknown field: colour."),
     ],
@@ -98,7 +98,7 @@ def test_prompts_are_bounded_and_never_repeated():
     for prompt in ("", "  \n", None):
         with pytest.raises(ValueError, match="prompt is empty"):
             checked(Limits(), prompt)
-    with pytest.raises(ValueError, match="11 characters, this Space takes 10") as error:
+    with pytest.raises(ValueError, match="11 characters, the limit is 10") as error:
         checked(Limits(prompt_characters=10), "secretwords")
     assert "secret" not in str(error.value)
 
@@ -367,7 +367,7 @@ def test_sizes_that_no_tree_can_have_are_told(service):
 
 
 def test_sessions_are_bounded_and_apart():
-    sessions = Sessions(most=2, most_caches=1)
+    sessions = Sessions(max_sessions=2, max_caches=1)
     a, b = sessions.use("a"), sessions.use("b")
     a.caches["plain"] = b.caches["plain"] = object()
     assert sessions.use("a") is a
@@ -409,7 +409,7 @@ def test_chat_turns_reuse_their_caches_and_write_the_same(service, monkeypatch):
     assert second_widths == [added + 1] * 2  # and the last token of the turn before
     assert kept[0]["notes"][0].startswith("Auto chose")
     cached = first_widths[0] + len(kept[0]["token_ids"]) - 1
-    assert kept[1]["notes"][0].startswith(f"{cached} tokens of the prompt were still in the cache")
+    assert kept[1]["notes"][0].startswith(f"{cached} tokens of the prompt were reused from the cache")
     fresh = []
     for turn in turns:
         service.sessions.use("n").caches = {}
@@ -437,7 +437,7 @@ def test_a_stopped_run_keeps_its_text_and_another_visitor_is_not_stopped(service
 
 
 def test_what_does_not_fit_the_context_is_refused(service):
-    with pytest.raises(ValueError, match=r"prompt has \d+ tokens; beside 64 new ones the target has room for 960"):
+    with pytest.raises(ValueError, match=r"prompt has \d+ tokens; with 64 new ones the target's context allows 960"):
         next(service.follow("v", False, "7 " * 1500, max_new_tokens=64))
 
 
@@ -446,7 +446,7 @@ def test_trees_are_of_the_visitors_own_run(service):
     run = service.last_run("t")
     assert "Cycle 1 of" in tree_of(run, 1, service.pair.tokenizer)
     for number in (0, 99, 1.5, "1"):
-        with pytest.raises(ValueError, match="Cycle must be a whole number from 1 to"):
+        with pytest.raises(ValueError, match="Cycle must be an integer from 1 to"):
             tree_of(run, number, service.pair.tokenizer)
     with pytest.raises(ValueError, match="no draft tree yet"):
         tree_figures(service.last_run("somebody else"), 1)
@@ -480,7 +480,7 @@ def test_the_command_names_the_extra_and_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(space, "needs_extra", lambda *_: None)
     monkeypatch.setattr(space, "FOLDERS", (SPACE / "nowhere", SPACE / "elsewhere"))
     assert main(["space"]) == 2
-    assert "install hf-eagle3 anew" in capsys.readouterr().err
+    assert "reinstall hf-eagle3" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["space", "--port", "65536"])
     assert "65536 is not a port" in capsys.readouterr().err
