@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from ..data.messages import MAX_EXAMPLES, BadRow, Message, messages_of, named, plain_text, questions, template_options
+from ..data.messages import (
+    MAX_EXAMPLES,
+    BadRow,
+    Message,
+    messages_of,
+    plain_text,
+    questions,
+    row_examples,
+    template_options,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -100,7 +109,7 @@ def load_task(source: str, limit: int | None = None) -> Task:
         reason = f" Line {problems[0][0]}: {problems[0][1]}" if problems else ""
         raise ValueError(f"`--tasks` {source!r} has no prompts; give one JSON object per line.{reason}")
     if problems:
-        text = named(problems[:MAX_EXAMPLES], len(problems), "Line")
+        text = row_examples(problems[:MAX_EXAMPLES], len(problems), "Line")
         logger.warning("`--tasks` %r: %d lines are skipped. %s", source, len(problems), text)
     return Task(path.stem, prompts, len(problems))
 

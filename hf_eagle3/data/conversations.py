@@ -18,7 +18,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from ..token_ids import common_prefix_length
-from .messages import BadRow, Message, for_template, messages_of, plain_text, row_of, shown, template_options
+from .messages import BadRow, Message, for_template, messages_of, plain_text, row_of, short_repr, template_options
 
 
 class TemplateMismatch(BadRow):
@@ -113,7 +113,7 @@ def integers(row: Mapping, name: str) -> np.ndarray:
     if values.dtype.kind == "f":  # tables with missing values store floats; beyond 2**53 they are inexact
         is_integer = bool(((np.abs(values) < 2**53) & (values == np.rint(values))).all())
     if values.ndim != 1 or not (is_integer or values.size == 0):
-        raise BadRow(f"`{name}` is {shown(row[name])}; expected one list of integers.")
+        raise BadRow(f"`{name}` is {short_repr(row[name])}; expected one list of integers.")
     return values.astype(np.int64)
 
 
@@ -129,7 +129,7 @@ def plain_prompt(row: Mapping, tokenizer: PreTrainedTokenizerBase | None) -> tup
     if row.get("text") is None:
         return None
     if not isinstance(row["text"], str):
-        raise BadRow(f"`text` is {shown(row['text'])}; expected a string.")
+        raise BadRow(f"`text` is {short_repr(row['text'])}; expected a string.")
     return "", plain_text(row["text"])
 
 

@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from .conversations import TemplateMismatch, checked_template_kwargs, tokenise
-from .messages import BAD_ROW, JSON_ROW, MAX_EXAMPLES, BadRow, named, shown
+from .messages import BAD_ROW, JSON_ROW, MAX_EXAMPLES, BadRow, row_examples, short_repr
 
 
 logger = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ def json_rows(path: str | Path) -> Iterator[dict]:
 
 
 def _as_row(row) -> dict:
-    return row if isinstance(row, dict) else {BAD_ROW: f"it is {shown(row)}, not a JSON object"}
+    return row if isinstance(row, dict) else {BAD_ROW: f"it is {short_repr(row)}, not a JSON object"}
 
 
 def as_text(row: dict) -> dict[str, str | None]:
@@ -270,5 +270,5 @@ def report(converted: Iterable[dict], name: str) -> None:
         ("partial", "are trained on the last assistant turn only: the chat template rewrites earlier ones"),
     ):
         if counts[state]:
-            text = named(examples[state], counts[state])
+            text = row_examples(examples[state], counts[state])
             logger.warning("%s: %d of %d samples %s. %s", name, counts[state], total, reason, text)

@@ -88,14 +88,14 @@ def turns(value, column: str, role: str = "user") -> list:
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
-        raise BadRow(f"`{column}` is {shown(value)}; expected a string or a list of messages.")
+        raise BadRow(f"`{column}` is {short_repr(value)}; expected a string or a list of messages.")
     return [{"role": role, "content": turn} if isinstance(turn, str) else turn for turn in value]
 
 
 def from_the_first_question(turns, column: str) -> list[Message]:
     """Validated messages, without answers before the first question (chats may start in the middle)."""
     if not isinstance(turns, list):
-        raise BadRow(f"`{column}` is {shown(turns)}; expected a list of messages.")
+        raise BadRow(f"`{column}` is {short_repr(turns)}; expected a list of messages.")
     messages = [message_of(turn, f"`{column}`[{i}]", column == "conversations") for i, turn in enumerate(turns)]
     start = next((i for i, message in enumerate(messages) if message["role"] != "assistant"), len(messages))
     if start == len(messages):
@@ -106,7 +106,7 @@ def from_the_first_question(turns, column: str) -> list[Message]:
 def message_of(turn, place: str, is_sharegpt: bool) -> Message:
     """One message: `role`, `content` as plain text, and its other fields that are not `None`."""
     if not isinstance(turn, Mapping):
-        raise BadRow(f"{place} is {shown(turn)}; expected an object with a role and text.")
+        raise BadRow(f"{place} is {short_repr(turn)}; expected an object with a role and text.")
     turn = without_none(turn)
     speaker = turn.get("from", turn.get("role")) if is_sharegpt else turn.get("role")
     if not isinstance(speaker, str) or not speaker:
@@ -138,7 +138,7 @@ def plain_text(content, place: str = "A message") -> str:
             )
         content = "".join(plain_text(part.get("text"), place) for part in content)
     if not isinstance(content, str):
-        raise BadRow(f"{place} has the content {shown(content)}; expected text.")
+        raise BadRow(f"{place} has the content {short_repr(content)}; expected text.")
     if not content.isascii() and any("\ud800" <= letter <= "\udfff" for letter in content):
         raise BadRow(f"{place} contains a lone surrogate, which is not valid Unicode.")
     return content
@@ -155,7 +155,7 @@ def template_options(sample: Mapping, template_kwargs: Mapping | None = None) ->
     row = row_of(sample)
     own = without_none(decoded(row.get("chat_template_kwargs")) or {})
     if not isinstance(own, Mapping):
-        raise BadRow(f"`chat_template_kwargs` is {shown(own)}; expected an object.")
+        raise BadRow(f"`chat_template_kwargs` is {short_repr(own)}; expected an object.")
     options = {**(template_kwargs or {}), **own}
     if tools := tools_of(row):
         options["tools"] = tools
@@ -235,7 +235,7 @@ def for_endpoint(messages: list[Message]) -> list[Message]:
 def with_arguments(call, change):
     """A tool call, in OpenAI's nested form or flat, with `change` applied to its `arguments`."""
     if not isinstance(call, Mapping):
-        raise BadRow(f"`tool_calls` contains {shown(call)}; expected objects with a `function`.")
+        raise BadRow(f"`tool_calls` contains {short_repr(call)}; expected objects with a `function`.")
     if isinstance(call.get("function"), Mapping):
         return {**call, "function": with_arguments(call["function"], change)}
     return {**call, "arguments": change(call["arguments"])} if "arguments" in call else dict(call)
@@ -259,13 +259,13 @@ def without_none(value):
     return [without_none(inner) for inner in value] if isinstance(value, list) else value
 
 
-def shown(value) -> str:
+def short_repr(value) -> str:
     """`repr` of a value for an error message, truncated to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def named(examples: list[tuple[int, str]], count: int, what: str = "Row") -> str:
+def row_examples(examples: list[tuple[int, str]], count: int, what: str = "Row") -> str:
     """The first of `count` rows by number, each with its problem unless all have the same."""
     more = f", and {count - len(examples)} more" if count > len(examples) else ""
     problems = {problem for _, problem in examples}

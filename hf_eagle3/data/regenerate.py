@@ -25,7 +25,7 @@ from .conversations import chat_ids
 from .endpoint import Endpoint
 from .jobs import Job, Sampling
 from .limits import context_length, stop_tokens, up_to_stop
-from .messages import MAX_EXAMPLES, BadRow, named
+from .messages import MAX_EXAMPLES, BadRow, row_examples
 
 
 __all__ = ["Endpoint", "InProcess", "Job", "Sampling", "finished_ids", "regenerate", "up_to_stop"]
@@ -210,7 +210,7 @@ class Report:
                 raise ValueError("The data has no rows, so there is nothing to answer.")
             return
         count = len(self.problems)
-        examples = named(sorted(self.problems)[:MAX_EXAMPLES], count)
+        examples = row_examples(sorted(self.problems)[:MAX_EXAMPLES], count)
         if self.num_written or (has_earlier and not self.can_retry):
             logger.warning("%d conversations were not answered. %s", count, examples)
         else:
