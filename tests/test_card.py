@@ -235,7 +235,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["user/pair", "--dry-run", "{folder}"], "holds files already"),
+        (["user/pair", "--dry-run", "{folder}"], "is not empty"),
         (["a/b/c", "--dry-run", "{folder}/new"], "a/b/c"),
         (["user/pair", "--dry-run", "{folder}/new", "--target", "/nowhere/at/all"], "nowhere"),
         (["user/pair", "--dry-run", "{folder}/new", "--to", "speculators"], "give --target"),
