@@ -1,8 +1,8 @@
-"""The `hf-eagle3` command, in a module of its own so that `hf-eagle3 --help` does not import torch.
+"""Entry point of the `hf-eagle3` command, outside the package so that `hf-eagle3 --help` does not import torch.
 
-Importing anything of `hf_eagle3` first runs `hf_eagle3/__init__.py`, which imports torch and transformers to install
-the `generate` hook. Here the package enters `sys.modules` with its body still to be run, which is enough to import the
-parsers below it; the body runs once a command has been parsed and is about to start.
+Importing any submodule of `hf_eagle3` first executes `hf_eagle3/__init__.py`, which imports torch and transformers to
+install the `generate` hook. Here the package is added to `sys.modules` without executing it, which suffices to import
+the argument parsers; `__init__.py` is executed after a command has been parsed, just before it runs.
 """
 
 import functools

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from limits import Limits
-from pair import Settings
+from pair import PairSettings
 
 
 @contextmanager
@@ -12,7 +12,7 @@ def served(**limits) -> Iterator[tuple[str, object]]:
     """(address, blocks) of the page with the embedded pair, closed at the end."""
     import app  # needs gradio
 
-    blocks = app.build(Settings(device="cpu"), Limits(**limits), is_local=True)
+    blocks = app.build(PairSettings(device="cpu"), Limits(**limits), is_local=True)
     _, address, _ = app.launch(blocks, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     try:
         yield address, blocks

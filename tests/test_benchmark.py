@@ -9,12 +9,12 @@ from models import left_padded, tiny_draft, tiny_target
 from test_options import letters_tokenizer
 
 from hf_eagle3.benchmarks import calls, methods, prompts, runner
-from hf_eagle3.benchmarks.calls import HostCycles, run_call
+from hf_eagle3.benchmarks.calls import AssistedCycles, run_call
 from hf_eagle3.benchmarks.methods import Assistant, Method, default_names, parse
 from hf_eagle3.benchmarks.prompts import HUB_SETS, Prompt, Task, load_task, read_lines
 from hf_eagle3.benchmarks.runner import Runner
 from hf_eagle3.benchmarks.timing import timed, without_eos
-from hf_eagle3.benchmarks.work import Settings, Workload, batches
+from hf_eagle3.benchmarks.work import BenchmarkSettings, Workload, batches
 from hf_eagle3.cli import main
 
 
@@ -29,7 +29,7 @@ def task(*prompts_: tuple[str, ...]) -> Task:
 
 
 def workload(target, **settings) -> Workload:
-    return Workload(target, letters_tokenizer(), Settings(**{"max_new_tokens": 20} | settings))
+    return Workload(target, letters_tokenizer(), BenchmarkSettings(**{"max_new_tokens": 20} | settings))
 
 
 # -- prompt sets ------------------------------------------------------------------------------------------------------
@@ -52,10 +52,10 @@ def test_lines_of_every_shape_are_read():
         ("\xff", "it is not JSON"),
         ("[]", "it has no prompt"),
         ('{"question": "why"}', "A sample has the columns ['question']"),
-        ('{"turns": []}', "`turns` holds no question"),
+        ('{"turns": []}', "`turns` contains no question"),
         ('{"turns": ["a", " "]}', "it has no prompt"),
         ('{"turns": [1]}', "`turns`[0] is 1"),
-        ('{"messages": []}', "`messages` holds no question"),
+        ('{"messages": []}', "`messages` contains no question"),
         ('{"prompt": [{"role": "system", "content": "be kind"}]}', "it has no prompt"),
     ],
 )
@@ -63,7 +63,7 @@ def test_a_wrong_line_is_left_out_and_reported_with_its_number(tmp_path, line, m
     path = tmp_path / "mine.jsonl"
     path.write_text(f'{{"prompt": "a"}}\n\n{line}\n{{"prompt": "b"}}\n', encoding="latin-1")
     assert load_task(str(path)) == Task("mine", (Prompt("1", ("a",)), Prompt("4", ("b",))), num_unreadable=1)
-    assert f"1 lines are left out. Line 3: {message}" in caplog.text
+    assert f"1 lines are skipped. Line 3: {message}" in caplog.text
     path.write_text(line, encoding="latin-1")
     with pytest.raises(ValueError, match=f"has no prompts.*Line 1: {re.escape(message)}"):
         load_task(str(path))
@@ -151,11 +151,11 @@ def test_names_become_arguments(pair):
     [
         ("magic", "'magic' is unknown"),
         ("lookup:no-shared-noise", "is unknown"),
-        ("tree:3", "sizes are whole numbers"),
-        ("tree:3,0,1", "sizes are whole numbers"),
-        ("chain:x", "sizes are whole numbers"),
-        ("chain:2,x", "sizes are whole numbers"),
-        ("tree:6,3,3,", "sizes are whole numbers"),
+        ("tree:3", "sizes must be positive integers"),
+        ("tree:3,0,1", "sizes must be positive integers"),
+        ("chain:x", "sizes must be positive integers"),
+        ("chain:2,x", "sizes must be positive integers"),
+        ("tree:6,3,3,", "sizes must be positive integers"),
         ("tree:100,2,2", "drafts only 6 nodes"),
         ("tree:7,2,7", "draft vocabulary has only 6"),
         ("assisted", "`--assistant`"),
@@ -175,9 +175,9 @@ def test_the_defaults_can_run(pair):
 def test_the_hosts_methods_are_left_out_where_they_cannot_run():
     host, ours = Method("lookup", {}), Method("chain", {}, is_ours=True)
     foreign = Method("assisted", {}, other_vocabulary=True)
-    assert host.why_not(1, 1.0) == ours.why_not(4, 1.0) == foreign.why_not(1, 0.0) == ""
-    assert "one row" in host.why_not(2, 0.0)
-    assert "distribution" in foreign.why_not(1, 1.0)
+    assert host.skip_reason(1, 1.0) == ours.skip_reason(4, 1.0) == foreign.skip_reason(1, 0.0) == ""
+    assert "batch size 1 only" in host.skip_reason(2, 0.0)
+    assert "distribution" in foreign.skip_reason(1, 1.0)
 
 
 # -- what is asked of every method ------------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ def test_what_does_not_fit_is_left_out_and_counted():
     (batch,) = batches(task(("abcd", "ef")), 0.0, 0, 1)
     assert len(list(load.works(batch))) == 1  # the second turn holds the first answer too
     assert load.left_out == {("letters", "1", 0), ("letters", "0", 1)}
-    with pytest.raises(ValueError, match="no prompt fits 30 positions"):
+    with pytest.raises(ValueError, match="no prompt fits into the target's context of 30 tokens"):
         load.fitting(task(("abcdefghijkl",)))
 
 
@@ -266,11 +266,11 @@ def test_rows_are_padded_on_the_left(pair):
     (batch,) = batches(task(("abcd",), ("ef",)), 0.0, 0, 2)
     inputs = load.first_turn(batch, 1).inputs
     assert inputs["attention_mask"].tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
-    assert inputs["input_ids"][1, :2].tolist() == [load.pad, load.pad]
+    assert inputs["input_ids"][1, :2].tolist() == [load.pad_token_id, load.pad_token_id]
 
 
 def test_host_cycles_count_what_a_pass_commits():
-    counter = HostCycles()
+    counter = AssistedCycles()
     for count in (7, 1, 4, 2):  # the prompt, then three cycles
         counter.put(torch.zeros(1, count))
     stats = counter.stats()
@@ -293,7 +293,7 @@ def test_another_number_of_tokens_is_an_error(pair):
     target, _ = pair
     load = workload(target)
     (work,) = load.works(batches(task(("abcd",)), 0.0, 0, 1)[0])
-    with pytest.raises(ValueError, match="wrote 3 tokens where 20 were asked for"):
+    with pytest.raises(ValueError, match="generated 3 tokens instead of 20"):
         run_call(target, Method("lookup"), work, load.options(work) | {"max_new_tokens": 3})
 
 
@@ -352,7 +352,9 @@ def test_batches_leave_the_host_out_and_say_so(pair):
     run = Runner(target, load, parse(["lookup", "chain:2"], draft, None))
     run.run(run.plan([task(("abcd",), ("ef",))]))
     assert {(r["method"], r["batch_size"]) for r in run.records} == {("lookup", 1), ("chain:2", 1), ("chain:2", 2)}
-    assert run.skipped == ["lookup at temperature 0, batch size 2: the host's assisted decoding has one row only"]
+    assert run.skipped == [
+        "lookup at temperature 0, batch size 2: transformers' assisted decoding supports batch size 1 only"
+    ]
 
 
 def test_timed_returns_new_tokens_of_all_rows(pair):
@@ -442,7 +444,7 @@ def test_an_untrained_draft_shows_what_speculation_costs(tmp_path):
         (["--methods", "magic"], "`--methods` 'magic' is unknown"),
         (["--methods", "assisted"], "`--assistant`"),
         (["--tasks", "embedded", "math.jsonl"], "names a task twice"),
-        (["--max-new-tokens", "1024"], "no prompt fits 1024 positions"),
+        (["--max-new-tokens", "1024"], "no prompt fits into the target's context of 1024 tokens"),
         (["--draft", "nowhere/at/all"], "nowhere"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -474,7 +476,7 @@ def test_numbers_out_of_range_are_refused(wrong):
 
 
 def test_missing_packages_name_the_extra(monkeypatch, capsys):
-    monkeypatch.setattr("hf_eagle3.cli.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_eagle3.model_loading.find_spec", lambda name: None)
     assert main(["benchmark", "--tasks", "gsm8k"]) == 2
     assert "datasets: pip install 'hf-eagle3[bench]'" in capsys.readouterr().err
     assert main(["benchmark"]) == 2

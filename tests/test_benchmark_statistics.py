@@ -227,7 +227,7 @@ def test_the_report_of_a_fixed_document():
         "| mine | EAGLE-3 chain 3 | 1 | 1 | differs | – | – | 2.00x | 1 of 1 |",
         "| 0 | EAGLE-3 chain 3 | 2.00x | 1.50x |",
         "| GSM8K | EAGLE-3 chain 3 | 0 | 1 | 0.67 | 0.50 | 1.00 |",
-        "- mine: 3 turns too long for the target left out",
+        "- mine: 3 turns skipped, too long for the target",
         "- not measured: lookup:10 at temperature 1, batch size 2: one row only",
         "- hf_eagle3 0.1.0, torch 2.13.0",
         "- `hf-eagle3 benchmark --target org/Model-8B`",

@@ -9,12 +9,12 @@ from huggingface_hub import ModelCard
 
 from hf_eagle3 import Eagle3DraftModel, TreeConfig, embedded
 from hf_eagle3.cli import main
-from hf_eagle3.data.features import fingerprint
 from hf_eagle3.hub.card import BEGIN, CardFacts, write_card
 from hf_eagle3.hub.engines import TargetFacts
 from hf_eagle3.hub.formats import SPECULATORS
 from hf_eagle3.hub.measured import read_benchmark
 from hf_eagle3.hub.publish import Publication, write_repository
+from hf_eagle3.target.fingerprint import fingerprint
 
 
 ROW = {"task": "math", "method": "static", "temperature": 0.0, "batch_size": 1, "speedup": 1.837}
@@ -83,7 +83,7 @@ def test_a_whole_repository_in_a_folder(tmp_path, benchmark_file, capsys):
 def test_nothing_is_made_up(tmp_path, capsys):
     """No benchmark, licence, data or target: none of them in the card."""
     assert dry_run(tmp_path / "out") == 0
-    assert "the card will name no target" in capsys.readouterr().out
+    assert "the card will not name a target" in capsys.readouterr().out
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert set(yaml.safe_load(card.data.to_yaml())) == {"library_name", "pipeline_tag", "tags"}
     assert "## Figures\n\nNot measured." in card.text
@@ -226,7 +226,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr("hf_eagle3.cli.push.push_to_hub", fail)
     error = ConnectError("no route")
     assert main(["push", str(embedded.DRAFT), "user/pair"]) == 2
-    assert capsys.readouterr().err.endswith("hf-eagle3 push: the Hub cannot be reached (no route).\n")
+    assert capsys.readouterr().err.endswith("hf-eagle3 push: the Hub is unreachable (no route).\n")
     error = ZeroDivisionError()
     with pytest.raises(ZeroDivisionError):
         main(["push", str(embedded.DRAFT), "user/pair"])
@@ -235,7 +235,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["user/pair", "--dry-run", "{folder}"], "holds files already"),
+        (["user/pair", "--dry-run", "{folder}"], "is not empty"),
         (["a/b/c", "--dry-run", "{folder}/new"], "a/b/c"),
         (["user/pair", "--dry-run", "{folder}/new", "--target", "/nowhere/at/all"], "nowhere"),
         (["user/pair", "--dry-run", "{folder}/new", "--to", "speculators"], "give --target"),

@@ -8,7 +8,7 @@ from models import tiny_draft, tiny_target
 from test_options import letters_tokenizer
 
 from hf_eagle3.cli import main
-from hf_eagle3.cli.generate import first_difference
+from hf_eagle3.cli.generate import describe_difference
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +57,10 @@ def test_a_difference_is_placed_and_its_closeness_told():
     other = plain.clone()
     other[4] += 1
     best = target(torch.cat((inputs["input_ids"][0], plain[:4]))[None]).logits[0, -1].topk(2).values
-    found = first_difference(target, inputs, plain, other)
+    found = describe_difference(target, inputs, plain, other)
     assert found["position"] == 4
     assert found["logit_gap"] == pytest.approx(float(best[0] - best[1]))
-    assert first_difference(target, inputs, plain, plain[:3])["position"] == 3
+    assert describe_difference(target, inputs, plain, plain[:3])["position"] == 3
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from test_options import letters_tokenizer
 
 from hf_eagle3 import embedded
 from hf_eagle3.cli import main
-from hf_eagle3.cli.generate import explanation, first_difference
-from hf_eagle3.cli.loading import dtype_for
-from hf_eagle3.cli.mistakes import explained, in_one_line
+from hf_eagle3.cli.generate import describe_difference, explanation
 from hf_eagle3.cli.options.shared import positive
+from hf_eagle3.errors import explained, in_one_line
+from hf_eagle3.model_loading import dtype_for
 from hf_eagle3.tree_config import TreeConfig
 
 
@@ -90,13 +90,13 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
         ),
         (
             ["--target", "{pair}/target-theta"],
-            ["`--target` {pair}/target-theta has `", "rope_theta` inf", "correct the file"],
+            ["`--target` {pair}/target-theta has `", "rope_theta` inf", "fix the file"],
         ),
         (
             ["--target", "{pair}/target-eps"],
-            ["`--target` {pair}/target-eps has `rms_norm_eps` nan", "correct the file"],
+            ["`--target` {pair}/target-eps has `rms_norm_eps` nan", "fix the file"],
         ),
-        (["--target", "{pair}/target-cut"], ["`--target` {pair}/target-cut cannot be loaded", "files are whole"]),
+        (["--target", "{pair}/target-cut"], ["`--target` {pair}/target-cut cannot be loaded", "complete files"]),
         (["--draft", "{pair}/draft-act"], ["{pair}/draft-act: `hidden_act` is 'banana'; transformers knows gelu,"]),
         (
             ["--draft", "{pair}/draft-rope"],
@@ -170,8 +170,8 @@ def test_a_full_disk_is_reported_in_one_line(tmp_path):
     assert len({type(error) for error in errors}) == 3
     for error in errors:
         line = in_one_line(error)
-        assert line.startswith("writing failed, as the disk is full: ")
-        assert line.endswith("Free some space, or name another disk.")
+        assert line.startswith("writing failed because the disk is full: ")
+        assert line.endswith("Free some space or use another disk.")
         with pytest.raises(type(error)), explained("It", "Do this."):  # not taken for a mistake in a file
             raise error
 
@@ -302,7 +302,7 @@ ENDPOINT = ["--endpoint", "http://localhost:1/v1"]
         ([*REGENERATE, *ENDPOINT, "--batch-size", "3"], "`--batch-size` has no effect with `--endpoint`"),
         ([*REGENERATE, *ENDPOINT, "--device", "cpu"], "`--device` has no effect with `--endpoint`"),
         ([*REGENERATE, *ENDPOINT, "--dtype", "float16"], "`--dtype` has no effect with `--endpoint`"),
-        (["demo", "--prompt", "a", "--num-prompts", "2"], "`--num-prompts` has no effect beside `--prompt`"),
+        (["demo", "--prompt", "a", "--num-prompts", "2"], "`--num-prompts` has no effect together with `--prompt`"),
         (["demo", "--no-shared-noise"], "`--no-shared-noise` has no effect at"),
         (["inspect", "--draft", "x", "--attention", "eager"], "`--attention` has no effect without `--target`"),
         (
@@ -313,15 +313,15 @@ ENDPOINT = ["--endpoint", "http://localhost:1/v1"]
         (["convert", "{pair}/draft", "out", "--revision", "main"], "`--revision` has no effect on the directory"),
         (
             ["benchmark", "--assistant", "user/a", "--methods", "chain:3"],
-            "`--assistant` has no effect without the method",
+            "`--assistant` has no effect unless `--methods`",
         ),
         (
             ["train", "--target", "t", "--features", "f", "--train-data", "d"],
-            "`--train-data` has no effect beside `--features`",
+            "`--train-data` has no effect together with `--features`",
         ),
         (
             ["train", "--target", "t", "--features", "f", "--streaming"],
-            "`--streaming` has no effect beside `--features`",
+            "`--streaming` has no effect together with `--features`",
         ),
         (
             ["train", "--target", "t", "--train-data", "d", "--eval-split", "s"],
@@ -329,15 +329,15 @@ ENDPOINT = ["--endpoint", "http://localhost:1/v1"]
         ),
         (
             ["train", "--target", "t", "--train-data", "d", "--draft", "e", "--draft-vocab-size", "9"],
-            "`--draft-vocab-size` has no effect beside `--draft`",
+            "`--draft-vocab-size` has no effect together with `--draft`",
         ),
         (
             ["train", "--target", "t", "--train-data", "d", "--draft", "e", "--vocabulary", "v"],
-            "`--vocabulary` has no effect beside `--draft`",
+            "`--vocabulary` has no effect together with `--draft`",
         ),
         (
             ["train", "--target", "t", "--train-data", "d", "--draft", "e", "--random-start"],
-            "`--random-start` has no effect beside `--draft`",
+            "`--random-start` has no effect together with `--draft`",
         ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -377,8 +377,8 @@ def test_the_default_of_generate_is_identical_text_for_the_pair_that_ships(capsy
 @pytest.mark.parametrize(
     ("dtype", "sampled", "words"),
     [
-        (torch.bfloat16, False, "a tie in bfloat16"),
-        (torch.bfloat16, True, "a draw near the border of two tokens"),
+        (torch.bfloat16, False, "a near-tie in bfloat16"),
+        (torch.bfloat16, True, "rounding in bfloat16 changed a sample"),
         (torch.float32, False, "please report this"),
     ],
 )
@@ -387,7 +387,7 @@ def test_a_difference_is_explained_in_one_line(dtype, sampled, words):
     target = tiny_target().to(dtype)
     target.lm_head.weight.data[:] = target.lm_head.weight.data[0]
     inputs = {"input_ids": torch.tensor([[5, 6, 7]])}
-    found = first_difference(target, inputs, torch.tensor([3, 4, 5]), torch.tensor([3, 4, 6]), sampled)
+    found = describe_difference(target, inputs, torch.tensor([3, 4, 5]), torch.tensor([3, 4, 6]), sampled)
     assert (found["position"], found["logit_gap"]) == (2, 0.0)
     assert words in found["explanation"]
     assert "\n" not in found["explanation"]

@@ -16,8 +16,8 @@ from transformers import AutoConfig
 
 import hf_eagle3
 from hf_eagle3.cli import main
-from hf_eagle3.cli.loading import load_any_draft
 from hf_eagle3.cli.train import split_off
+from hf_eagle3.model_loading import load_any_draft
 
 
 SIZES = ["head_dim=8", "num_attention_heads=4", "num_key_value_heads=2", "intermediate_size=48"]
@@ -125,7 +125,7 @@ def test_a_truncated_checkpoint_is_named_with_the_remedy(folder, tmp_path, name,
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("hf-eagle3 train: `--resume-from-checkpoint`: ")
     assert "checkpoint-2" in line
-    assert "remove it and resume from the checkpoint before it" in line
+    assert "delete it and resume from the previous checkpoint" in line
     shutil.rmtree(tmp_path / "checkpoint-2")
     assert main(train(folder, tmp_path, *data, *last, "--max-steps", "2")) == 0
 
@@ -142,7 +142,7 @@ def test_a_full_disk_while_features_are_computed(folder, tmp_path, capsys):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("hf-eagle3 prepare: writing failed, as the disk is full")
+    assert line.startswith("hf-eagle3 prepare: writing failed because the disk is full")
     assert "Free some space" in line
     assert main(features) == 0
 
@@ -159,7 +159,7 @@ def test_draft_option_overrides_a_given_draft(folder, tmp_path, capsys):
     assert config.rope_parameters["rope_theta"] == 500.0
     capsys.readouterr()
     assert main([*again, "--draft-option", "width=3"]) == 2
-    assert "`--draft-option width` is no field of Eagle3Config" in capsys.readouterr().err
+    assert "`--draft-option width` is not a field of Eagle3Config" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +235,8 @@ def test_an_adapter_whose_base_is_gone_says_which(adapter, tmp_path, capsys):
     shutil.copytree(adapter[1], tmp_path / "adapter")
     raw = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     for named, message in (
-        (f"{tmp_path}/gone", f"an adapter over `{tmp_path}/gone`"),
-        (None, "not say of which draft"),
+        (f"{tmp_path}/gone", f"an adapter of `{tmp_path}/gone`"),
+        (None, "not name its base draft"),
     ):
         raw["base_model_name_or_path"] = named
         (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(raw))
@@ -278,11 +278,11 @@ def test_from_training_to_generation_by_id(hub, folder, tmp_path, capsys):  # no
         (["--train-data", "{folder}/chats.jsonl", "--max-length", "5"], "none of 60 samples"),
         (["--train-data", "{folder}/chats.jsonl", "--draft-vocab-size", "99"], "draft_vocab_size"),
         (["--train-data", "{folder}/chats.jsonl", "--step-decay", "2"], "step_decay"),
-        (["--train-data", "{folder}/chats.jsonl", "--lora-rank", "2"], "name it with `--draft`"),
+        (["--train-data", "{folder}/chats.jsonl", "--lora-rank", "2"], "set `--draft`"),
         (["--features", "{folder}/target"], "prepare features"),
         (["--features", "{folder}/target", "--eval-data", "x"], "held out instead"),
         (["--train-data", "{folder}/chats.jsonl", "--draft-option", "intermediate_size=many"], "intermediate_size"),
-        (["--train-data", "{folder}/chats.jsonl", "--draft-option", "target_layer_ids=[1,"], "not YAML"),
+        (["--train-data", "{folder}/chats.jsonl", "--draft-option", "target_layer_ids=[1,"], "not valid YAML"),
         (["--train-data", "{folder}/target/config.json"], "A sample has the columns"),
         (
             ["--train-data", "{folder}/chats.jsonl", "--vocabulary", "{folder}/chats.jsonl"],
@@ -302,10 +302,13 @@ def test_from_training_to_generation_by_id(hub, folder, tmp_path, capsys):  # no
                 "--vocabulary",
                 "{folder}/target/config.json",
             ],
-            "`--vocabulary` {folder}/target/config.json holds no counts",
+            "`--vocabulary` {folder}/target/config.json contains no counts",
         ),
         (["--train-data", "{folder}/chats.jsonl", "--target", "{folder}"], "`--target` {folder} cannot be loaded"),
-        (["--train-data", "{folder}/chats.jsonl", "--resume-from-checkpoint", "{folder}/no"], "/no is no directory"),
+        (
+            ["--train-data", "{folder}/chats.jsonl", "--resume-from-checkpoint", "{folder}/no"],
+            "/no is not a directory",
+        ),
         (
             ["--train-data", "{folder}/chats.jsonl", "--load-best-model-at-end", "true", "--eval-strategy", "steps"],
             "The training arguments cannot be used: --load_best_model_at_end requires the save and eval strategy",

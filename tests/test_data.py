@@ -166,7 +166,7 @@ def test_samples_without_an_answer_are_counted_and_left_out(caplog):
     out = tokenised(data, word_tokenizer(), 64)
     assert len(out) == 2
     assert sorted(out.column_names) == ["input_ids", "loss_mask"]
-    assert "1 of 3 samples have no token to learn from" in caplog.text
+    assert "1 of 3 samples are skipped: no token to train on" in caplog.text
 
 
 @pytest.mark.parametrize("template", [PLAIN, TWO_FACED], ids=["empty", "unmarked"])

@@ -9,7 +9,7 @@ from hf_eagle3 import embedded, record
 from hf_eagle3.cli import main
 from hf_eagle3.data.conversations import marks_generation, tokenise
 from hf_eagle3.embedded import text
-from hf_eagle3.embedded.held_out import PROMPTS_PER_DOMAIN, REPEATED, Repetition, write_held_out
+from hf_eagle3.embedded.held_out import PROMPTS_PER_DOMAIN, REPEATED, MemorisationCheck, write_held_out
 
 
 LARGEST = 32 * 2**20
@@ -112,7 +112,7 @@ def test_prompts_whose_answers_repeat_training_text_do_not_ship(pair, tmp_path):
     assert '"q0"' in (tmp_path / "all.jsonl").read_text()
     answers[1] = "before " + said + " after"
     write_sources(tmp_path, answers, json.dumps(many), json.dumps(many))
-    repetition = Repetition(target, tokenizer, tmp_path)
+    repetition = MemorisationCheck(target, tokenizer, tmp_path)
     assert repetition("q0")
     assert not repetition("Tell me of the sea.")
     write_held_out(tmp_path, tmp_path / "kept.jsonl", lambda prompt: prompt == "q0")

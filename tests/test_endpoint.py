@@ -60,7 +60,7 @@ MISBEHAVIOUR = {
     "message is text": http(b'{"choices": [{"message": "yes"}]}'),
     "list": http(b"[]"),
     "null": http(b"null"),
-    "broken off": completion("ye", finish_reason="abort"),
+    "aborted": completion("ye", finish_reason="abort"),
     "busy": http(b"", 429, "Retry-After: 0"),
     "unavailable": http(b"", 503),
     "unknown 5xx": http(b"", 529),
@@ -187,7 +187,7 @@ def test_a_run_ends_where_one_after_the_other_fails(tmp_path, server, monkeypatc
     monkeypatch.setattr(module, "MIN_PATIENCE", 4)
     server.reply = lambda body, attempt: completion("yes") if last(body) == "0" else MISBEHAVIOUR["unavailable"]
     prompts = [{"prompt": str(i)} for i in range(100)]
-    with pytest.raises(OSError, match=r"conversations in a row were not answered.*answered 503"):
+    with pytest.raises(OSError, match=r"consecutive conversations failed.*returned 503"):
         regenerate(prompts, tmp_path / "out", endpoint(server), batch_size=50)
     assert finished_ids(tmp_path / "out") == {0}  # what was answered before is kept
     assert len(server.bodies) < 20
@@ -196,7 +196,7 @@ def test_a_run_ends_where_one_after_the_other_fails(tmp_path, server, monkeypatc
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_a_wrong_key_or_model_is_asked_once(tmp_path, server, status):
     server.reply = lambda body, attempt: refusal("wrong", status)
-    with pytest.raises(OSError, match=f"answered {status}: .*wrong"):
+    with pytest.raises(OSError, match=f"returned {status}: .*wrong"):
         regenerate([{"prompt": "why"}], tmp_path / "out", endpoint(server), batch_size=1)
     assert len(server.bodies) == 1
 
@@ -234,7 +234,7 @@ def test_an_endpoint_that_is_not_there(tmp_path, server):
 
 @pytest.mark.parametrize("url", ["localhost:8000", "http://", "http://a:b/v1", "ftp://a/v1", ""])
 def test_an_address_that_is_none(url):
-    with pytest.raises(ValueError, match="give an http"):
+    with pytest.raises(ValueError, match="use an http"):
         Endpoint(url, "m", Sampling())
 
 
@@ -268,7 +268,7 @@ def test_content_in_parts():
         (None, {}, Refused, "no text"),
         ("", {}, Refused, "no text"),
         ("ye", {"finish_reason": "content_filter"}, Refused, "content filter"),
-        ("ye", {"finish_reason": "error"}, Failed, "broken off"),
+        ("ye", {"finish_reason": "error"}, Failed, "aborted"),
     ],
 )
 def test_an_answer_that_is_none(content, fields, error, message):
@@ -391,7 +391,7 @@ def test_a_call_of_a_tool_is_an_answer_and_ends_the_conversation(tmp_path, serve
     answered = [CHAT[0], {"role": "assistant", "content": "", "tool_calls": [CALL]}]
     assert [row["messages"] for row in rows] == [answered, answered]
     assert all(row["tools"] == TOOLS for row in rows)
-    assert "1 conversations end early: an answer calls tools, and their results are not known" in caplog.text
+    assert "1 conversations end early: an answer calls tools, whose results are unknown" in caplog.text
     sample = tokenise(rows[0], word_tokenizer(WITH_CALLS))
     learnt = [token for token, mask in zip(sample.input_ids, sample.loss_mask, strict=True) if mask]
     assert words(learnt) == "kind so <end>"
@@ -407,11 +407,11 @@ def test_reasoning_and_text_stand_beside_calls():
     ("calls", "error", "message"),
     [
         ("look", Failed, "`tool_calls` of type str"),
-        (["look"], Failed, "without a function's name"),
-        ([{"function": {"arguments": "{}"}}], Failed, "without a function's name"),
-        ([{"function": {"name": "look", "arguments": '{"how": "s'}}], Refused, "no JSON object .cut off"),
-        ([{"function": {"name": "look", "arguments": '"\\ud83d"'}}], Refused, "no JSON object"),
-        ([{"function": {"name": "look", "arguments": {"how": "\ud83d"}}}], Failed, "half of a surrogate pair"),
+        (["look"], Failed, "without a function name"),
+        ([{"function": {"arguments": "{}"}}], Failed, "without a function name"),
+        ([{"function": {"name": "look", "arguments": '{"how": "s'}}], Refused, "not a JSON object .cut off"),
+        ([{"function": {"name": "look", "arguments": '"\\ud83d"'}}], Refused, "not a JSON object"),
+        ([{"function": {"name": "look", "arguments": {"how": "\ud83d"}}}], Failed, "lone surrogate"),
     ],
 )
 def test_calls_that_are_none_are_refused(calls, error, message):

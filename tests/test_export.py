@@ -15,7 +15,7 @@ from transformers import AutoConfig, LlamaConfig
 
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel, TreeConfig, embedded, record
 from hf_eagle3.cli import main
-from hf_eagle3.cli.loading import encode
+from hf_eagle3.cli.inputs import encode
 from hf_eagle3.hub import engines
 from hf_eagle3.hub.engines import Case, TargetFacts, findings
 from hf_eagle3.hub.export import ExportTarget, export, speculators_config
@@ -290,9 +290,9 @@ def test_a_round_trip_that_changes_a_weight_is_seen(tmp_path, mutation):
         (["{pair}/draft", "{out}", "--to", "speculators", "--target", "{pair}/target"], "--target-name ID"),
         (["{pair}/draft", "{out}", "--allow", "everything"], "`--allow everything` is no rule; known are"),
         (["{pair}/draft", "{out}", "--engine", "original"], "`head-dim`"),
-        (["{pair}/draft", "{pair}/target"], "holds files already"),
+        (["{pair}/draft", "{pair}/target"], "is not empty"),
         (["{pair}/draft", "{pair}/README.md"], "is a file"),
-        (["{pair}/draft", "{out}", "--base", "{pair}/draft"], "is no adapter"),
+        (["{pair}/draft", "{out}", "--base", "{pair}/draft"], "is not an adapter"),
         (["{pair}/target", "{out}"], "not an EAGLE-3 draft"),
         (["/nowhere/at/all", "{out}"], "nowhere"),
         (["{pair}/draft", "{out}", "--target", "/nowhere/at/all"], "nowhere"),

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel, TreeConfig, checkpoint, record
 from hf_eagle3.cli import main
-from hf_eagle3.cli.loading import load_any_draft
 from hf_eagle3.hub import custom_generate
+from hf_eagle3.model_loading import load_any_draft
 
 
 PROMPT = left_padded([9])

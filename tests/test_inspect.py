@@ -32,7 +32,7 @@ def test_a_pair_that_fits(capsys):
     assert draft["engines"]["sglang"] == "would be served as it is"
     assert main(["inspect", *pair]) == 0
     text = capsys.readouterr().out
-    for words in ("tree", "attention only", "[1, 11, 20]", "fits", "none in this version's list", "1.7 million"):
+    for words in ("tree", "attention only", "[1, 11, 20]", "fits", "none in the list of this version", "1.7 million"):
         assert words in text
 
 
@@ -67,7 +67,7 @@ def test_a_target_that_is_refused(tmp_path, capsys):
     assert "encoder-decoder" in out["reason"]
     CLIPVisionConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1).save_pretrained(tmp_path / "eye")
     assert main(["inspect", "--target", str(tmp_path / "eye")]) == 2
-    assert "clip_vision_model model, which is no language model" in capsys.readouterr().err
+    assert "clip_vision_model model, not a language model" in capsys.readouterr().err
 
 
 def test_a_target_that_also_sees(tmp_path, capsys):
@@ -105,8 +105,8 @@ def test_what_does_not_match_is_noted(tmp_path, capsys):
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     (tmp_path / "draft" / "tokenizer.json").write_text(json.dumps(tokens))
     note = report(capsys, *pair)["draft"]["notes"][1]
-    assert "2 ids stand for other tokens" in note
-    assert "'b' there, 'a' in the target's" in note
+    assert "2 ids have different tokens" in note
+    assert "'b', but 'a' for the target" in note
     assert main(["inspect", *pair]) == 0
     assert "another tokenizer" in capsys.readouterr().out
 
@@ -149,7 +149,7 @@ def test_known_drafts_are_suggested(tmp_path, capsys, hub):  # noqa: F811
     out = report(capsys, "--target", "meta-llama/Llama-3.1-8B-Instruct")["target"]
     assert out["known_drafts"][0]["draft"] == "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"
     assert main(["inspect", "--target", "meta-llama/Llama-3.1-8B-Instruct"]) == 0
-    assert "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B (not loaded here; https://github.com/SafeAILab/EAGLE" in (
+    assert "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B (not tested; https://github.com/SafeAILab/EAGLE" in (
         capsys.readouterr().out
     )
 
@@ -169,7 +169,7 @@ def test_every_public_draft_has_its_source():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Name a `--target`"),
+        ([], "Set `--target`"),
         (["--target", "/nowhere/at/all"], "nowhere"),
         (["--draft", "/nowhere/at/all"], "nowhere"),
         (["--draft", str(embedded.TARGET)], "not an EAGLE-3 draft"),

@@ -142,9 +142,9 @@ def test_a_line_cut_inside_a_character_is_done_again(tmp_path):
 def test_a_run_that_answers_nothing_makes_no_file(tmp_path):
     path = tmp_path / "new" / "out"
     refusing = InProcess(target(), word_tokenizer("{{ raise_exception('no') }}"), Sampling())
-    with pytest.raises(ValueError, match=r"None of 1 conversations was answered.*refuses it: TemplateError: no"):
+    with pytest.raises(ValueError, match=r"None of 1 conversations was answered.*rejects it: TemplateError: no"):
         regenerate(PROMPTS[:1], path, refusing, batch_size=1)
-    with pytest.raises(ValueError, match=r"Row 1: `messages` holds no question"):
+    with pytest.raises(ValueError, match=r"Row 1: `messages` contains no question"):
         regenerate([{"messages": CHAT[1:2]}], path, refusing, batch_size=1)
     assert not path.parent.exists()
 
@@ -153,8 +153,8 @@ def test_samples_that_cannot_be_read_are_left_out_and_counted(tmp_path, caplog):
     samples = [{"question": "why"}, {"messages": CHAT[:1]}, {"text": "why \ud83d"}, {"messages": CHAT[1:2]}]
     assert regenerate(samples, tmp_path / "out", in_process(), batch_size=2) == 1
     assert "Row 1 is not answered: A sample has the columns ['question']" in caplog.text
-    assert "Row 3 is not answered: `text` holds half of a surrogate pair" in caplog.text
-    assert "Row 4 is not answered: `messages` holds no question" in caplog.text
+    assert "Row 3 is not answered: `text` contains a lone surrogate" in caplog.text
+    assert "Row 4 is not answered: `messages` contains no question" in caplog.text
     assert "3 conversations were not answered. Row 1: " in caplog.text
     # What can never be answered does not make a later run fail
     assert regenerate(samples, tmp_path / "out", in_process(), batch_size=2) == 0

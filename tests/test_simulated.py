@@ -9,36 +9,11 @@ from transformers import CompileConfig
 
 import hf_eagle3
 from hf_eagle3.benchmarks import simulated
-from hf_eagle3.benchmarks.simulated import deepest_path, main, measure, simulated_acceptance
-from hf_eagle3.generation.tree import draft_tree as trees
+from hf_eagle3.benchmarks.simulated import main, measure, simulated_acceptance
 from hf_eagle3.generation.verify.attention import take_tree_masks
 
 
 SIZES = {"num_draft_tokens": 12, "tree_depth": 4, "tree_top_k": 3}
-
-
-def test_deepest_path():
-    """
-    0 -- 1 -- 3 -- 4        0 -- 1
-      \\- 2                    \\- 2 -- 3
-                                   \\- 4
-    """
-    tree = trees.kept_nodes(
-        torch.tensor([9, 9]),
-        torch.tensor([[1, 2, 3, 4, 5]]).expand(2, -1),
-        torch.tensor([[-1, -1, 0, 1, 2], [-1, -1, 1, 1, 2]]),
-        torch.tensor([1, 1, 2, 2, 3]),
-        torch.tensor([[-0.1, -0.2, -0.3, -0.9, -0.4], [-0.2, -0.1, -0.3, -0.4, -0.9]]),
-        torch.tensor([[0, 1, 2, 4], [1, 0, 2, 3]]),
-        3,
-    )
-    paths = deepest_path(tree)
-    for row, path in enumerate(paths.tolist()):
-        nodes = [node for node in path if node]
-        assert [int(tree.depths[row, node]) for node in nodes] == list(range(1, len(nodes) + 1))
-        for above, node in zip([0, *nodes], nodes, strict=False):
-            assert int(tree.parents[row, node]) == above
-    assert [len([node for node in path if node]) for path in paths.tolist()] == [3, 2]
 
 
 @pytest.mark.parametrize("tau", [1.0, 2.5, 5.0])
@@ -48,7 +23,7 @@ def test_counts_average_tau_and_every_pass_runs(tau, lengths):
     draft = tiny_draft(target).with_tree("static", **SIZES)
     passes = []
     handle = target.register_forward_hook(lambda *args: passes.append(1))
-    with simulated_acceptance(tau), hf_eagle3.record() as stats:
+    with simulated_acceptance(target, draft, tau), hf_eagle3.record() as stats:
         target.generate(
             **left_padded(lengths), max_new_tokens=161, do_sample=False, eos_token_id=None, assistant_model=draft
         )
@@ -62,7 +37,7 @@ def test_afterwards_text_is_the_targets_own():
     target = tiny_target()
     draft = tiny_draft(target).with_tree("static", **SIZES)
     options = {**left_padded([9]), "max_new_tokens": 40, "do_sample": False}
-    with simulated_acceptance(4.0):
+    with simulated_acceptance(target, draft, 4.0):
         forced = target.generate(**options, assistant_model=draft)
     assert not torch.equal(forced, target.generate(**options)), "nothing was forced"
     assert torch.equal(target.generate(**options, assistant_model=draft), target.generate(**options))
@@ -123,7 +98,7 @@ def test_what_cannot_be_is_refused():
         measure(target, view, tau=5.5)
     with pytest.raises(ValueError, match=r"`new_tokens` 9 is too few"):
         measure(target, view, tau=3.0, new_tokens=9)
-    with pytest.raises(ValueError, match=r"`compiled` is 'ours'; known are 'none', 'plain', 'both'"):
+    with pytest.raises(ValueError, match=r"`compiled` is 'ours'; choose from 'none', 'plain', 'both'"):
         measure(target, view, tau=3.0, compiled="ours")
 
 

@@ -1,5 +1,6 @@
 """What the Space does, without gradio: limits, prompts, caches, runs, visitors."""
 
+import ast
 import logging
 import pickle
 import re
@@ -15,7 +16,7 @@ import yaml
 from conversation import Conversation, KeptCache, fitted_cache, prompt_ids, turn_ids
 from limits import Limits, Request, checked
 from models import CACHE, tiny_draft, tiny_target
-from pair import Pair, Settings
+from pair import Pair, PairSettings
 from progress import Progress
 from service import Service, figures, tree_figures, tree_of
 from sessions import Sessions
@@ -24,6 +25,7 @@ from test_options import letters_tokenizer
 from test_package import PACKAGE
 from transformers import DynamicCache, LlamaConfig
 
+import hf_eagle3
 from hf_eagle3 import CycleRecord, embedded
 from hf_eagle3.cli import main, space
 
@@ -40,11 +42,30 @@ def pair():
 @pytest.fixture(scope="module")
 def service():
     """With the embedded pair, on the CPU."""
-    return Service(Settings(device="cpu"), Limits(new_tokens=64, sessions=3, caches=1))
+    return Service(PairSettings(device="cpu"), Limits(new_tokens=64, sessions=3, caches=1))
 
 
 def events_of(pair, request, **options):
     return [event for batch in race.run(pair, [3, 5, 4], request, 60, **options) for event in batch]
+
+
+PUBLIC = {"hf_eagle3.embedded", "hf_eagle3.metrics", "hf_eagle3.model_loading", "hf_eagle3.token_ids"}
+DOCUMENTED = {"hf_eagle3.generation.auto.costs": {"forget_costs"}}  # in docs/performance.md
+
+
+@pytest.mark.parametrize("path", sorted(SPACE.glob("*.py")), ids=lambda path: path.name)
+def test_the_page_uses_public_names(path):
+    """What it is written with is there for other programs too, and stays."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "hf_eagle3":
+            names = {alias.name for alias in node.names}
+            if node.module == "hf_eagle3":
+                assert all(name in hf_eagle3.__all__ or f"hf_eagle3.{name}" in PUBLIC for name in names)
+            elif node.module in DOCUMENTED:
+                assert names <= DOCUMENTED[node.module]
+            else:
+                assert node.module in PUBLIC
+                assert not any(name.startswith("_") for name in names)
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------
@@ -53,17 +74,17 @@ def events_of(pair, request, **options):
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
-        ("max_new_tokens", 0, "Max new tokens is 0; give a whole number from 1 to 256."),
-        ("max_new_tokens", 257, "Max new tokens is 257; give a whole number from 1 to 256."),
-        ("max_new_tokens", 2.5, "Max new tokens is 2.5; give a whole number from 1 to 256."),
-        ("max_new_tokens", True, "Max new tokens is not a number; give a whole number from 1 to 256."),
-        ("temperature", -0.1, "Temperature is -0.1; give a number from 0 to 2."),
-        ("temperature", float("nan"), "Temperature is not a number; give a number from 0 to 2."),
-        ("temperature", "hot", "Temperature is not a number; give a number from 0 to 2."),
-        ("top_p", 0, "Top-p is 0; give a number from 0.01 to 1."),
-        ("top_k", None, "Top-k is not a number; give a whole number from 0 to 1000."),
-        ("seed", -1, "Seed is -1; give a whole number from 0 to 2147483647."),
-        ("num_draft_tokens", 129, "Draft tokens is 129; give a whole number from 1 to 128."),
+        ("max_new_tokens", 0, "Max new tokens is 0; use an integer from 1 to 256."),
+        ("max_new_tokens", 257, "Max new tokens is 257; use an integer from 1 to 256."),
+        ("max_new_tokens", 2.5, "Max new tokens is 2.5; use an integer from 1 to 256."),
+        ("max_new_tokens", True, "Max new tokens is not a number; use an integer from 1 to 256."),
+        ("temperature", -0.1, "Temperature is -0.1; use a number from 0 to 2."),
+        ("temperature", float("nan"), "Temperature is not a number; use a number from 0 to 2."),
+        ("temperature", "hot", "Temperature is not a number; use a number from 0 to 2."),
+        ("top_p", 0, "Top-p is 0; use a number from 0.01 to 1."),
+        ("top_k", None, "Top-k is not a number; use an integer from 0 to 1000."),
+        ("seed", -1, "Seed is -1; use an integer from 0 to 2147483647."),
+        ("num_draft_tokens", 129, "Draft tokens is 129; use an integer from 1 to 128."),
         ("tree", "forest", "Tree must be one of auto, static, chain."),
         ("colour", 1, "Unknown field: colour."),
     ],
@@ -77,7 +98,7 @@ def test_prompts_are_bounded_and_never_repeated():
     for prompt in ("", "  \n", None):
         with pytest.raises(ValueError, match="prompt is empty"):
             checked(Limits(), prompt)
-    with pytest.raises(ValueError, match="11 characters, this Space takes 10") as error:
+    with pytest.raises(ValueError, match="11 characters, the limit is 10") as error:
         checked(Limits(prompt_characters=10), "secretwords")
     assert "secret" not in str(error.value)
 
@@ -100,16 +121,16 @@ def test_limits_and_settings_come_from_the_environment(monkeypatch):
         Limits.from_environment()
     monkeypatch.setenv("HF_EAGLE3_TARGET", "some/target")
     with pytest.raises(ValueError, match="target is given without a draft"):
-        Settings.from_environment()
+        PairSettings.from_environment()
     monkeypatch.setenv("HF_EAGLE3_DRAFT", "some/draft")
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert Settings.from_environment() == Settings("some/target", "some/draft", "auto", "cuda")
+    assert PairSettings.from_environment() == PairSettings("some/target", "some/draft", "auto", "cuda")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
 def test_a_device_that_is_not_there_is_named(device):
     with pytest.raises(ValueError, match=f"'{device}' cannot be used"):
-        pairs.load(Settings(device=device))
+        pairs.load(PairSettings(device=device))
 
 
 # -- prompts and caches -----------------------------------------------------------------------------------------------
@@ -140,13 +161,13 @@ def test_arguments_of_the_chat_template(monkeypatch):
     )
     assert prompt_ids(tokenizer, "cd") == tokenizer("cd").input_ids
     monkeypatch.setenv("HF_EAGLE3_CHAT_TEMPLATE_KWARGS", '{"quiet": true}')
-    with pytest.raises(ValueError, match="the chat template does not read `quiet`"):
-        pairs.load(Settings.from_environment())
+    with pytest.raises(ValueError, match="the chat template does not use `quiet`"):
+        pairs.load(PairSettings.from_environment())
     monkeypatch.setenv("HF_EAGLE3_CHAT_TEMPLATE_KWARGS", "quiet")
     with pytest.raises(
         ValueError, match="HF_EAGLE3_CHAT_TEMPLATE_KWARGS or --chat-template-kwargs: 'quiet' is not a JSON"
     ):
-        Settings.from_environment()
+        PairSettings.from_environment()
 
 
 def test_a_run_gives_its_pair_s_arguments_to_the_template(service, monkeypatch):
@@ -346,7 +367,7 @@ def test_sizes_that_no_tree_can_have_are_told(service):
 
 
 def test_sessions_are_bounded_and_apart():
-    sessions = Sessions(most=2, most_caches=1)
+    sessions = Sessions(max_sessions=2, max_caches=1)
     a, b = sessions.use("a"), sessions.use("b")
     a.caches["plain"] = b.caches["plain"] = object()
     assert sessions.use("a") is a
@@ -388,7 +409,7 @@ def test_chat_turns_reuse_their_caches_and_write_the_same(service, monkeypatch):
     assert second_widths == [added + 1] * 2  # and the last token of the turn before
     assert kept[0]["notes"][0].startswith("Auto chose")
     cached = first_widths[0] + len(kept[0]["token_ids"]) - 1
-    assert kept[1]["notes"][0].startswith(f"{cached} tokens of the prompt were still in the cache")
+    assert kept[1]["notes"][0].startswith(f"{cached} tokens of the prompt were reused from the cache")
     fresh = []
     for turn in turns:
         service.sessions.use("n").caches = {}
@@ -416,7 +437,7 @@ def test_a_stopped_run_keeps_its_text_and_another_visitor_is_not_stopped(service
 
 
 def test_what_does_not_fit_the_context_is_refused(service):
-    with pytest.raises(ValueError, match=r"prompt has \d+ tokens; beside 64 new ones the target has room for 960"):
+    with pytest.raises(ValueError, match=r"prompt has \d+ tokens; with 64 new ones the target's context allows 960"):
         next(service.follow("v", False, "7 " * 1500, max_new_tokens=64))
 
 
@@ -425,7 +446,7 @@ def test_trees_are_of_the_visitors_own_run(service):
     run = service.last_run("t")
     assert "Cycle 1 of" in tree_of(run, 1, service.pair.tokenizer)
     for number in (0, 99, 1.5, "1"):
-        with pytest.raises(ValueError, match="Cycle must be a whole number from 1 to"):
+        with pytest.raises(ValueError, match="Cycle must be an integer from 1 to"):
             tree_of(run, number, service.pair.tokenizer)
     with pytest.raises(ValueError, match="no draft tree yet"):
         tree_figures(service.last_run("somebody else"), 1)
@@ -459,11 +480,11 @@ def test_the_command_names_the_extra_and_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(space, "needs_extra", lambda *_: None)
     monkeypatch.setattr(space, "FOLDERS", (SPACE / "nowhere", SPACE / "elsewhere"))
     assert main(["space"]) == 2
-    assert "install hf-eagle3 anew" in capsys.readouterr().err
+    assert "reinstall hf-eagle3" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["space", "--port", "65536"])
     assert "65536 is not a port" in capsys.readouterr().err
     monkeypatch.undo()
-    monkeypatch.setattr("hf_eagle3.cli.loading.find_spec", lambda name: None)
+    monkeypatch.setattr("hf_eagle3.model_loading.find_spec", lambda name: None)
     assert main(["space"]) == 2
     assert "pip install 'hf-eagle3[space]'" in capsys.readouterr().err

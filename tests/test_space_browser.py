@@ -221,7 +221,7 @@ def test_mistakes_are_messages(visit):
     expect(page.get_by_role("alert")).to_contain_text("prompt is empty", timeout=PATIENCE)
     set_new_tokens(page, 200)
     ask(page, "7 9 " * 900)
-    expect(page.get_by_role("alert")).to_contain_text("the target has room for 824", timeout=PATIENCE)
+    expect(page.get_by_role("alert")).to_contain_text("the target's context allows 824", timeout=PATIENCE)
     page.locator("#preset-code").click()
     expect(page.locator("#prompt textarea")).to_have_value(embedded.prompts("code")[0]["prompt"])
     page.get_by_role("button", name="Another pair").click()

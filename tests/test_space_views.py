@@ -17,10 +17,11 @@ from answers import answers_html, chat_html
 from progress import Progress, depths_of
 from scoreboard import badge, message, scoreboard
 from service import interesting_cycle, tree_of
-from tokens import ColouredText, Pieces, PlainText
+from tokens import ColouredText, PlainText
 
 from hf_eagle3 import CycleRecord
 from hf_eagle3.generation.tree.policy import Choice
+from hf_eagle3.token_ids import IncrementalDecoder
 
 
 LETTERS = ["<s>", "a", "b", "c", "d", "e", "f"]
@@ -69,7 +70,7 @@ def test_identity_is_that_of_token_ids():
     assert other.identical is False
     assert other.first_difference == 1
     assert 'data-identical="no"' in badge(other)
-    assert "from token 2 on" in badge(other)
+    assert "outputs differ from token 2 " in badge(other)
     assert finished([1, 2], [1, 2, 3]).first_difference == 2
     assert same.speedup == pytest.approx(4)
     assert finished([1] * 4, [1] * 2).speedup == pytest.approx((2 / 4) / (0.5 / 2))
@@ -101,12 +102,12 @@ def test_tokens_are_coloured_by_origin_and_explained():
     ) == [
         ("d1", "accepted draft token, depth 1 | cycle 1 | draft: 50% | target: 90%", "b"),
         ("d2", "accepted draft token, depth 2 | cycle 1 | draft: 50% | target: &lt;1%", "d"),
-        ("own", "the target&#x27;s own | cycle 1 | target: 25%", "f"),
+        ("own", "the target&#x27;s own token | cycle 1 | target: 25%", "f"),
     ]
 
 
 def test_characters_of_several_tokens_appear_once_they_are_whole():
-    pieces, plain = Pieces(Bytes()), PlainText(Bytes())
+    pieces, plain = IncrementalDecoder(Bytes()), PlainText(Bytes())
     bytes_ = list("aé€b".encode())
     assert [pieces.add(byte) for byte in bytes_] == ["a", "", "é", "", "", "€", "b"]
     for byte in bytes_:
@@ -180,7 +181,7 @@ def test_plots_draw_what_happened():
     text = "".join(figures[3].itertext())
     assert "4.00 s" in text
     assert "runs behind" not in text
-    assert "runs behind" in plots.phases_plot(phases, runs_behind=True)
+    assert "runs asynchronously" in plots.phases_plot(phases, is_asynchronous=True)
     assert "prompt 25%" in text
     assert "verification 75%" in text
     empty = ElementTree.fromstring(plots.plots(Progress())).findall("figure")
@@ -193,9 +194,9 @@ def test_plots_draw_what_happened():
 @pytest.mark.parametrize(
     ("choice", "expected"),
     [
-        (Choice(4, 7, 3.21, 1.4, 0.6), "3.2 tokens of it for the time of 2.0 plain steps: 1.4 to verify, 0.6 to"),
-        (Choice(4, 7, 3.0), "Auto expected 3.0 tokens of it, while it measured what passes cost."),
-        (Choice(2, 9, 6.0), "Auto expected 3.0 tokens of it"),  # two levels give three at most
+        (Choice(4, 7, 3.21, 1.4, 0.6), "3.2 tokens at the cost of 2.0 plain steps: 1.4 to verify, 0.6 to"),
+        (Choice(4, 7, 3.0), "Auto expected 3.0 tokens while measuring the cost of forward passes."),
+        (Choice(2, 9, 6.0), "Auto expected 3.0 tokens "),  # two levels give three at most
         (Choice(0, 0, 1.0), "plain step"),
     ],
     ids=str,

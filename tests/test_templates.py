@@ -17,9 +17,9 @@ from test_regenerate import answers, in_process, target
 
 import hf_eagle3
 from hf_eagle3.benchmarks.prompts import Prompt, Task
-from hf_eagle3.benchmarks.work import Settings, Workload
+from hf_eagle3.benchmarks.work import BenchmarkSettings, Workload
 from hf_eagle3.cli import main
-from hf_eagle3.cli.loading import encode
+from hf_eagle3.cli.inputs import encode
 from hf_eagle3.data.conversations import checked_template_kwargs, tokenise
 from hf_eagle3.data.features import CachedTarget, FeatureWriter, template_hash
 from hf_eagle3.data.messages import for_endpoint, messages_of, questions
@@ -98,7 +98,7 @@ def test_tools_that_are_names_are_ignored_and_reported_once(tools, caplog):
     hf_eagle3.data.messages.warn_once.cache_clear()
     for _ in range(3):
         assert words(tokenise({"messages": CHAT[:2], "tools": tools}, tooled()).input_ids[:3]) == "<user> why so"
-    assert caplog.text.count("`tools` holds no JSON schemas") == 1
+    assert caplog.text.count("`tools` contains no JSON schemas") == 1
 
 
 def test_further_arguments_and_those_of_the_row():
@@ -188,7 +188,7 @@ def test_tools_and_arguments_go_to_an_endpoint(tmp_path, server):  # noqa: F811
 
 
 def test_a_benchmark_gives_them_too(caplog):
-    load = Workload(tiny_target(), tooled(), Settings(max_new_tokens=4, chat_template_kwargs=OFF))
+    load = Workload(tiny_target(), tooled(), BenchmarkSettings(max_new_tokens=4, chat_template_kwargs=OFF))
     system = {"role": "system", "content": "be kind"}
     prompts = (
         Prompt("1", ("why",)),
@@ -201,11 +201,11 @@ def test_a_benchmark_gives_them_too(caplog):
         "be <system> kind <end> <user> why <end> <assistant> kind so <end> <system> yes <end> <assistant>",
     ]
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
-    load = Workload(tiny_target(), word_tokenizer(strict), Settings(max_new_tokens=4))
+    load = Workload(tiny_target(), word_tokenizer(strict), BenchmarkSettings(max_new_tokens=4))
     assert load.fitting(Task("mine", prompts[:2])).prompts == prompts[:1]
     assert load.refused == {("mine", "2", 0)}
-    assert "prompt 2, turn 1 is left out: The chat template refuses it: TemplateError: no system" in caplog.text
-    with pytest.raises(ValueError, match="refuses every prompt"):
+    assert "prompt 2, turn 1 is skipped: The chat template rejects it: TemplateError: no system" in caplog.text
+    with pytest.raises(ValueError, match="rejects every prompt"):
         load.fitting(Task("mine", prompts[1:2]))
 
 
@@ -225,9 +225,9 @@ def test_they_have_no_effect_on_raw_prompts(command, capsys):
 @pytest.mark.parametrize(
     ("given", "template", "message"),
     [
-        ({"enable_thinkng": False}, TEMPLATE, "the chat template does not read `enable_thinkng`"),
-        ({"tools": []}, TEMPLATE, "`tools` is set by the program"),
-        (OFF, None, "the tokenizer has no chat template; leave it out"),
+        ({"enable_thinkng": False}, TEMPLATE, "the chat template does not use `enable_thinkng`"),
+        ({"tools": []}, TEMPLATE, "`tools` is set internally"),
+        (OFF, None, "the tokenizer has no chat template; remove it"),
     ],
     ids=["a misspelt name", "ours", "no template"],
 )
@@ -308,7 +308,7 @@ def test_a_config_file_with_arguments_of_the_template(tmp_path, capsys):
     arguments = train(folder, folder / "draft", "--train-data", str(folder / "chats.jsonl"))
     assert main([*arguments, "--config", str(folder / "train.yaml")]) == 0
     assert hf_eagle3.Eagle3Config.from_pretrained(folder / "draft").chat_template_kwargs == OFF
-    for wrong, message in (("7", "`chat_template_kwargs` is"), ('{"thnk": 1}', "does not read `thnk`")):
+    for wrong, message in (("7", "`chat_template_kwargs` is"), ('{"thnk": 1}', "does not use `thnk`")):
         assert main([*arguments, "--chat-template-kwargs", wrong]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -327,7 +327,7 @@ def test_the_recipe_without_a_chat_template(tmp_path, capsys, caplog):
     assert words(rows[1]["input_ids"][:3]) == "so be kind"
     assert rows[1]["loss_mask"][:4] == [0, 0, 0, 1]
     assert rows[1]["text"].startswith("so be kind")
-    assert "Row 13: It is a conversation of several turns and the tokenizer has no chat template" in caplog.text
+    assert "Row 13: It is a multi-turn conversation, but the tokenizer has no chat template" in caplog.text
     # The very file that was regenerated may be trained on, too: as text
     assert main(train(folder, folder / "again", "--train-data", str(folder / "prompts.jsonl"))) == 0
 

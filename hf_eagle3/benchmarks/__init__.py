@@ -1,1 +1,1 @@
-"""Drafts measured against plain generate and against the host's own speculation: prompts, methods, runs, report."""
+"""Benchmark of a draft against plain `generate` and transformers' own speculation: prompts, methods, runs, report."""

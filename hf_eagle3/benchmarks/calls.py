@@ -1,4 +1,4 @@
-"""One measured call: tokens, seconds, and what was accepted on the way, for every kind of method alike."""
+"""One timed call of `generate` by any method: tokens, seconds, acceptance. Does not know tasks or repetitions."""
 
 from dataclasses import dataclass
 
@@ -14,33 +14,33 @@ from .work import Work
 
 @dataclass(frozen=True)
 class Call:
-    """`tokens` (B, n), all new; `seconds` of the whole call, prompt included; `stats` empty for plain generate."""
+    """New `tokens` (B, n); `seconds` of the whole call, prefill included; `stats`, empty for plain generate."""
 
     tokens: torch.Tensor
     seconds: float
     stats: SpeculationStats
 
 
-class HostCycles(BaseStreamer):
-    """Counts the cycles of the host's assisted decoding, which hands each cycle's tokens to its streamer at once."""
+class AssistedCycles(BaseStreamer):
+    """Counts tokens per cycle of transformers' assisted decoding, which passes each cycle's tokens to its streamer."""
 
     def __init__(self):
         self.counts: list[int] | None = None
 
     def put(self, value: torch.Tensor) -> None:
-        """The prompt (1, P) first, then each cycle's tokens."""
-        if self.counts is None:  # the prompt comes first
+        """Receives the prompt (1, P) first, then the tokens of each cycle."""
+        if self.counts is None:
             self.counts = []
         else:
             self.counts.append(value.numel())
 
     def end(self) -> None:
-        """After the last token."""
+        """Called after the last token."""
 
     def stats(self) -> SpeculationStats:
         """
-        The prompt is part of the first cycle there. How many tokens a cycle proposed is not known: no acceptance
-        rates.
+        Statistics without acceptance rates, as the number of proposed tokens is unknown. The first cycle includes
+        prefill.
         """
         out = SpeculationStats(mode="host", num_iterations=len(self.counts or ()))
         out.start_rows(1)
@@ -51,22 +51,22 @@ class HostCycles(BaseStreamer):
 
 def run_call(target: PreTrainedModel, method: Method, work: Work, options: dict, synchronize: bool = False) -> Call:
     """
-    Exactly `work.new_tokens` tokens by `method`.
+    Generate exactly `work.new_tokens` tokens with `method`.
 
     Args:
-        options: What all methods share.
-        synchronize: Wait for the accelerator between phases; truer phases, a slower call.
+        options: Arguments of `generate` that all methods share.
+        synchronize: Wait for the accelerator between phases: accurate phase times, but a slower call.
 
     Raises:
-        ValueError: another number of tokens came out.
+        ValueError: `generate` returned another number of tokens.
     """
-    counter = None if method.is_ours or method.name == PLAIN else HostCycles()
+    counter = None if method.is_ours or method.name == PLAIN else AssistedCycles()
     extra = {} if counter is None else {"streamer": counter}
     with record(synchronize) as stats, without_eos(target):
         tokens, seconds = timed(target, work.inputs, work.seed, **options, **method.options, **extra)
     if tokens.shape[1] != work.new_tokens:
         raise ValueError(
-            f"{method.name} wrote {tokens.shape[1]} tokens where {work.new_tokens} were asked for; remove other ends "
-            "than EOS and length (`stop_strings`, `max_time`) from the target's generation_config.json."
+            f"{method.name} generated {tokens.shape[1]} tokens instead of {work.new_tokens}; remove stopping criteria "
+            "other than EOS and length (`stop_strings`, `max_time`) from the target's generation_config.json."
         )
     return Call(tokens, seconds, stats if counter is None else counter.stats())

@@ -1,9 +1,9 @@
-"""The ceiling: what a draft could gain if nothing but the two models cost time.
+"""The ceiling: the speedup that a draft would reach if only the two models' forward passes took time.
 
     ceiling = tau / (1 + relative cost of verification and drafting)
 
-The cost is that of a cycle's passes through target and draft, in steps of plain generate, above the one step that
-plain generate pays itself. Measured by a short probe before the benchmark; prompt, tree, walk and commit are left out.
+The relative cost is that of a cycle's forward passes, in steps of plain generate, minus the one step that plain
+generate needs itself. A short probe before the benchmark measures it; prefill, tree, walk and commit are excluded.
 """
 
 from dataclasses import asdict, dataclass
@@ -15,10 +15,10 @@ from ..generation.stats import SpeculationStats
 from .calls import run_call
 from .methods import Method
 from .runner import PLAIN_METHOD, Runner
-from .work import Batch, Settings, Workload
+from .work import Batch, BenchmarkSettings, Workload
 
 
-PROBE_TOKENS = 33  # at most: not more than the benchmark itself writes, which is what fits the context
+PROBE_TOKENS = 33  # an upper limit: `--max-new-tokens` is what fits the context
 PROBE_BATCHES = 3
 PROBE_REPETITIONS = 3  # the first is a warm-up
 
@@ -27,7 +27,7 @@ PROBE_REPETITIONS = 3  # the first is a warm-up
 class Ceiling:
     """
     Attributes:
-        verification, drafting: The target's and the draft's passes of a cycle, in steps of plain generate.
+        verification, drafting: Time of a cycle's target and draft passes, in steps of plain generate.
         acceptance_length: tau in the probe.
     """
 
@@ -40,26 +40,26 @@ class Ceiling:
 
     @property
     def relative_cost(self) -> float:
-        """What a cycle costs above the one step that plain generate pays itself, in such steps."""
+        """Cost of a cycle beyond the one step of plain generate, in such steps."""
         return self.verification - 1 + self.drafting
 
     @property
     def ceiling(self) -> float:
-        """The speedup that no loop around these passes can exceed."""
+        """Upper bound of the speedup with these passes."""
         return self.acceptance_length / (1 + self.relative_cost)
 
     def to_dict(self) -> dict:
-        """For the JSON document, ratios included."""
+        """Fields and both ratios, for the JSON document."""
         return asdict(self) | {"relative_cost": self.relative_cost, "ceiling": self.ceiling}
 
 
-def probe_tokens(settings: Settings) -> int:
-    """New tokens of a probe's call, from 2 to `PROBE_TOKENS`."""
+def probe_tokens(settings: BenchmarkSettings) -> int:
+    """New tokens of a probing call, from 2 to `PROBE_TOKENS`."""
     return min(PROBE_TOKENS, max(2, settings.max_new_tokens))
 
 
 def probe(runner: Runner, groups: list[tuple[int, list[Batch]]]) -> list[Ceiling]:
-    """The ceilings of all our methods, per temperature and batch size, on the first prompts of the first task."""
+    """Ceilings of all EAGLE-3 methods per temperature and batch size, on the first prompts of the first task."""
     first: dict[tuple[float, int], list[Batch]] = {}
     for size, group in groups:
         first.setdefault((group[0].temperature, size), group[:PROBE_BATCHES])

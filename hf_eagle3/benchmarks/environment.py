@@ -1,4 +1,4 @@
-"""What a measurement ran on: versions and hardware, without the machine's name."""
+"""Versions and hardware of a measurement. The host name is not recorded."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from .._version import __version__
 
 
 def versions() -> dict[str, str | None]:
-    """Of everything that moves the figures."""
+    """Versions of the software that affects the figures."""
     return {
         "hf_eagle3": __version__,
         "transformers": transformers.__version__,
@@ -21,7 +21,7 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:
-    """The device, and the host it hangs on."""
+    """The device and the machine that it belongs to."""
     return {
         "device": device.type,
         "device_name": _name(device),
@@ -38,7 +38,7 @@ def _name(device: torch.device) -> str:
 
 
 def _cpu_name() -> str:
-    """From where Linux keeps it; Python's own `platform.processor()` is empty there."""
+    """From /proc/cpuinfo: on Linux `platform.processor()` is empty."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), "")

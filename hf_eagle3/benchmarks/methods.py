@@ -1,12 +1,12 @@
-"""What is compared: names like `tree:24,6,6` to arguments of `generate`. Does not know prompts or times.
+"""The compared methods: from names like `tree:24,6,6` to arguments of `generate`. Does not know prompts or timing.
 
-    lookup[:TOKENS]           the host's prompt lookup
-    assisted[:TOKENS]         the host's assisted decoding with a small model: standard speculative sampling
+    lookup[:TOKENS]           transformers' prompt lookup
+    assisted[:TOKENS]         transformers' assisted decoding with a small model: standard speculative sampling
     chain[:DEPTH]             the draft, one child per level
     tree[:NODES,DEPTH,TOP_K]  the draft's static tree
     auto                      the draft's tree, its size chosen per cycle
 
-Ours take the suffix `:no-shared-noise`.
+The last three, the EAGLE-3 methods, take the suffix `:no-shared-noise`.
 """
 
 import copy
@@ -16,18 +16,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 
-if TYPE_CHECKING:  # `hf-eagle3 benchmark --help` lists the names and imports no model
+if TYPE_CHECKING:  # `hf-eagle3 benchmark --help` lists the names without importing torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ..modeling_eagle3 import Eagle3DraftModel
 
 
 PLAIN = "plain"
-LOOKUP_TOKENS = 10  # as the paper's PLD (Saxena, 2023)
+LOOKUP_TOKENS = 10  # as PLD (Saxena, 2023) in the paper
 NO_SHARED_NOISE = ":no-shared-noise"
 SYNTAX = (
-    "plain, lookup[:TOKENS], assisted[:TOKENS], chain[:DEPTH], tree[:NODES,DEPTH,TOP_K], auto; the last three also "
-    f"with {NO_SHARED_NOISE} behind them"
+    "plain, lookup[:TOKENS], assisted[:TOKENS], chain[:DEPTH], tree[:NODES,DEPTH,TOP_K], auto; the last three with "
+    f"an optional suffix {NO_SHARED_NOISE}"
 )
 TITLES = {"lookup": "PLD", "assisted": "SpS", "chain": "EAGLE-3 chain", "tree": "EAGLE-3 tree", "auto": "EAGLE-3 auto"}
 
@@ -38,10 +38,10 @@ class Method:
     One way to generate.
 
     Attributes:
-        name: As it was asked for, sizes included.
+        name: As given to `--methods`, sizes included.
         options: Arguments of `generate`.
-        is_ours: Whether an EAGLE-3 draft proposes; else the host's own loop runs.
-        other_vocabulary: Whether an assistant has another one than the target.
+        is_ours: Whether an EAGLE-3 draft proposes tokens; otherwise transformers' own loop runs.
+        other_vocabulary: Whether the assistant's vocabulary differs from the target's.
     """
 
     name: str
@@ -49,56 +49,57 @@ class Method:
     is_ours: bool = False
     other_vocabulary: bool = False
 
-    def why_not(self, batch_size: int, temperature: float) -> str:
-        """Why it is left out there; empty where it runs."""
+    def skip_reason(self, batch_size: int, temperature: float) -> str:
+        """Why the method cannot be measured there; empty if it can."""
         if not self.is_ours and batch_size > 1:
-            return "the host's assisted decoding has one row only"
+            return "transformers' assisted decoding supports batch size 1 only"
         if self.other_vocabulary and temperature > 0:
-            # Measured with transformers 5.23: its text is far less likely to the target than the target's own.
+            # Measured with transformers 5.23: the target assigns its text a far lower likelihood than its own text.
             return (
-                "the host's sampling with an assistant of another vocabulary does not keep the target's distribution"
+                "transformers' sampling with an assistant of another vocabulary does not preserve the target's "
+                "distribution"
             )
         return ""
 
     def keeps_text(self, temperature: float) -> bool:
         """
-        Whether plain generate's very text is promised. When sampling, the host's speculation draws other random
-        numbers: the same distribution, another text.
+        Whether the text must equal plain generate's. When sampling, transformers' own speculation draws other random
+        numbers: the same distribution, but another text.
         """
         return self.is_ours or temperature == 0
 
 
 @dataclass(frozen=True)
 class Assistant:
-    """A small causal LM, with both tokenizers where they differ."""
+    """A small causal LM, with both tokenizers if they differ."""
 
     model: "PreTrainedModel"
     tokenizers: "Mapping[str, PreTrainedTokenizerBase]"
 
 
 def title(name: str) -> str:
-    """A method's name for tables: "EAGLE-3 tree 24/6/6"."""
+    """A method's name in tables: "EAGLE-3 tree 24/6/6"."""
     kind, *rest = name.split(":")
     sizes = "".join(f" {part.replace(',', '/')}" for part in rest)
     return TITLES.get(kind, kind) + sizes
 
 
 def default_names(has_assistant: bool) -> list[str]:
-    """Every method that can run, static trees of two sizes."""
+    """Every method that can run, with static trees of two sizes."""
     return [f"lookup:{LOOKUP_TOKENS}", "chain:5", "tree:24,6,6", "tree:59,8,10", "auto"] + ["assisted"] * has_assistant
 
 
 def parse(names: list[str], draft: "Eagle3DraftModel", assistant: Assistant | None) -> list[Method]:
     """
-    The methods of `--methods`; "plain" is the measure of all and never in the list.
+    The methods of `--methods`; "plain" is the baseline and never in the list.
 
     Raises:
-        ValueError: an unknown name, sizes that it cannot have, or something that it needs and is not there.
+        ValueError: an unknown name, invalid sizes, or a missing assistant.
     """
     methods = [_parse(name, draft, assistant) for name in dict.fromkeys(names) if name != PLAIN]
     if not methods:
         raise ValueError(
-            f"`--methods` {' '.join(names)!r} has nothing to compare with plain generate; known: {SYNTAX}."
+            f"`--methods` {' '.join(names)!r} has nothing to compare with plain generate; choose from: {SYNTAX}."
         )
     return methods
 
@@ -107,12 +108,12 @@ def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None) ->
     shared_noise = not name.endswith(NO_SHARED_NOISE)
     kind, _, text = name.removesuffix(NO_SHARED_NOISE).partition(":")
     if kind not in TITLES or (not shared_noise and kind in ("lookup", "assisted")):
-        raise ValueError(f"`--methods` {name!r} is unknown; known: {SYNTAX}.")
+        raise ValueError(f"`--methods` {name!r} is unknown; choose from: {SYNTAX}.")
     counts = {"tree": (0, 3), "auto": (0,)}.get(kind, (0, 1))
     parts = text.split(",") if text else []
     sizes = [int(part) for part in parts if part.isdigit() and int(part) > 0]
     if len(parts) not in counts or len(sizes) < len(parts):
-        raise ValueError(f"`--methods` {name!r}: sizes are whole numbers of at least 1, as in: {SYNTAX}.")
+        raise ValueError(f"`--methods` {name!r}: sizes must be positive integers, as in: {SYNTAX}.")
     if kind == "lookup":
         return Method(name, {"prompt_lookup_num_tokens": sizes[0] if sizes else LOOKUP_TOKENS})
     if kind == "assisted":
@@ -121,15 +122,15 @@ def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None) ->
     mode = {"tree": "static"}.get(kind, kind)
     names = ("num_draft_tokens", "tree_depth", "tree_top_k") if kind == "tree" else ("tree_depth",)
     view = draft.with_tree(mode, shared_noise=shared_noise, **dict(zip(names, sizes, strict=False)))
-    view.tree_config.fitted(draft.config.draft_vocab_size)  # raises where it cannot be
+    view.tree_config.fitted(draft.config.draft_vocab_size)  # raises if the sizes are impossible
     return Method(name, {"assistant_model": view}, is_ours=True)
 
 
 def _assisted_options(name: str, sizes: list[int], assistant: Assistant | None) -> dict:
     if assistant is None:
-        raise ValueError(f"`--methods` {name!r} needs a small model: give `--assistant` its directory or Hub id.")
+        raise ValueError(f"`--methods` {name!r} needs a small model: set `--assistant` to its directory or Hub id.")
     model = assistant.model
-    if sizes:  # exactly so many tokens each time; the host's default stops where the assistant is unsure
+    if sizes:  # a fixed number of tokens; by default transformers stops when the assistant is not confident
         model = copy.copy(model)
         model.generation_config = copy.deepcopy(model.generation_config)
         model.generation_config.num_assistant_tokens = sizes[0]

@@ -1,5 +1,4 @@
-"""The JSON document as pictures: speedup per task, accepted lengths, n-alpha, phases, batch sizes. Needs
-matplotlib."""
+"""Plots of the JSON document: speedup per task, accepted lengths, n-alpha, phases, batch sizes. Needs matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,13 +10,13 @@ from matplotlib.figure import Figure
 from . import methods, prompts
 
 
-WIDTH = 0.8  # of the bars of one group together
+WIDTH = 0.8  # of a group of bars
 
 
 def draw(document: Mapping, folder: Path) -> list[Path]:
     """
-    PNG files in `folder`, one picture each, a panel per temperature; pictures without data are left out. All but
-    the throughput are of the smallest batch size.
+    Write one PNG file per plot into `folder`, with a panel per temperature; plots without data are skipped. All but
+    the throughput plot show the smallest batch size.
     """
     rows = document["rows"]
     if not rows:
@@ -51,7 +50,7 @@ def _panels(rows: Sequence[Mapping], panel) -> Figure:
 
 
 def _speedup(axes: Axes, rows: Sequence[Mapping]) -> None:
-    """Bars per task and method, with their intervals; the line is plain generate."""
+    """Bars per task and method with confidence intervals; the line is plain generate."""
     tasks, names = _values(rows, "task"), _values(rows, "method")
     for place, method in enumerate(names):
         chosen = [row for row in rows if row["method"] == method]
@@ -72,7 +71,7 @@ def _speedup(axes: Axes, rows: Sequence[Mapping]) -> None:
 
 
 def _accepted(axes: Axes, rows: Sequence[Mapping]) -> None:
-    """Share of cycles by accepted draft tokens, all tasks together."""
+    """Share of cycles by number of accepted draft tokens, over all tasks."""
     names = _values(rows, "method")
     for place, method in enumerate(names):
         counts: list[int] = []
@@ -100,7 +99,7 @@ def _n_alpha(axes: Axes, rows: Sequence[Mapping]) -> None:
 
 
 def _phases(axes: Axes, rows: Sequence[Mapping]) -> None:
-    """Where the time of a whole call goes, mean over tasks."""
+    """Share of each phase in the time of a call, mean over tasks."""
     names = _values(rows, "method")
     left = [0.0] * len(names)
     for phase in rows[0]["phase_shares"]:
@@ -108,7 +107,7 @@ def _phases(axes: Axes, rows: Sequence[Mapping]) -> None:
         axes.barh(range(len(names)), shares, left=left, label=phase)
         left = [a + b for a, b in zip(left, shares, strict=True)]
     axes.set_yticks(range(len(names)), [methods.title(name) for name in names])
-    axes.set_xlabel("share of the time of a call")
+    axes.set_xlabel("share of call time")
     axes.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=4)
 
 
@@ -125,12 +124,12 @@ def _throughput(axes: Axes, rows: Sequence[Mapping]) -> None:
     sizes = _values(rows, "batch_size")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_xlabel("batch size")
-    axes.set_ylabel("tokens per second over plain generate's")
+    axes.set_ylabel("tokens per second relative to plain generate")
     axes.legend(fontsize="small")
 
 
 def _offset(place: int, count: int) -> float:
-    """Of bar `place` of `count` from the middle of its group."""
+    """Offset of bar `place` of `count` from the centre of its group."""
     return (place - (count - 1) / 2) * WIDTH / count
 
 
@@ -139,5 +138,5 @@ def _filled(counts: list[int], other: list[int]) -> list[int]:
 
 
 def _values(rows: Sequence[Mapping], name: str) -> list:
-    """Values in the order they come."""
+    """Distinct values in order of appearance."""
     return list(dict.fromkeys(row[name] for row in rows))

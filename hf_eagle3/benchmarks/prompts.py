@@ -1,7 +1,7 @@
 """Prompt sets: the paper's five tasks from the Hub, or JSON lines from a file. Does not know models or tokenizers.
 
-A line of a file is `{"turns": [...]}`, `{"prompt": "..."}` or any other row that `prepare regenerate` answers (see
-`data.messages`), with `question_id` if it has one; other keys are left alone. Recorded answers are not used.
+A line of a file is `{"turns": [...]}`, `{"prompt": "..."}` or any other sample that `prepare regenerate` reads (see
+`data.messages`), with an optional `question_id`; other keys are ignored, and so are recorded answers.
 """
 
 import json
@@ -11,20 +11,28 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from ..data.messages import MOST_NAMED, BadRow, Message, messages_of, named, plain_text, questions, template_options
+from ..data.messages import (
+    MAX_EXAMPLES,
+    BadRow,
+    Message,
+    messages_of,
+    plain_text,
+    questions,
+    row_examples,
+    template_options,
+)
 
 
 logger = logging.getLogger(__name__)
-# A turn: what the user says, or messages where that is more than one text (a system message before it, a call of tools
-# with its results behind it).
+# A turn: the user's text, or several messages (a system message before it, a tool call and its results after it).
 Turn = str | tuple[Message, ...]
 
 
 @dataclass(frozen=True)
 class Prompt:
     """
-    One conversation to be had: turns to be answered one after the other. `options` are its own for the chat template,
-    tools included.
+    One conversation: turns to be answered one after the other. `options` are arguments of the chat template for this
+    prompt, tools included.
     """
 
     question_id: str
@@ -34,7 +42,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Task:
-    """A named prompt set, and how many lines of its file could not be read."""
+    """A named prompt set, and the number of unreadable lines in its file."""
 
     name: str
     prompts: tuple[Prompt, ...]
@@ -43,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True)
 class HubSet:
-    """Where a task lives on the Hub, its name in the paper's Table 1, and how a row of it becomes user turns."""
+    """A task on the Hub: its location, its name in the paper's Table 1, and the conversion of a row to user turns."""
 
     path: str
     config: str | None
@@ -56,7 +64,7 @@ def _instruction(row: Mapping) -> list[str]:
     return [f"{row['instruction']}\n{row['input']}" if row["input"] else row["instruction"]]
 
 
-# EAGLE-3, section 4. The words before code and articles are those of the original repository's question files.
+# EAGLE-3, section 4. The instructions before code and articles are those of the original repository's question files.
 HUB_SETS = {
     "mt-bench": HubSet("HuggingFaceH4/mt_bench_prompts", None, "train", "MT-bench", lambda row: list(row["prompt"])),
     "humaneval": HubSet(
@@ -73,21 +81,21 @@ HUB_SETS = {
 
 
 def title(task: str) -> str:
-    """A task's name as in the paper's Table 1; the name itself for other sets."""
+    """A task's name in the paper's Table 1; other names unchanged."""
     return HUB_SETS[task].title if task in HUB_SETS else task
 
 
 def load_task(source: str, limit: int | None = None) -> Task:
     """
-    A prompt set by name (`HUB_SETS`; needs the package `datasets`) or from a .jsonl file, which it is named after.
+    A prompt set by name (`HUB_SETS`; needs the package `datasets`) or from a .jsonl file, whose name it takes.
 
     Args:
         source: Name or path.
-        limit: Only the first so many prompts.
+        limit: Maximum number of prompts.
 
     Raises:
-        ValueError: neither a known name nor a file, or a file without a single prompt (the first line's problem is
-            given). Single lines that hold none are left out and reported.
+        ValueError: neither a known name nor a file, or a file without any prompt (the error of the first line is
+            given). Single lines without a prompt are skipped and reported.
     """
     if source in HUB_SETS:
         return Task(source, tuple(islice(_from_hub(HUB_SETS[source]), limit)))
@@ -101,13 +109,13 @@ def load_task(source: str, limit: int | None = None) -> Task:
         reason = f" Line {problems[0][0]}: {problems[0][1]}" if problems else ""
         raise ValueError(f"`--tasks` {source!r} has no prompts; give one JSON object per line.{reason}")
     if problems:
-        text = named(problems[:MOST_NAMED], len(problems), "Line")
-        logger.warning("`--tasks` %r: %d lines are left out. %s", source, len(problems), text)
+        text = row_examples(problems[:MAX_EXAMPLES], len(problems), "Line")
+        logger.warning("`--tasks` %r: %d lines are skipped. %s", source, len(problems), text)
     return Task(path.stem, prompts, len(problems))
 
 
 def read_lines(lines: Iterable[str | bytes], problems: list[tuple[int, str]]) -> Iterable[Prompt]:
-    """Prompts of JSON lines; empty lines are skipped, and what holds no prompt goes to `problems`, lines from 1."""
+    """Prompts of JSON lines. Empty lines are skipped; `problems` receives (line number from 1, error) of bad ones."""
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
@@ -117,7 +125,7 @@ def read_lines(lines: Iterable[str | bytes], problems: list[tuple[int, str]]) ->
 
 
 def prompt_of(line: str | bytes, number: int) -> Prompt:
-    """The prompt on line `number`; BadRow where it holds none."""
+    """The prompt on line `number`; BadRow if it holds none."""
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -145,10 +153,10 @@ def prompt_of(line: str | bytes, number: int) -> Prompt:
 def _from_hub(hub: HubSet) -> Iterable[Prompt]:
     from datasets import load_dataset
 
-    # Streamed: of sets with hundreds of thousands of rows the first few are asked for.
+    # Streamed: only the first few of up to hundreds of thousands of rows are read.
     try:
         rows = load_dataset(hub.path, hub.config, split=hub.split, streaming=True)
     except OSError as error:
-        raise ValueError(f"{error}; without the Hub give `--tasks` a .jsonl file or embedded.") from None
+        raise ValueError(f"{error}; without access to the Hub, set `--tasks` to a .jsonl file or embedded.") from None
     for number, row in enumerate(rows):
         yield Prompt(str(number), tuple(hub.turns(row)))

@@ -1,6 +1,6 @@
 """The JSON document as Markdown: the paper's Table 1, intervals, n-alpha, throughput. Pure text, ratios only.
 
-Seconds stay in the document's records: they say nothing beyond the machine they were measured on.
+Seconds stay in the document's records, as they depend on the machine.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ OTHER_STREAM = "\\*"
 
 
 def markdown(document: Mapping) -> str:
-    """The report on a document of `hf-eagle3 benchmark`; see [`document`] for its shape."""
+    """The report on a JSON document of `hf-eagle3 benchmark`."""
     parts = ["# Speed of speculative decoding", _introduction(document)]
     if document["ceiling"]["methods"]:
         parts += ["## Ceiling", _ceiling(document["ceiling"])]
@@ -23,9 +23,9 @@ def markdown(document: Mapping) -> str:
     for size in _distinct(rows, "batch_size"):
         chosen = [row for row in rows if row["batch_size"] == size]
         parts += [f"## Speedup and acceptance length τ, batch size {size}", _table(document, chosen), _notes(chosen)]
-    parts += ["## Row by row", _details(rows)] if rows else ["Nothing was measured."]
+    parts += ["## Details", _details(rows)] if rows else ["Nothing was measured."]
     if len(_distinct(rows, "batch_size")) > 1:
-        parts += ["## Throughput against batch size", _throughput(rows)]
+        parts += ["## Throughput by batch size", _throughput(rows)]
     if any(row["acceptance_rates"] for row in rows):
         parts += ["## Acceptance rates n-α on chains", _rates(rows)]
     parts += ["## Settings", _settings(document)]
@@ -36,18 +36,18 @@ def _introduction(document: Mapping) -> str:
     settings, hardware = document["settings"], document["hardware"]
     text = (
         f"Target `{settings['target']}`, draft `{settings['draft']}`, {settings['dtype']}, on "
-        f"{hardware['device_name']} ({hardware['device']}). Speedup is the time of plain `generate` over the method's "
-        "for equally many tokens of the same prompts in the same run; τ is committed tokens per cycle."
+        f"{hardware['device_name']} ({hardware['device']}). Speedup is the time of plain `generate` divided by the "
+        "method's time for equally many tokens of the same prompts in the same run; τ is committed tokens per cycle."
     )
     if settings["interrupted"]:
-        text += " **Interrupted: what follows is the part that was measured.**"
+        text += " **Interrupted: only the part measured so far is shown.**"
     return text
 
 
 def _ceiling(ceiling: Mapping) -> str:
     text = (
-        "τ / (1 + relative cost of verification and drafting): what the two models alone would allow, from a probe of "
-        f"{ceiling['new_tokens']} tokens. Costs are in steps of plain `generate`."
+        "τ / (1 + relative cost of verification and drafting): the speedup if only the two models took time, from a "
+        f"probe of {ceiling['new_tokens']} tokens. Costs are in steps of plain `generate`."
     )
     cells = [
         (
@@ -66,7 +66,7 @@ def _ceiling(ceiling: Mapping) -> str:
 
 
 def _table(document: Mapping, rows: Sequence[Mapping]) -> str:
-    """The paper's Table 1: a line per method, two columns per task, means at the right."""
+    """The paper's Table 1: a line per method, two columns per task, means on the right."""
     tasks = _distinct(rows, "task")
     header = ["Model", "Method"]
     for name in [*map(prompts.title, tasks), "Mean"]:
@@ -81,10 +81,10 @@ def _table(document: Mapping, rows: Sequence[Mapping]) -> str:
                 continue
             cells = [cell for task in tasks for cell in _pair(found.get(task))]
             values = [found[task]["speedup"] for task in tasks if task in found]
-            whole = len(values) == len(tasks) and None not in values
+            has_speedups = len(values) == len(tasks) and None not in values
             lengths = [found[task]["acceptance_length"] for task in tasks if task in found]
-            complete = len(lengths) == len(tasks) and None not in lengths
-            means = [f"{mean(values):.2f}x" if whole else NONE, f"{mean(lengths):.2f}" if complete else NONE]
+            has_lengths = len(lengths) == len(tasks) and None not in lengths
+            means = [f"{mean(values):.2f}x" if has_speedups else NONE, f"{mean(lengths):.2f}" if has_lengths else NONE]
             promised = all(row["same_text_promised"] for row in found.values())
             lines.append([model, methods.title(method) + ("" if promised else OTHER_STREAM), *cells, *means])
     return grid(header, lines)
@@ -104,17 +104,17 @@ def _notes(rows: Sequence[Mapping]) -> str:
     notes = []
     if any(not row["same_text_promised"] for row in rows):
         notes.append(
-            f"{OTHER_STREAM} Draws other random numbers than plain `generate`: the same distribution and as many "
+            f"{OTHER_STREAM} Draws other random numbers than plain `generate`: the same distribution and number of "
             "tokens, but another text."
         )
     if any(row["speedup"] is None for row in rows):
-        notes.append(f'"{DIFFERS}": the text was not plain `generate`\'s, so no speedup is reported.')
+        notes.append(f'"{DIFFERS}": the text differs from plain `generate`\'s, so no speedup is reported.')
     differing = [row for row in rows if row["num_differing"] and row["same_text_promised"]]
     if differing:
         share = max(row["num_differing"] / row["num_prompts"] for row in differing)
         notes.append(
-            f"Texts differ from plain `generate`'s for up to {share:.0%} of a row's prompts (counts below): passes of "
-            "several tokens round differently from passes of one, so near-ties flip."
+            f"Texts differ from plain `generate`'s for up to {share:.0%} of a row's prompts (counts below): forward "
+            "passes over several tokens round differently from single steps, so near-ties may flip."
         )
     return "\n\n".join(notes)
 
@@ -137,16 +137,16 @@ def _details(rows: Sequence[Mapping]) -> str:
                 + ("" if row["same_text_promised"] else OTHER_STREAM),
             )
         )
-    header = ("Task", "Method", "T", "Batch", "Speedup", "95 %", "Decoding alone", "Its ceiling", "Differing")
+    header = ("Task", "Method", "T", "Batch", "Speedup", "95 %", "Decoding", "Decoding ceiling", "Differing")
     text = (
-        '"Decoding alone" leaves the prompt\'s pass out; its ceiling is what it would be if only the passes of the '
-        "two models took time. Differing: prompts whose text is not plain `generate`'s."
+        '"Decoding" is the speedup without prefill; its ceiling is that speedup if only the forward passes of the two '
+        "models took time. Differing: prompts whose text differs from plain `generate`'s."
     )
     return f"{text}\n\n{grid(header, cells)}"
 
 
 def _throughput(rows: Sequence[Mapping]) -> str:
-    """The paper's Table 3: tokens per second against plain `generate`'s at the same batch size, mean over tasks."""
+    """The paper's Table 3: tokens per second relative to plain `generate` at the same batch size."""
     sizes = _distinct(rows, "batch_size")
     cells = []
     for temperature in _distinct(rows, "temperature"):
@@ -160,12 +160,12 @@ def _throughput(rows: Sequence[Mapping]) -> str:
                 ]
                 line.append(f"{mean(ratios):.2f}x" if ratios and None not in ratios else NONE)
             cells.append(line)
-    text = "Tokens per second, as a multiple of plain `generate`'s at the same batch size; mean over tasks."
+    text = "Tokens per second relative to plain `generate` at the same batch size; mean over tasks."
     return f"{text}\n\n{grid(('T', 'Method', *map(str, sizes)), cells)}"
 
 
 def _rates(rows: Sequence[Mapping]) -> str:
-    """Figure 7 of the paper as a table."""
+    """The paper's Figure 7 as a table."""
     chains = [row for row in rows if row["acceptance_rates"]]
     depth = max(len(row["acceptance_rates"]) for row in chains)
     cells = [
@@ -180,8 +180,8 @@ def _rates(rows: Sequence[Mapping]) -> str:
         for row in chains
     ]
     text = (
-        "The chance that a draft token is accepted where n of the draft's inputs are its own outputs and the n tokens "
-        "before it were accepted; cycles cut by the end of a text are left out."
+        "The probability that a draft token is accepted, given that the n draft tokens before it were accepted (they "
+        "are the draft's own outputs); cycles cut off by the end of a text are excluded."
     )
     return f"{text}\n\n{grid(('Task', 'Method', 'T', 'Batch', *(f'{n}-α' for n in range(depth))), cells)}"
 
@@ -189,16 +189,16 @@ def _rates(rows: Sequence[Mapping]) -> str:
 def _settings(document: Mapping) -> str:
     settings = document["settings"]
     lines = [
-        f"- rounds of plain `generate` and every method on each call: {settings['repetitions']}; who begins rotates; "
-        f"untimed calls of each before: {settings['warm_up']}",
-        f"- up to {settings['max_new_tokens']} new tokens per answer, as many as plain `generate` writes until its EOS"
-        + (" (here EOS is ignored)" if settings["ignore_eos"] else "")
-        + "; turns are answered over plain `generate`'s answers",
-        "- speedup: median of the paired ratios per call, weighted by plain time; 95 % by bootstrap over prompts and "
-        "rounds",
-        *(f"- {task}: {count} turns too long for the target left out" for task, count in settings["left_out"].items()),
+        f"- rounds of plain `generate` and every method per call: {settings['repetitions']}, the first one "
+        f"rotating; untimed warm-up calls of each: {settings['warm_up']}",
+        f"- up to {settings['max_new_tokens']} new tokens per answer, as many as plain `generate` needs until EOS"
+        + (" (EOS ignored here)" if settings["ignore_eos"] else "")
+        + "; later turns follow plain `generate`'s answers",
+        "- speedup: median of the paired ratios per call, weighted by plain time; 95 % interval by bootstrap over "
+        "prompts and rounds",
+        *(f"- {task}: {count} turns skipped, too long for the target" for task, count in settings["left_out"].items()),
         *(
-            f"- {task}: {count} prompts left out: they cannot be read, or the chat template refuses them"
+            f"- {task}: {count} prompts skipped: unreadable, or rejected by the chat template"
             for task, count in settings.get("unreadable", {}).items()
         ),
         *(f"- not measured: {line}" for line in settings["skipped"]),
@@ -215,5 +215,5 @@ def grid(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def _distinct(rows: Iterable[Mapping], name: str) -> list:
-    """Values in the order they come."""
+    """Distinct values in order of appearance."""
     return list(dict.fromkeys(row[name] for row in rows))

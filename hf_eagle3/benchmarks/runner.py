@@ -1,7 +1,8 @@
-"""The measurement: every method on every call, side by side with plain generate, in turns.
+"""The measurement loop: rounds of plain generate and every method on the same prompts.
 
-A round is plain generate and every method once on the same call, so that a slow moment of the machine hits neighbours
-alike; who begins rotates from round to round. Only whole rounds are kept. Does not know what is made of the numbers.
+Each round runs plain generate and every method once on the same input, so that a slow moment of the machine affects
+all of them; the starting method rotates from round to round. Only complete rounds are recorded. Does not know
+statistics or reports.
 """
 
 from collections import Counter
@@ -24,12 +25,12 @@ PLAIN_METHOD = Method(PLAIN)
 @dataclass
 class Tally:
     """
-    What a method did in all calls of a key.
+    Totals of a method over all calls of a key.
 
     Attributes:
         stats: Of the timed calls.
-        phases: Seconds per phase, the rest of the call as "other"; from synchronised calls on an accelerator.
-        plain_decode_seconds: Of plain generate beside those calls, the prompt's pass left out.
+        phases: Seconds per phase, the rest of the call as "other"; on an accelerator from synchronised calls.
+        plain_decode_seconds: Of plain generate on the same inputs, without prefill.
     """
 
     stats: SpeculationStats = field(default_factory=SpeculationStats)
@@ -43,14 +44,14 @@ class Runner:
 
     Args:
         target: The target.
-        workload: Its prompts as calls, and the settings.
-        methods: What is compared with plain generate.
-        on_call: Called with each `Work` that is done.
+        workload: Prompts as calls, and the settings.
+        methods: The methods to compare with plain generate.
+        on_call: Called with each finished `Work`.
 
     Attributes:
         records: One per call, method and repetition; see [`Runner.measure`].
-        tallies: What was accepted, and where time went.
-        skipped: What was left out, and why.
+        tallies: Acceptance and phase times per key.
+        skipped: Methods that were not measured, with the reason.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Runner:
         self._rounds = 0
 
     def plan(self, tasks: list[Task]) -> list[tuple[int, list[Batch]]]:
-        """(batch size, batches) per temperature, batch size and task, in the order they are measured."""
+        """(batch size, batches) per temperature, batch size and task, in order of measurement."""
         return [
             (size, [batch for seed in self.settings.seeds for batch in batches(task, temperature, seed, size)])
             for temperature in self.settings.temperatures
@@ -77,9 +78,9 @@ class Runner:
         ]
 
     def run(self, plan: list[tuple[int, list[Batch]]]) -> None:
-        """Measure all of `plan`; what is done stays in `records` if interrupted."""
+        """Measure all of `plan`; if interrupted, `records` keeps the finished part."""
         for size, group in plan:
-            methods = self._running(size, group[0].temperature)
+            methods = self._supported(size, group[0].temperature)
             if not methods:
                 continue
             warm_up = self.settings.warm_up
@@ -92,29 +93,29 @@ class Runner:
                     self.measure(work, methods)
                     self.on_call(work)
 
-    def _running(self, batch_size: int, temperature: float) -> list[Method]:
-        running = []
+    def _supported(self, batch_size: int, temperature: float) -> list[Method]:
+        supported = []
         for method in self.methods:
-            if reason := method.why_not(batch_size, temperature):
+            if reason := method.skip_reason(batch_size, temperature):
                 line = f"{method.name} at temperature {temperature:g}, batch size {batch_size}: {reason}"
                 self.skipped += [line] if line not in self.skipped else []
             else:
-                running.append(method)
-        return running
+                supported.append(method)
+        return supported
 
     def measure(self, work: Work, methods: list[Method]) -> None:
-        """All rounds of one call; adds a record per method and round."""
+        """All rounds of one call; appends a record per method and round."""
         for repetition in range(self.settings.repetitions):
             calls = self._round(work, methods)
             for method in methods:
-                self._keep(work, method, repetition, calls)
+                self._record(work, method, repetition, calls)
         if self.target.device.type != "cpu":
             for method in methods:
                 if method.is_ours:
                     self._add_phases(work, method, calls | {method.name: self._call(method, work, synchronize=True)})
 
     def _round(self, work: Work, methods: list[Method]) -> dict[str, Call]:
-        """One call of each, who begins rotating. "" is plain generate's first token alone: what the prompt costs."""
+        """One call per method, the first one rotating. "" is plain generate of one token: the cost of prefill."""
         entries = [("", PLAIN_METHOD, replace(work, new_tokens=1))]
         entries += [(method.name, method, work) for method in (PLAIN_METHOD, *methods)]
         first = self._rounds % len(entries)
@@ -124,18 +125,18 @@ class Runner:
     def _call(self, method: Method, work: Work, synchronize: bool = False) -> Call:
         return run_call(self.target, method, work, self.workload.options(work), synchronize)
 
-    def _keep(self, work: Work, method: Method, repetition: int, calls: dict[str, Call]) -> None:
+    def _record(self, work: Work, method: Method, repetition: int, calls: dict[str, Call]) -> None:
         call, plain = calls[method.name], calls[PLAIN]
-        names = [prompt.question_id for prompt in work.batch.prompts]
-        same = (call.tokens == plain.tokens).all(dim=1).tolist()
+        question_ids = [prompt.question_id for prompt in work.batch.prompts]
+        is_same = (call.tokens == plain.tokens).all(dim=1).tolist()
         self.records.append(
             {
                 "task": work.batch.task,
                 "method": method.name,
                 "temperature": work.batch.temperature,
-                "batch_size": len(names),
+                "batch_size": len(question_ids),
                 "seed": work.seed,
-                "question_ids": names,
+                "question_ids": question_ids,
                 "turn": work.turn,
                 "repetition": repetition,
                 "prompt_tokens": work.inputs["input_ids"].shape[1],
@@ -145,7 +146,7 @@ class Runner:
                 "seconds": call.seconds,
                 "committed_tokens": call.stats.num_committed_tokens,
                 "num_cycles": call.stats.num_cycles,
-                "differing": [name for name, is_same in zip(names, same, strict=True) if not is_same],
+                "differing": [name for name, same in zip(question_ids, is_same, strict=True) if not same],
             }
         )
         self._tally(work, method).stats.add(call.stats)

@@ -1,13 +1,13 @@
-"""What a cycle costs on shapes whose weights are not at hand: random weights, acceptance simulated.
+"""Cost of a cycle for model shapes without their weights: random weights, simulated acceptance.
 
 `python -m hf_eagle3.benchmarks.simulated --shape llama-8b --tree 59,8,10 --tau 6.13`
 
-Target and draft have the shapes of real ones and random weights, so nothing that they propose would be accepted.
-Every pass, the walk and the commit run as ever; then the walk's outcome is replaced by a path of the tree whose length
-averages `--tau`, whatever the target chose. The text means nothing, and tokens per second hold only for a draft that
-reaches that tau. What is measured is the cost of a cycle in steps of plain generate, in one run, in turns.
+Target and draft have the shapes of real models and random weights, so no draft token would be accepted. Every pass,
+the walk and the commit run unchanged; forward hooks overwrite the logits of both models so that cycles commit `--tau`
+tokens on average. The text is meaningless, and tokens per second hold only for a draft that reaches that tau. What is
+measured is the cost of a cycle in steps of plain generate, the two timed alternately in one process.
 
-Does not know prompts, tasks or real acceptance; those are `hf-eagle3 benchmark`'s.
+Does not know prompts, tasks or real acceptance: see `hf-eagle3 benchmark`.
 """
 
 import argparse
@@ -18,25 +18,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
-from unittest import mock
 
 import torch
 from transformers import AutoModelForCausalLM, CompileConfig, LlamaConfig, PreTrainedModel
 
 from ..compat.calls import compile_on_every_device
-from ..generation.loop import Generation
+from ..draft_init import new_draft
+from ..dtypes import torch_dtype
 from ..generation.ops.transfer import best_device
 from ..generation.stats import record
-from ..generation.tree.draft_tree import DraftTree
-from ..generation.walk import Walk, by_depth
 from ..modeling_eagle3 import Eagle3DraftModel
-from ..training.new_draft import new_draft
 from ..tree_config import TreeConfig
 from . import environment
 from .timing import timed, without_eos
 
 
-# Sizes of public models, as their configurations state them; with each the draft vocabulary that its drafts have.
+# Sizes of public models from their configurations, and the draft vocabulary size of their published drafts.
 SHAPES: dict[str, tuple[dict, int]] = {
     "llama-8b": (
         {
@@ -73,19 +70,22 @@ SHAPES: dict[str, tuple[dict, int]] = {
     ),
 }
 COMPILED = ("none", "plain", "both")
+DOMINANT = 1e4  # a logit above all others, within float16
+# Tokens per cycle are drawn in advance; sequences of a batch read them at different offsets. Both are primes.
+NUM_DRAWS, SEQUENCE_STRIDE = 8191, 1009
 
 
 @dataclass(frozen=True)
 class Cost:
     """
     Attributes:
-        cycle: A cycle of the loop, in steps of plain generate.
-        verification, drafting: The target's and the draft's passes of a cycle, in steps of plain generate.
+        cycle: Time of a cycle of the loop, in steps of plain generate.
+        verification, drafting: Time of a cycle's target and draft passes, in steps of plain generate.
         acceptance_length: Tokens per cycle; simulated.
-        speedup: Decoding alone, at that acceptance length.
-        plain_tokens_per_second, tokens_per_second: Decoding alone, all rows together.
+        speedup: Of decoding, without prefill, at that acceptance length.
+        plain_tokens_per_second, tokens_per_second: Of decoding, over the whole batch.
         tree: Nodes, levels and top-k.
-        plain, drafted: How plain generate and ours ran: "eager", or "compiled" over static shapes.
+        plain, drafted: How plain generate and speculation ran: "eager", or "compiled" with static shapes.
     """
 
     cycle: float
@@ -101,7 +101,7 @@ class Cost:
 
 
 def random_pair(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[PreTrainedModel, Eagle3DraftModel]:
-    """Target and draft of a shape of `SHAPES`, their weights random."""
+    """Target and draft with the sizes of a shape of `SHAPES` and random weights."""
     sizes, draft_vocab_size = SHAPES[shape]
     config = LlamaConfig(**sizes, max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, pad_token_id=0)
     with torch.device(device):
@@ -111,36 +111,63 @@ def random_pair(shape: str, device: torch.device, dtype: torch.dtype) -> tuple[P
     return target, draft.to(device, dtype).eval()
 
 
+class SimulatedAcceptance:
+    """
+    Logits under which cycles commit `tau` tokens on average, by forward hooks on both models.
+
+    The draft puts all its probability on one token. The target chooses that token at the depths to be accepted, and
+    at deeper nodes a token that is never drafted. Tokens per cycle are one of the two integers around `tau`, drawn by
+    sequence and position of the root.
+    """
+
+    def __init__(self, target: PreTrainedModel, draft: Eagle3DraftModel, tau: float, seed: int = 0):
+        self.accepted, self.rejected = 0, 1  # draft token ids
+        if draft.target_token_ids is not None:
+            self.accepted, self.rejected = draft.target_token_ids[:2].tolist()
+        draws = torch.rand(NUM_DRAWS, generator=torch.Generator().manual_seed(seed))
+        self.counts = (int(tau) + (draws < tau - int(tau)).long()).to(target.device)
+        self.is_active = True  # torch.compile guards on this flag, but not on the hooks of a module
+        self.position_ids: torch.Tensor | None = None
+
+    def note_positions(self, decoder: torch.nn.Module, inputs: tuple, arguments: dict) -> None:
+        """Forward pre-hook of the target's decoder."""
+        self.position_ids = arguments["position_ids"] if self.is_active else None
+
+    def choose(self, head: torch.nn.Module, inputs: tuple, logits: torch.Tensor) -> None:
+        """Forward hook of the target's output head: `logits` (A, n, V) of the last n positions."""
+        if not self.is_active:
+            return
+        # A node's depth is its distance from the root, the first token of a verification pass.
+        roots = self.position_ids[:, :1]
+        depths = self.position_ids[:, -logits.shape[1] :] - roots
+        sequences = torch.arange(roots.shape[0], device=roots.device)[:, None]
+        counts = self.counts[(roots + SEQUENCE_STRIDE * sequences) % NUM_DRAWS]
+        chosen = torch.where(depths < counts - 1, self.accepted, self.rejected)
+        logits.scatter_(-1, chosen[..., None], DOMINANT)
+
+    def propose(self, head: torch.nn.Module, inputs: tuple, logits: torch.Tensor) -> None:
+        """Forward hook of the draft's head: `logits` (..., D)."""
+        if self.is_active:
+            logits[..., 0], logits[..., 1] = DOMINANT, -DOMINANT
+
+
 @contextmanager
-def simulated_acceptance(tau: float, seed: int = 0) -> Iterator[None]:
-    """
-    Inside, cycles commit `tau` tokens on average, along a deepest path of their tree, whatever the target chose.
-
-    Counts are the whole numbers on both sides of `tau`, drawn with a generator of their own. Not for text: it is
-    neither the target's nor the draft's.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    honest = Generation.walk
-
-    def walk(self: Generation, tree: DraftTree, logits: torch.Tensor) -> Walk:
-        found = honest(self, tree, logits)  # for its cost
-        least = int(tau)
-        more = torch.rand(len(found.counts), generator=generator) < tau - least
-        counts = (least + more.long()).to(found.counts.device).clamp(max=tree.max_depth + 1)
-        nodes = deepest_path(tree).to(found.nodes.device)
-        following = tree.tokens.to(nodes.device).gather(1, nodes[:, 1:])  # each node's token was chosen at its parent
-        tokens = torch.cat((following, found.tokens[:, :1]), dim=1)
-        return Walk(nodes, tokens, counts, torch.zeros_like(found.is_nan))
-
-    with mock.patch.object(Generation, "walk", walk):
+def simulated_acceptance(
+    target: PreTrainedModel, draft: Eagle3DraftModel, tau: float, seed: int = 0
+) -> Iterator[None]:
+    """Inside, calls with `draft` commit `tau` tokens per cycle on average; the generated text is meaningless."""
+    simulation = SimulatedAcceptance(target, draft, tau, seed)
+    handles = [
+        draft.lm_head.register_forward_hook(simulation.propose),
+        target.get_decoder().register_forward_pre_hook(simulation.note_positions, with_kwargs=True),
+        target.get_output_embeddings().register_forward_hook(simulation.choose),
+    ]
+    try:
         yield
-
-
-def deepest_path(tree: DraftTree) -> torch.Tensor:
-    """Nodes from the root to a deepest node of each row, (A, T + 1), T the tree's levels."""
-    deepest = tree.depths.argmax(dim=1)
-    path = tree.ancestors.gather(1, deepest[:, None, None].expand(-1, 1, tree.ancestors.shape[2]))[:, 0]
-    return by_depth(tree, path)
+    finally:
+        simulation.is_active = False
+        for handle in handles:
+            handle.remove()
 
 
 def measure(
@@ -155,44 +182,48 @@ def measure(
     compile_config: CompileConfig | None = None,
 ) -> Cost:
     """
-    The cost of a cycle of `draft`'s static tree, beside plain generate.
+    Measure a cycle of `draft`'s static tree relative to plain generate.
 
     Args:
         tau: Tokens per cycle to simulate, between 1 and the tree's levels + 1.
-        new_tokens: Per call; the prompt's pass is measured by calls of one token, and taken off.
-        repetitions: Rounds, each plain and with the draft. One more before them is not counted; two where something is
-            compiled, since the first use of a draft wraps the attention and plain generate is compiled anew.
-        compiled: What is compiled, over static shapes: "none", "plain" generate, or "both".
-        compile_config: How, if not as the host does it on an accelerator. It is compiled on a CPU as well.
+        new_tokens: Per call; prefill is measured by calls of one token and subtracted.
+        repetitions: Timed rounds, each with and without the draft. One warm-up round comes first, or two with
+            compilation: the first use of a draft wraps the attention, after which plain generate recompiles.
+        compiled: What is compiled with static shapes: "none", "plain" generate, or "both".
+        compile_config: Instead of transformers' default. Compilation also runs on a CPU.
 
     Raises:
-        ValueError: a `tau` that the tree cannot give, or too few tokens for one cycle.
+        ValueError: a `tau` that the tree cannot reach, or too few tokens for two cycles.
     """
     tree = draft.tree_config
     _check(tree, tau, new_tokens)
     inputs = random_prompts(target, batch_size, prompt_length)
     plain_options, draft_options = compile_options(compiled, compile_config)
     seconds: dict[str, list[float]] = {"prompt": [], "plain": [], "prompt and draft": [], "drafted": []}
-    with without_eos(target), simulated_acceptance(tau):
+    with without_eos(target):
 
         def call(count: int, **options) -> float:
             return timed(target, inputs, 0, max_new_tokens=count, do_sample=False, **options)[1]
+
+        def draft_call(count: int) -> float:
+            with simulated_acceptance(target, draft, tau):
+                return call(count, assistant_model=draft, **draft_options)
 
         for repetition in range(-(1 if compiled == "none" else 2), repetitions):
             round_ = {
                 "prompt": call(1, **plain_options),
                 "plain": call(new_tokens, **plain_options),
-                "prompt and draft": call(1, assistant_model=draft, **draft_options),
+                "prompt and draft": draft_call(1),
             }
             with record() as stats:
-                round_["drafted"] = call(new_tokens, assistant_model=draft, **draft_options)
+                round_["drafted"] = draft_call(new_tokens)
             if repetition < 0:
                 continue
             for name, value in round_.items():
                 seconds[name].append(value)
             cycles = stats.num_iterations
         with record(synchronize=True) as stats:
-            call(new_tokens, assistant_model=draft, **draft_options)
+            draft_call(new_tokens)
     passes = {name: stats.phase_seconds[name] / stats.num_iterations for name in ("verify_forward", "draft_forward")}
     step = (median(seconds["plain"]) - median(seconds["prompt"])) / (new_tokens - 1)
     cycle = (median(seconds["drafted"]) - median(seconds["prompt and draft"])) / cycles
@@ -214,14 +245,14 @@ def measure(
 def _check(tree: TreeConfig, tau: float, new_tokens: int) -> None:
     if not 1 <= tau <= tree.tree_depth + 1:
         raise ValueError(
-            f"`tau` {tau} is not between 1 and {tree.tree_depth + 1}, what {tree.tree_depth} levels give."
+            f"`tau` {tau} is not between 1 and {tree.tree_depth + 1}, the most that {tree.tree_depth} levels allow."
         )
     if new_tokens < 2 * (tree.tree_depth + 1):
         raise ValueError(f"`new_tokens` {new_tokens} is too few for two cycles of {tree.tree_depth} levels.")
 
 
 def random_prompts(target: PreTrainedModel, batch_size: int, length: int) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask`, (batch_size, length) each, the same every time."""
+    """`input_ids` and `attention_mask`, (batch_size, length) each, always the same."""
     ids = torch.randint(
         3, target.config.vocab_size, (batch_size, length), generator=torch.Generator().manual_seed(0)
     ).to(target.device)
@@ -230,13 +261,13 @@ def random_prompts(target: PreTrainedModel, batch_size: int, length: int) -> dic
 
 def compile_options(compiled: str, config: CompileConfig | None = None) -> tuple[dict, dict]:
     """
-    Options of a plain call and of one with a draft.
+    Arguments of `generate` for a plain call and for a call with a draft.
 
     Raises:
         ValueError: `compiled` is none of `COMPILED`.
     """
     if compiled not in COMPILED:
-        raise ValueError(f"`compiled` is {compiled!r}; known are {', '.join(map(repr, COMPILED))}.")
+        raise ValueError(f"`compiled` is {compiled!r}; choose from {', '.join(map(repr, COMPILED))}.")
     config = copy.copy(config) if config is not None else CompileConfig()
     compile_on_every_device(config)
     options = {"cache_implementation": "static", "compile_config": config}
@@ -247,22 +278,25 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m hf_eagle3.benchmarks.simulated",
-        description="cost of a cycle in steps of plain generate: random weights, SIMULATED acceptance",
+        description="cost of a cycle in steps of plain generate, with random weights and SIMULATED acceptance",
     )
     parser.add_argument("--shape", choices=SHAPES, default="llama-8b", help="(default: llama-8b)")
     parser.add_argument("--tree", default="59,8,10", help="NODES,LEVELS,TOP_K (default: 59,8,10)")
     parser.add_argument(
-        "--tau", type=float, default=6.13, help="tokens per cycle to simulate (default: 6.13, table 1: 8B, MT-bench)"
+        "--tau",
+        type=float,
+        default=6.13,
+        help="tokens per cycle to simulate (default: 6.13, the paper's Table 1 for 8B on MT-bench)",
     )
     parser.add_argument("--prompt-length", type=int, default=512, help="tokens (default: 512)")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="(default: 256)")
     parser.add_argument("--batch-size", type=int, default=1, help="(default: 1)")
-    parser.add_argument("--repetitions", type=int, default=5, help="rounds (default: 5)")
+    parser.add_argument("--repetitions", type=int, default=5, help="timed rounds (default: 5)")
     parser.add_argument(
         "--compile",
         choices=COMPILED,
         default="none",
-        help="what torch.compile runs, over static shapes: plain generate, or ours as well (default: none)",
+        help="what runs under torch.compile with static shapes: plain generate, or both (default: none)",
     )
     parser.add_argument("--device", help="(default: the accelerator, else cpu)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
@@ -271,8 +305,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         nodes, levels, top_k = map(int, given.tree.split(","))
     except ValueError:
-        parser.error(f"--tree {given.tree!r} is not NODES,LEVELS,TOP_K: three whole numbers.")
-    target, draft = random_pair(given.shape, device, getattr(torch, given.dtype))
+        parser.error(f"--tree {given.tree!r} is not NODES,LEVELS,TOP_K (three integers).")
+    target, draft = random_pair(given.shape, device, torch_dtype(given.dtype))
     try:
         cost = measure(
             target,

@@ -1,4 +1,4 @@
-"""Records to the rows of the report: speedups with intervals, acceptance, where time went. Knows no model."""
+"""From records to the rows of the report: speedups with intervals, acceptance, phase shares. Does not know models."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,10 +22,10 @@ def rows(
     One row per task, method, temperature and batch size, in the order measured.
 
     Args:
-        records, tallies: The runner's.
-        methods: For what each promises.
-        is_exact: Whether the dtype leaves no excuse for another text (float32): a speedup is then refused (None) where
-            a method that promises plain generate's text wrote another.
+        records, tallies: Of the [`Runner`].
+        methods: Tell which text each method must generate.
+        is_exact: Whether rounding cannot explain another text (float32): the speedup of a method that must reproduce
+            plain generate's text and did not is then `None`.
     """
     by_name = {method.name: method for method in methods}
     groups: dict[Key, list[Mapping]] = {}
@@ -47,11 +47,11 @@ def rows(
 
 
 def _acceptance(tally: Tally, is_ours: bool) -> dict:
-    """tau for all; n-alpha where the draft is a chain, as in the paper, cut after the last depth ever tried."""
+    """tau for all methods; n-alpha for chains, as in the paper, up to the deepest level that was ever drafted."""
     stats, total = tally.stats, sum(tally.phases.values())
     rates = stats.acceptance_rates if is_ours and stats.mode == "chain" else []
     return {
-        "acceptance_length": stats.acceptance_length if stats.num_cycles else None,  # answers of one token
+        "acceptance_length": stats.acceptance_length if stats.num_cycles else None,  # no cycle in one-token answers
         "acceptance_rates": [rate for rate in rates if not math.isnan(rate)],
         "accepted_histogram": stats.histogram,
         "phase_shares": {name: seconds / total for name, seconds in tally.phases.items()},
@@ -61,7 +61,7 @@ def _acceptance(tally: Tally, is_ours: bool) -> dict:
 
 
 def _ceiling(tally: Tally) -> float | None:
-    """What decoding alone would gain if only the two models' passes took time, from the row's own calls."""
+    """Decoding speedup if only the two models' passes took time, from the calls of this row."""
     models = tally.phases["verify_forward"] + tally.phases["draft_forward"]
     return metrics.speedup(tally.plain_decode_seconds, models) if models else None
 
@@ -93,9 +93,9 @@ def _speed(group: Sequence[Mapping]) -> dict:
     return {
         "speedup": metrics.paired_speedup(calls),
         "speedup_interval": None if interval is None else list(interval),
-        # Without the prompt's pass, which both have alike; the draft's own reading of the prompt stays.
+        # Without the target's prefill, which both sides share; the draft's own prefill is included.
         "decode_speedup": metrics.paired_speedup([c for cl in decoding for c in cl]) if decoding else None,
-        # Of equally many tokens, so it is the ratio of the times all calls take; each side's own medians, not pairs'.
+        # Equal token counts: a ratio of total times, from the median of each side rather than of the pairs.
         "tokens_per_second_ratio": metrics.speedup(
             *(sum(median(pair[side] for pair in call) for call in calls) for side in (0, 1))
         ),
@@ -103,7 +103,7 @@ def _speed(group: Sequence[Mapping]) -> dict:
 
 
 def _clusters(group: Sequence[Mapping], pair: Callable[[Mapping], tuple[float, float]]) -> list[list[Pairs]]:
-    """Pairs of times per repetition, per call (turn, seed), per batch of prompts."""
+    """(plain, method) seconds by batch of prompts, by call (turn, seed), by repetition."""
     clusters: dict[tuple, dict[tuple, Pairs]] = {}
     for record in group:
         calls = clusters.setdefault(tuple(record["question_ids"]), {})

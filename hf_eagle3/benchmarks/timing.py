@@ -1,4 +1,4 @@
-"""Timing of `generate`. Does not know methods or prompts."""
+"""Timing of one `generate` call. Does not know methods or prompts."""
 
 import time
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, set_seed
 def timed(
     target: PreTrainedModel, inputs: dict[str, torch.Tensor], seed: int, **options
 ) -> tuple[torch.Tensor, float]:
-    """(new tokens (B, n), seconds) of one call of `generate`, its random numbers begun anew."""
+    """(new tokens (B, n), seconds) of one call of `generate` after seeding the random generators."""
     set_seed(seed)
     _wait_for(target.device)
     start = time.perf_counter()
@@ -28,9 +28,9 @@ def _wait_for(device: torch.device) -> None:
 @contextmanager
 def without_eos(target: PreTrainedModel) -> Iterator[None]:
     """
-    Inside, the target's `generate` ends at `max_new_tokens` alone.
+    Inside, the target's `generate` stops at `max_new_tokens` only.
 
-    `eos_token_id=None` as an argument would be filled from `generation_config`, so it is that which changes.
+    `eos_token_id=None` as an argument would be filled in from `generation_config`, so the latter is changed.
     """
     config = target.generation_config
     eos_token_id, config.eos_token_id = config.eos_token_id, None

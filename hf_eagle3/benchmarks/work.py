@@ -1,10 +1,9 @@
-"""The calls to be measured: which prompts side by side, over which conversation, for how many tokens.
+"""The calls to measure: which prompts form a batch, after which conversation, for how many new tokens.
 
-How answers that end are compared: every timed call writes a number of tokens that is fixed before, with EOS off, so
-that all methods and plain generate write equally many. The number is what plain generate writes for that very batch
-until its EOS, found by an untimed call. For one row this is its own answer, to the last token; in a batch, rows that
-end before the longest run on, for every method alike. Conversations of several turns go on over plain generate's
-answers, so that all methods answer the same.
+All methods generate the same number of tokens per call, with EOS disabled: as many as plain generate needs for that
+batch until EOS, found by an untimed call. At batch size 1 this is exactly the answer; in a batch, every method
+continues shorter answers up to the longest. Later turns of a conversation follow plain generate's answers, so that all
+methods see the same prompts. Does not know methods or times.
 """
 
 import logging
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.conversations import chat_ids, checked_template_kwargs
 from ..data.limits import context_length, stop_tokens, up_to_stop
 from ..data.messages import BadRow, Message
+from ..token_ids import left_padded, padding_token_id
 from .prompts import Prompt, Task, Turn
 from .timing import timed, without_eos
 
@@ -26,15 +26,15 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchmarkSettings:
     """
-    What is varied and how often; see the options of `hf-eagle3 benchmark`.
+    What is varied, and how often it is measured; see the options of `hf-eagle3 benchmark`.
 
     Attributes:
         warm_up: Untimed calls of each method before the first timed one of a task, temperature and batch size.
-        ignore_eos: Always write `max_new_tokens`.
-        raw: Prompts as plain text, though the tokenizer has a chat template.
-        chat_template_kwargs: Further arguments of the chat template; a prompt's own win.
+        ignore_eos: Always generate `max_new_tokens`.
+        raw: Do not apply the tokenizer's chat template.
+        chat_template_kwargs: Extra arguments of the chat template; those of a prompt take precedence.
     """
 
     temperatures: tuple[float, ...] = (0.0,)
@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Batch:
-    """Conversations side by side, all with the same number of turns. `index` is its place in the task."""
+    """A batch of conversations with the same number of turns. `index` is its position in the task."""
 
     task: str
     temperature: float
@@ -60,13 +60,13 @@ class Batch:
 
     @property
     def num_turns(self) -> int:
-        """User turns of each conversation."""
+        """Number of user turns of each conversation."""
         return len(self.prompts[0].turns)
 
 
 @dataclass(frozen=True)
 class Work:
-    """One call of `generate`: `turn` of a batch, `inputs` (B, P), and how many tokens every method is to write."""
+    """One call of `generate`: the `turn` of a batch, its `inputs` (B, P), and the number of tokens to generate."""
 
     batch: Batch
     turn: int
@@ -75,74 +75,74 @@ class Work:
 
     @property
     def seed(self) -> int:
-        """Another one for each batch, else every prompt would be sampled with the same noise."""
+        """Different for each batch; otherwise all prompts would be sampled with the same noise."""
         return self.batch.seed + self.batch.index
 
 
 class Workload:
     """
-    Turns prompts into calls for one target.
+    Converts prompts to calls for one target.
 
     Args:
         target, tokenizer: The target and its tokenizer.
-        settings: Lengths and whether EOS counts.
+        settings: Lengths, EOS handling and chat template.
 
     Attributes:
-        left_out: (task, question id, turn) of what does not fit the target's context.
-        refused: The same of what the chat template refuses, with the turns after it.
+        left_out: (task, question id, turn) of prompts that do not fit into the target's context.
+        refused: The same for prompts that the chat template rejects, and for the turns after them.
 
     Raises:
-        ValueError: arguments of the chat template that it does not have.
+        ValueError: arguments that the chat template does not use.
     """
 
-    def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: Settings):
+    def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: BenchmarkSettings):
         self.target, self.tokenizer, self.settings = target, tokenizer, settings
         self.template_kwargs = checked_template_kwargs(settings.chat_template_kwargs, tokenizer)
         self.left_out: set[tuple[str, str, int]] = set()
         self.refused: set[tuple[str, str, int]] = set()
-        self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+        self.pad_token_id = padding_token_id(tokenizer)
         self.stops = stop_tokens(target)
         self.context = context_length(target.config)
 
     def fitting(self, task: Task) -> Task:
         """
-        The task without prompts that are too long for the context or that the chat template refuses.
+        The task without prompts that exceed the context or that the chat template rejects.
 
         Raises:
-            ValueError: none is left.
+            ValueError: no prompt remains.
         """
         lengths = [self._length(task.name, prompt) for prompt in task.prompts]
         if all(length is None for length in lengths):
-            raise ValueError(f"`--tasks` {task.name!r}: the chat template refuses every prompt; see the warnings.")
+            raise ValueError(f"`--tasks` {task.name!r}: the chat template rejects every prompt; see the warnings.")
         pairs = [pair for pair in zip(task.prompts, lengths, strict=True) if pair[1] is not None]
         kept = tuple(prompt for prompt, length in pairs if self._fits(length))
         if not kept:
             raise ValueError(
-                f"`--tasks` {task.name!r}: no prompt fits {self.context} positions of the target together with "
-                f"`--max-new-tokens` {self.settings.max_new_tokens}; lower that or leave the task out."
+                f"`--tasks` {task.name!r}: no prompt fits into the target's context of {self.context} tokens together "
+                f"with `--max-new-tokens` {self.settings.max_new_tokens}; lower it or omit the task."
             )
         dropped = [prompt for prompt, length in pairs if not self._fits(length)]
         self.left_out |= {(task.name, p.question_id, turn) for p in dropped for turn in range(len(p.turns))}
         return replace(task, prompts=kept)
 
     def works(self, batch: Batch) -> Iterator[Work]:
-        """The batch's turns, one after the other; each costs one untimed call of plain generate."""
+        """The turns of a batch in order; each needs one untimed call of plain generate."""
         conversations: list[list[Message]] = [[] for _ in batch.prompts]
         for turn in range(batch.num_turns):
             for prompt, messages in zip(batch.prompts, conversations, strict=True):
-                messages += said(prompt.turns[turn])
-            rows = []
+                messages += messages_of_turn(prompt.turns[turn])
+            encoded = []
             for prompt, messages in zip(batch.prompts, conversations, strict=True):
                 try:
-                    rows.append(self._ids(prompt, messages))
-                except BadRow as error:  # a batch goes on together
+                    encoded.append(self._ids(prompt, messages))
+                except BadRow as error:  # ends the whole batch, whose turns advance together
                     self._refuse(batch.task, prompt, turn, error)
                     return
-            if not self._fits(max(map(len, rows))):
+            if not self._fits(max(map(len, encoded))):
                 later = range(turn, batch.num_turns)
                 self.left_out |= {(batch.task, p.question_id, t) for p in batch.prompts for t in later}
                 return
-            inputs = self._padded(rows)
+            inputs = self._padded(encoded)
             answers = self._answers(Work(batch, turn, inputs, self.settings.max_new_tokens))
             yield Work(batch, turn, inputs, answers.shape[1])
             for messages, answer in zip(conversations, answers.tolist(), strict=True):
@@ -150,25 +150,27 @@ class Workload:
                 messages.append({"role": "assistant", "content": text})
 
     def _length(self, task: str, prompt: Prompt) -> int | None:
-        """Tokens of the first turn; `None` where the chat template refuses it, which is reported."""
+        """Number of tokens of the first turn; `None` if the chat template rejects it, which is logged."""
         try:
-            return len(self._ids(prompt, said(prompt.turns[0])))
+            return len(self._ids(prompt, messages_of_turn(prompt.turns[0])))
         except BadRow as error:
             self._refuse(task, prompt, 0, error)
             return None
 
     def _refuse(self, task: str, prompt: Prompt, turn: int, error: BadRow) -> None:
         self.refused |= {(task, prompt.question_id, later) for later in range(turn, len(prompt.turns))}
-        logger.warning("`--tasks` %r, prompt %s, turn %d is left out: %s", task, prompt.question_id, turn + 1, error)
+        logger.warning("`--tasks` %r, prompt %s, turn %d is skipped: %s", task, prompt.question_id, turn + 1, error)
 
     def first_turn(self, batch: Batch, new_tokens: int) -> Work:
-        """The batch's first turn, to be written for `new_tokens` whatever the answer."""
-        return Work(batch, 0, self._padded([self._ids(p, said(p.turns[0])) for p in batch.prompts]), new_tokens)
+        """The first turn of a batch with a given number of new tokens."""
+        return Work(
+            batch, 0, self._padded([self._ids(p, messages_of_turn(p.turns[0])) for p in batch.prompts]), new_tokens
+        )
 
     def options(self, work: Work) -> dict:
-        """Arguments of `generate` that all methods share."""
+        """Arguments of `generate` common to all methods."""
         temperature = work.batch.temperature
-        options = {"max_new_tokens": work.new_tokens, "pad_token_id": self.pad, "do_sample": temperature > 0}
+        options = {"max_new_tokens": work.new_tokens, "pad_token_id": self.pad_token_id, "do_sample": temperature > 0}
         if temperature > 0:
             options |= {"temperature": temperature, "top_k": 0, "top_p": 1.0}
         return options
@@ -187,21 +189,19 @@ class Workload:
             return chat_ids(self.tokenizer, messages, prompt=True, options=self.template_kwargs | prompt.options)
         return list(self.tokenizer("\n".join(message["content"] for message in messages))["input_ids"])
 
-    def _padded(self, rows: list[list[int]]) -> dict[str, torch.Tensor]:
-        width = max(map(len, rows))
-        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        return {"input_ids": ids.to(self.target.device), "attention_mask": mask.to(self.target.device)}
+    def _padded(self, prompts: list[list[int]]) -> dict[str, torch.Tensor]:
+        return left_padded(prompts, self.pad_token_id, self.target.device)
 
 
-def said(turn: Turn) -> list[Message]:
-    """The messages of a turn."""
+def messages_of_turn(turn: Turn) -> list[Message]:
+    """A turn as chat messages."""
     return [{"role": "user", "content": turn}] if isinstance(turn, str) else list(turn)
 
 
 def batches(task: Task, temperature: float, seed: int, batch_size: int) -> list[Batch]:
     """
-    The task in batches of exactly `batch_size`; the last of each number of turns is filled up from the beginning.
+    The task in batches of exactly `batch_size`, prompts of equally many turns together. An incomplete last batch is
+    filled up with the first prompts.
     """
     out: list[Batch] = []
     for _, group in groupby(sorted(task.prompts, key=lambda p: len(p.turns)), key=lambda p: len(p.turns)):

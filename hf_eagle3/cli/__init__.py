@@ -1,6 +1,6 @@
-"""`hf-eagle3 <command>`: options in `options/`, one small file per command with its `run` beside this one.
+"""`hf-eagle3 <command>`: options are defined in `options/`, and each command has a module with its `run` here.
 
-Importing this module needs neither torch nor transformers: a command's own module is imported once it was parsed.
+Importing this module does not import torch or transformers: a command's module is imported after parsing.
 """
 
 import os
@@ -9,25 +9,25 @@ import traceback
 from collections.abc import Callable
 from importlib import import_module
 
-from .mistakes import in_one_line
+from ..errors import in_one_line
 from .options import COMMANDS
 from .parsing import HELP_FLAGS, command_of, leading_flags, parse, parser
 
 
 __all__ = ["COMMANDS", "main", "parser"]
 BUG = (
-    "hf-eagle3: this is a bug in hf_eagle3, not a mistake of yours. Please report the traceback, the command and what "
-    "`hf-eagle3 --version` prints at https://github.com/hf-eagle3/hf_eagle3/issues"
+    "hf-eagle3: this is a bug in hf_eagle3. Please report the traceback, the command and the output of "
+    "`hf-eagle3 --version` at https://github.com/hf-eagle3/hf_eagle3/issues"
 )
 
 
 def main(argv: list[str] | None = None, import_package: Callable[[], None] = lambda: None) -> int:
     """
-    Entry point; mistakes of the caller end in one line and exit code 2, others in a traceback.
+    Entry point. User errors are reported in one line with exit code 2, bugs with a traceback.
 
     Args:
-        argv: The words after `hf-eagle3`; `None` for those of the process.
-        import_package: Does what `import hf_eagle3` has not done yet; see `hf_eagle3_cli.py`. May be called twice.
+        argv: Arguments after `hf-eagle3`; `None` for `sys.argv`.
+        import_package: Completes a deferred `import hf_eagle3`; see `hf_eagle3_cli.py`. May be called twice.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None, import_package: Callable[[], None] = lam
 def run(argv: list[str], import_package: Callable[[], None]) -> int:
     """Parse `argv` and run its command."""
     command, parents = command_of(argv), None
-    if command == "train" and not set(argv) & set(HELP_FLAGS):  # most of its options are transformers'
+    if command == "train" and not set(argv) & set(HELP_FLAGS):  # most of its options come from transformers
         import_package()
         from . import train
 
@@ -64,5 +64,5 @@ def run(argv: list[str], import_package: Callable[[], None]) -> int:
 
 
 def is_debugging(argv: list[str]) -> bool:
-    """Whether tracebacks were asked for, by `--debug` before the command or in the environment."""
+    """Whether `--debug` (before the command) or `HF_EAGLE3_DEBUG` requests tracebacks."""
     return "--debug" in leading_flags(argv) or os.environ.get("HF_EAGLE3_DEBUG", "0") not in ("", "0")

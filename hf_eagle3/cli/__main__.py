@@ -1,4 +1,4 @@
-"""`python -m hf_eagle3.cli`: the command line for launchers that want a module."""
+"""`python -m hf_eagle3.cli`: the command line as a module, for launchers such as `accelerate launch -m`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`hf-eagle3 benchmark`: a draft against plain generate and the host's own speculation; JSON, Markdown, pictures."""
+"""`hf-eagle3 benchmark`: a draft against plain `generate` and transformers' own speculation; JSON, Markdown, plots."""
 
 import argparse
 import json
@@ -15,12 +15,11 @@ from ..benchmarks import environment, methods, prompts, report
 from ..benchmarks.ceiling import Ceiling, probe, probe_tokens
 from ..benchmarks.runner import Runner
 from ..benchmarks.statistics import rows
-from ..benchmarks.work import Settings, Workload
+from ..benchmarks.work import BenchmarkSettings, Workload
 from ..compat.models import attention_name
 from ..configuration_eagle3 import Eagle3Config
-from ..data.features import fingerprint
-from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import (
+from ..errors import explained
+from ..model_loading import (
     dtype_for,
     load_any_draft,
     load_causal_lm,
@@ -31,24 +30,25 @@ from .loading import (
     tokenizer_note,
     usable_device,
 )
-from .mistakes import explained
+from ..modeling_eagle3 import Eagle3DraftModel
+from ..target.fingerprint import fingerprint
 from .options.benchmark import EMBEDDED, RANDOM
 
 
-# Where the dtype leaves no excuse for another text.
+# Rounding cannot explain a different text in these.
 EXACT_DTYPES = (torch.float32, torch.float64)
 
 
 def run(arguments: argparse.Namespace) -> int:
     complete(arguments)
     tasks = load_tasks(arguments)
-    target = load_target(arguments)
-    draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments, target)
+    target = load_target(arguments.target, dtype=arguments.dtype, device=arguments.device)
+    draft = random_draft(target) if arguments.draft == RANDOM else load_draft(arguments.draft, target)
     tokenizer = load_tokenizer(arguments.target)
     if arguments.draft != RANDOM and (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
         print(f"hf-eagle3 benchmark: {note}", file=sys.stderr)
     chosen = methods.parse(arguments.methods, draft, load_assistant(arguments, target, tokenizer))
-    settings = Settings(
+    settings = BenchmarkSettings(
         temperatures=distinct(arguments.temperatures),
         batch_sizes=distinct(arguments.batch_sizes),
         seeds=distinct(arguments.seeds),
@@ -80,30 +80,30 @@ def run(arguments: argparse.Namespace) -> int:
     refused = [row for row in document["rows"] if row["speedup"] is None]
     for row in refused:
         print(
-            f"hf-eagle3 benchmark: {row['method']} on {row['task']} at temperature {row['temperature']:g} wrote "
-            f"another text than plain generate for {row['num_differing']} of {row['num_prompts']} prompts in "
-            f"{target.dtype}: no speedup is reported.",
+            f"hf-eagle3 benchmark: {row['method']} on {row['task']} at temperature {row['temperature']:g} differs "
+            f"from plain generate for {row['num_differing']} of {row['num_prompts']} prompts in {target.dtype}: no "
+            "speedup is reported.",
             file=sys.stderr,
         )
     return 130 if interrupted else int(bool(refused))
 
 
 def complete(arguments: argparse.Namespace) -> None:
-    """Fill in the defaults that depend on each other, and refuse what cannot be, before anything is loaded."""
-    ships = arguments.target == EMBEDDED
+    """Resolve defaults that depend on other options and check dependencies before anything is loaded."""
+    is_embedded = arguments.target == EMBEDDED
     arguments.named_target = arguments.target
-    if ships:
+    if is_embedded:
         arguments.target, arguments.draft = str(embedded.TARGET), arguments.draft or EMBEDDED
     elif arguments.draft is None:
         raise ValueError(
-            f"`--target` {arguments.target!r} needs a draft: give `--draft` its directory, Hub id or random."
+            f"`--target` {arguments.target!r} needs a draft: set `--draft` to a directory, a Hub id or random."
         )
     arguments.named_draft = arguments.draft
     if arguments.draft == EMBEDDED:
         arguments.draft = str(embedded.DRAFT)
     arguments.dtype = dtype_for(arguments.target, arguments.dtype, usable_device(arguments.device))
     arguments.methods = arguments.methods or methods.default_names(arguments.assistant is not None)
-    arguments.tasks = arguments.tasks or ([EMBEDDED] if ships else list(prompts.HUB_SETS))
+    arguments.tasks = arguments.tasks or ([EMBEDDED] if is_embedded else list(prompts.HUB_SETS))
     if set(arguments.tasks) & set(prompts.HUB_SETS):
         needs_extra("bench", ("datasets",))
     if not arguments.no_plots:
@@ -115,11 +115,11 @@ def distinct(values: list) -> tuple:
 
 
 def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
-    """The prompt sets asked for; the embedded one is a task per domain."""
+    """The prompt sets of `--tasks`; the embedded one is split into a task per domain."""
     tasks = []
     for source in dict.fromkeys(arguments.tasks):
         if source != EMBEDDED:
-            with explained(f"`--tasks` {source} cannot be read", "Give a .jsonl file in UTF-8, or a known name."):
+            with explained(f"`--tasks` {source} cannot be read", "Use a UTF-8 .jsonl file or a known name."):
                 tasks.append(prompts.load_task(source, arguments.limit))
             continue
         for domain in dict.fromkeys(row["domain"] for row in embedded.prompts()):
@@ -128,13 +128,13 @@ def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):
         raise ValueError(
-            f"`--tasks` {' '.join(arguments.tasks)!r} names a task twice ({', '.join(names)}); rename a file."
+            f"`--tasks` {' '.join(arguments.tasks)!r} contains a task twice ({', '.join(names)}); rename a file."
         )
     return tasks
 
 
 def load_assistant(arguments: argparse.Namespace, target: PreTrainedModel, tokenizer) -> methods.Assistant | None:
-    """The small model beside the target; with both tokenizers where their vocabularies differ."""
+    """The assistant model, with both tokenizers if the vocabularies differ."""
     if arguments.assistant is None:
         return None
     model = load_causal_lm("--assistant", arguments.assistant, dtype=target.dtype).to(target.device).eval()
@@ -146,14 +146,14 @@ def load_assistant(arguments: argparse.Namespace, target: PreTrainedModel, token
 
 
 def random_draft(target: PreTrainedModel) -> Eagle3DraftModel:
-    """Untrained weights in the target's shape: what drafting costs where nothing is accepted."""
+    """An untrained draft for the target: shows the cost of speculation without acceptance."""
     torch.manual_seed(0)
     return Eagle3DraftModel(Eagle3Config.from_target(target)).to(target.device, target.dtype).eval()
 
 
 def show_ceilings(ceilings: list[Ceiling]) -> None:
-    """The ceiling comes first: what no loop around these two models can exceed."""
-    print("Ceiling: tau / (1 + relative cost of verification and drafting), in steps of plain generate, by a probe")
+    """Print the upper bound of the speedup with these two models before the benchmark starts."""
+    print("Ceiling: tau / (1 + relative cost of verification and drafting), in steps of plain generate (probe)")
     for c in ceilings:
         print(
             f"  {c.method:<24} T={c.temperature:g} batch {c.batch_size}: {c.acceptance_length:.2f} / (1 + "
@@ -179,7 +179,7 @@ def describe(
             "target": arguments.named_target,
             "draft": arguments.named_draft,
             "target_fingerprint": fingerprint(target),
-            # Of the file, whose precision need not be the run's.
+            # Of the file, whose dtype may differ from that of the run.
             "draft_fingerprint": None if arguments.draft == RANDOM else fingerprint(load_any_draft(arguments.draft)),
             "assistant": arguments.assistant,
             "dtype": str(target.dtype).removeprefix("torch."),
@@ -202,7 +202,7 @@ def describe(
 
 
 def command(arguments: argparse.Namespace) -> str:
-    """The command that measures the same again, defaults spelt out."""
+    """The command that repeats the measurement, with all defaults written out."""
     options = {
         "--target": [arguments.named_target],
         "--draft": [arguments.named_draft],
@@ -226,7 +226,7 @@ def command(arguments: argparse.Namespace) -> str:
 
 
 def write(document: dict, arguments: argparse.Namespace) -> None:
-    """Files into `--output-dir`; the table and one JSON line without records to standard output."""
+    """Write files to `--output-dir`, and the table and one JSON line without records to standard output."""
     folder = arguments.output_dir
     (folder / "benchmark.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
     text = report.markdown(document)

@@ -1,10 +1,11 @@
-"""`hf-eagle3 convert`: a draft of any dialect, or an adapter over one, written in another dialect."""
+"""`hf-eagle3 convert`: convert a draft of any dialect, or a LoRA adapter of one, to another dialect."""
 
 import argparse
 
+from ..errors import explained
 from ..hub.export import UNKNOWN_TARGET, ExportTarget, export
-from .loading import MODEL_REMEDY, load_any_draft, new_folder
-from .mistakes import explained
+from ..model_loading import MODEL_REMEDY, load_any_draft
+from .inputs import new_folder
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`hf-eagle3 demo`: the embedded pair writes the same text plainly and with its draft. Offline, no GPU needed."""
+"""`hf-eagle3 demo`: the embedded pair generates the same text with and without its draft, offline on a CPU."""
 
 import argparse
 import os
@@ -9,33 +9,31 @@ import torch
 from .. import embedded, metrics
 from ..benchmarks.timing import timed
 from ..generation.stats import CycleRecord, CycleStreamer, record
-from .loading import encode, usable_device, with_tree
+from ..model_loading import usable_device
+from ..token_ids import IncrementalDecoder
+from .inputs import encode, with_tree
 
 
 ACCEPTED, OWN, FAINT, PLAIN = "\033[32m", "\033[1m", "\033[2m", "\033[0m"
 
 
-class Painter(CycleStreamer):
-    """Keeps every token with whether the draft had proposed it."""
+class TokenRecorder(CycleStreamer):
+    """Records tokens and whether the draft proposed them."""
 
     def __init__(self):
         self.pieces: list[tuple[list[int], bool]] = []
 
     def on_cycle(self, record: CycleRecord) -> None:
-        """Keeps the cycle's accepted tokens and the target's own."""
+        """Record the accepted draft tokens and the target's own token of a cycle."""
         accepted = record.num_accepted_tokens
         self.pieces += [(record.tokens[:accepted], True), (record.tokens[accepted:], False)]
 
     def text(self, tokenizer, colored: bool) -> str:
-        """The text, accepted draft tokens in green and the target's own in bold; split where bytes make characters."""
-        out, ids, shown = "", [], ""
+        """The text, with accepted draft tokens in green and the target's own in bold if `colored`."""
+        out, decoder = "", IncrementalDecoder(tokenizer)
         for tokens, is_draft in self.pieces:
-            ids += tokens
-            whole = tokenizer.decode(ids, skip_special_tokens=True)
-            if whole.endswith("\N{REPLACEMENT CHARACTER}"):  # the rest of this character is still to come
-                continue
-            new, shown = whole[len(shown) :], whole
-            out += (ACCEPTED if is_draft else OWN) + new + PLAIN if colored and new else new
+            text = "".join(map(decoder.add, tokens))
+            out += (ACCEPTED if is_draft else OWN) + text + PLAIN if colored and text else text
         return out
 
 
@@ -53,11 +51,11 @@ def run(arguments: argparse.Namespace) -> int:
     sizes = draft.tree_config
     print(
         f"Target: {target.num_parameters() / 1e6:.1f}M parameters in {target.config.num_hidden_layers} layers. Draft: "
-        f"{draft.num_parameters() / 1e6:.1f}M in one. Tree: {sizes.tree_mode}, at most {sizes.num_draft_tokens} "
+        f"{draft.num_parameters() / 1e6:.1f}M in one layer. Tree: {sizes.tree_mode}, at most {sizes.num_draft_tokens} "
         f"nodes, {sizes.tree_depth} levels."
     )
     if colored:
-        print(f"{ACCEPTED}accepted draft tokens{PLAIN}, {OWN}the target's own{PLAIN}")
+        print(f"{ACCEPTED}accepted draft tokens{PLAIN}, {OWN}the target's own tokens{PLAIN}")
     warm = encode(tokenizer, "Hello", False, target.device)
     for extra in ({}, {"assistant_model": draft}):
         target.generate(**warm, max_new_tokens=8, **extra)
@@ -67,16 +65,15 @@ def run(arguments: argparse.Namespace) -> int:
         for prompt in prompts:
             inputs = encode(tokenizer, prompt, False, target.device)
             plain, plain_seconds = timed(target, inputs, arguments.seed, **options)
-            painter = Painter()
+            recorder = TokenRecorder()
             fast, fast_seconds = timed(
-                target, inputs, arguments.seed, **options, assistant_model=draft, streamer=painter
+                target, inputs, arguments.seed, **options, assistant_model=draft, streamer=recorder
             )
             total_plain, total_fast = total_plain + plain_seconds, total_fast + fast_seconds
             num_tokens += fast.shape[1]
             identical &= torch.equal(plain, fast)
-            print(
-                f"\n{FAINT if colored else ''}> {prompt}{PLAIN if colored else ''}\n{painter.text(tokenizer, colored)}"
-            )
+            print(f"\n{FAINT}> {prompt}{PLAIN}" if colored else f"\n> {prompt}")
+            print(recorder.text(tokenizer, colored))
     rows = [
         ("plain", f"{num_tokens / total_plain:.0f} tokens/s"),
         ("with the draft", f"{num_tokens / total_fast:.0f} tokens/s"),

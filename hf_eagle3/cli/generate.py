@@ -1,5 +1,7 @@
-"""`hf-eagle3 generate`: stream a text with a draft, then say how it went; `--compare` runs plain generate beside it,
-`--explain` tells what the tree mode "auto" chose and why."""
+"""`hf-eagle3 generate`: stream text generated with a draft, then print statistics.
+
+`--compare` also runs plain `generate`; `--explain` shows the choices of the tree mode "auto" and their costs.
+"""
 
 import argparse
 import json
@@ -11,20 +13,25 @@ from transformers import TextStreamer
 
 from .. import metrics
 from ..benchmarks.timing import timed
+from ..errors import UserError
 from ..generation.auto.costs import relative_costs
 from ..generation.stats import SpeculationStats, record
-from .loading import encode, load_pair
-from .mistakes import UserError
+from ..model_loading import load_pair
+from ..token_ids import common_prefix_length
+from .inputs import encode, with_tree
 
 
 WARM_UP_TOKENS = 8
-# Units of the last place by which logits of passes over one token and over several differ, here at most.
+# Relative error, in multiples of eps, up to which a multi-token forward may differ from single steps.
 NEAR_TIE = 8
-NOTHING_TO_EXPLAIN = "`--explain` is about the tree mode auto; this run uses another. Add `--tree auto`."
+NOTHING_TO_EXPLAIN = "`--explain` applies to the tree mode auto only. Add `--tree auto`."
 
 
 def run(arguments: argparse.Namespace) -> int:
-    target, draft, tokenizer = load_pair(arguments)
+    target, draft, tokenizer = load_pair(
+        arguments.target, arguments.draft, dtype=arguments.dtype, device=arguments.device
+    )
+    draft = with_tree(draft, arguments)
     if arguments.explain and draft.tree_config.tree_mode != "auto":
         raise UserError(NOTHING_TO_EXPLAIN)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
@@ -47,18 +54,18 @@ def run(arguments: argparse.Namespace) -> int:
         plain = plain[0]
         report |= {
             "plain_tokens_per_second": len(plain) / plain_seconds,
-            # The same tokens, so tokens per second compare; where they differ, per token.
+            # Per token, as the lengths may differ if the texts do.
             "speedup": metrics.speedup(plain_seconds / len(plain), seconds / len(tokens)),
             "identical": torch.equal(plain, tokens),
         }
         if not report["identical"]:
-            report["first_difference"] = first_difference(target, inputs, plain, tokens, options["do_sample"])
+            report["first_difference"] = describe_difference(target, inputs, plain, tokens, options["do_sample"])
     print(json.dumps(report) if arguments.json else table(report))
     return 0
 
 
 def describe(tokens: torch.Tensor, seconds: float, stats: SpeculationStats) -> dict:
-    """The figures of one run, with the names of the documentation."""
+    """Statistics of one run under their documented names."""
     total = sum(stats.phase_seconds.values()) or 1.0
     return {
         "new_tokens": len(tokens),
@@ -73,7 +80,7 @@ def describe(tokens: torch.Tensor, seconds: float, stats: SpeculationStats) -> d
 
 
 def explain(stats: SpeculationStats, costs: list[dict]) -> dict:
-    """What auto did, commonest first, and the costs in plain steps that it had measured."""
+    """The choices of the mode auto, most frequent first, and the measured costs in plain steps."""
     if not stats.choices:
         raise UserError(NOTHING_TO_EXPLAIN)
     chosen = Counter((choice.levels, choice.nodes) for choice in stats.choices)
@@ -87,11 +94,9 @@ def explain(stats: SpeculationStats, costs: list[dict]) -> dict:
 
 
 @torch.no_grad()
-def first_difference(target, inputs, plain: torch.Tensor, tokens: torch.Tensor, sampled: bool = False) -> dict:
-    """Where two texts part, how close the target's choice was there, and what explains it."""
-    shared = min(len(plain), len(tokens))
-    differs = (plain[:shared] != tokens[:shared]).nonzero()
-    index = int(differs[0]) if len(differs) else shared
+def describe_difference(target, inputs, plain: torch.Tensor, tokens: torch.Tensor, sampled: bool = False) -> dict:
+    """The first difference of two texts, the target's logit gap there, and an explanation."""
+    index = common_prefix_length(plain.tolist(), tokens.tolist())
     prefix = torch.cat((inputs["input_ids"][0], plain[:index]))[None]
     best = target(prefix).logits[0, -1].float().topk(2).values
     gap = float(best[0] - best[1])
@@ -104,20 +109,18 @@ def first_difference(target, inputs, plain: torch.Tensor, tokens: torch.Tensor, 
 
 
 def explanation(dtype: str, sampled: bool, is_near_tie: bool) -> str:
-    """One line on why a text may differ from plain generate's, or that it may not."""
+    """Why a text may differ from plain generate's, or that it must not."""
     if dtype in ("float32", "float64"):
-        return f"{dtype} promises identical text: please report this, with the command"
+        return f"the text must be identical in {dtype}: please report this with the command"
     if sampled:
-        return f"a draw near the border of two tokens falls either way in {dtype}; try --dtype float32"
+        return f"rounding in {dtype} changed a sample close to the boundary between two tokens; try --dtype float32"
     if is_near_tie:
-        return (
-            f"a tie in {dtype}, which passes over one and over several tokens round differently; try --dtype float32"
-        )
-    return f"more than rounding in {dtype} explains; see whether --dtype float32 differs too, and report it if so"
+        return f"a near-tie in {dtype}: multi-token passes round differently from single steps; try --dtype float32"
+    return f"rounding in {dtype} does not explain this; check --dtype float32, and report it if that differs too"
 
 
 def table(report: dict) -> str:
-    """The report for people."""
+    """The report as text."""
     rows = [
         ("new tokens", str(report["new_tokens"])),
         ("tokens/s", f"{report['tokens_per_second']:.1f}"),
@@ -141,13 +144,13 @@ def table(report: dict) -> str:
 
 
 def explained(report: dict) -> list[tuple[str, str]]:
-    """The rows of `--explain`."""
+    """Lines of `--explain`."""
     rows = [("expected tau", f"{report['expected_acceptance_length']:.3f}")]
     for choice in report["choices"]:
         what = f"{choice['nodes']} nodes of {choice['levels']} levels" if choice["levels"] else "plain steps"
         rows.append((f"{choice['cycles']} cycles", what))
     for table in report["costs"]:
-        rows.append(("costs, plain steps", f"{table['device']}, {table['dtype']}, {table['rows']} rows"))
+        rows.append(("costs, plain steps", f"{table['device']}, {table['dtype']}, batch size {table['rows']}"))
         rows.append(("  up to tokens", str(table["context"])))
         for name, what in (("verify", "verify n"), ("first", "draft level 1"), ("level", "expand n")):
             rows.append((f"  {what}", "  ".join(f"{n}:{cost:.2f}" for n, cost in table[name].items())))

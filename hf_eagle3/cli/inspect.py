@@ -1,6 +1,6 @@
-"""`hf-eagle3 inspect`: how a target would be sped up, what a draft for it needs, and how a draft fits.
+"""`hf-eagle3 inspect`: the decoding mode of a target, requirements for its draft, and whether a draft fits.
 
-Reads configurations and tensor names; no weights are loaded, the models are built without memory.
+Reads configurations and tensor names only; models are created on the meta device.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from .. import checkpoint
 from ..compat.calls import makes_dynamic_cache
 from ..compat.models import attention_name, auto_class_of, set_attention_name
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
+from ..errors import explained
 from ..fitting import fit_notes
 from ..hub import engines, formats, registry
 from ..hub.export import ExportTarget
+from ..model_loading import MODEL_REMEDY, TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.mode import decoding_mode, own_cache
 from ..target.target import check_fit
-from .loading import MODEL_REMEDY, TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
-from .mistakes import explained
 
 
 YES = {True: "yes", False: "no"}
@@ -53,22 +53,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def empty_model(config, attention: str | None) -> PreTrainedModel:
-    """The target without weights."""
+    """The target on the meta device."""
     options = {"attn_implementation": attention} if attention else {}
     auto = auto_class_of(config, (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM))
     if auto is not None:
         with torch.device("meta"):
             try:
                 return auto.from_config(config, **options)
-            except ImportError:  # this FlashAttention is not installed here, where nothing is going to run
+            except ImportError:  # FlashAttention need not be installed, as nothing runs
                 model = auto.from_config(config, attn_implementation="eager")
                 set_attention_name(model.config, attention)
                 return model
-    raise ValueError(f"`--target` is a {config.model_type} model, which is no language model.")
+    raise ValueError(f"`--target` is a {config.model_type} model, not a language model.")
 
 
 def empty_cache(model: PreTrainedModel) -> Cache | None:
-    """What `generate` would begin with."""
+    """The cache with which `generate` would start."""
     if model.config.is_encoder_decoder:
         return None
     if makes_dynamic_cache(model):
@@ -77,7 +77,7 @@ def empty_cache(model: PreTrainedModel) -> Cache | None:
 
 
 def describe_target(source: str, target: ExportTarget, attention: str | None) -> dict:
-    """What `inspect` says of a target, by the names of its JSON."""
+    """The report on a target, by JSON key."""
     config = target.config
     text = config.get_text_config(decoder=True)
     with explained(f"`--target` {source} cannot be built", "See its config.json and `--attention`."):
@@ -119,7 +119,7 @@ def num_parameters(config: Eagle3Config) -> int:
 
 
 def stored_shapes(source: str, **hub) -> dict[str, torch.Tensor] | None:
-    """Every stored tensor, empty, by its native name, from the heads of the files; `None` for `.bin` files."""
+    """Stored tensors by native name on the meta device, from safetensors headers; `None` for `.bin` files."""
     if Path(source).is_dir() or is_offline_mode():
         if not any(checkpoint.has_file(source, name, **hub) for name in checkpoint.SAFETENSORS_NAMES):
             return None
@@ -137,7 +137,7 @@ def stored_shapes(source: str, **hub) -> dict[str, torch.Tensor] | None:
 
 
 def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
-    """What `inspect` says of a draft, alone or beside a target; of an adapter, what it says of its base."""
+    """The report on a draft, with `target` if given; for an adapter, the report on its base."""
     if is_adapter(source):
         base, revision = adapter_base(source)
         return describe_draft(base, target, revision=revision) | {"name": source, "adapter_of": base}
@@ -160,7 +160,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         "target_layer_ids": config.target_layer_ids,
         "rope": config.rope_parameters,
         "sliding_window": config.sliding_window,
-        "flags": [name for name in FLAGS if getattr(config, name)],
+        "flags": [name for name in FLAGS if vars(config)[name]],
         "own_embedding": config.has_embed_tokens,
         "own_head": config.has_lm_head,
     }
@@ -181,7 +181,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
 
 
 def notes(draft: str, config: Eagle3Config, target: ExportTarget) -> list[str]:
-    """What does not match although the draft runs: names, sizes of vocabularies, tokenizers where both are there."""
+    """Mismatches that do not prevent the draft from running: names, vocabulary sizes, tokenizers."""
     found = fit_notes(target.config, config, target.facts.name)
     if any(checkpoint.has_file(target.source, name) for name in TOKENIZER_FILES):
         found.append(tokenizer_note(draft, AutoTokenizer.from_pretrained(target.source)))
@@ -189,7 +189,7 @@ def notes(draft: str, config: Eagle3Config, target: ExportTarget) -> list[str]:
 
 
 def table(title: str, part: dict) -> str:
-    """One part of the report for people."""
+    """One part of the report as text."""
     rows = [(title, str(part["name"]))]
     for name, value in part.items():
         if name == "name" or value is None or value == []:
@@ -208,7 +208,7 @@ def table(title: str, part: dict) -> str:
         else:
             rows.append((label, YES[value] if isinstance(value, bool) else str(value)))
     if part.get("known_drafts") == []:
-        rows.append(("known drafts", "none in this version's list; `hf-eagle3 train` makes one"))
+        rows.append(("known drafts", "none in the list of this version; train one with `hf-eagle3 train`"))
     width = max(len(name) for name, _ in rows)
     shown = [name if i == 0 or rows[i - 1][0] != name else "" for i, (name, _) in enumerate(rows)]
     return "\n".join(f"{name:<{width}}  {value}" for name, (_, value) in zip(shown, rows, strict=True))
@@ -217,7 +217,7 @@ def table(title: str, part: dict) -> str:
 def known(entries: list[dict]) -> list[str]:
     out = []
     for entry in entries:
-        checked = "loaded here" if entry["checked"] else "not loaded here"
+        checked = "tested" if entry["checked"] else "not tested"
         out.append(f"{entry['draft']} ({checked}; {entry['source']}){' ' + entry['notes'] if entry['notes'] else ''}")
     return out
 
@@ -225,7 +225,7 @@ def known(entries: list[dict]) -> list[str]:
 def needs(value: dict) -> list[str]:
     parameters = value["parameters"]
     return [
-        f"reads the outputs of layers {value['target_layer_ids']}, {value['hidden_size']} wide",
-        f"knows {value['vocab_size']:,} tokens and proposes {value['draft_vocab_size']:,} of them by default",
-        f"has {parameters / 1e6:,.1f} million parameters, {2 * parameters / 2**20:,.1f} MiB in half precision",
+        f"reads the outputs of layers {value['target_layer_ids']}, hidden size {value['hidden_size']}",
+        f"vocabulary of {value['vocab_size']:,} tokens, of which it proposes {value['draft_vocab_size']:,} by default",
+        f"{parameters / 1e6:,.1f} million parameters, {2 * parameters / 2**20:,.1f} MiB in half precision",
     ]

@@ -1,4 +1,4 @@
-"""The parser of the command line, and suggestions for mistyped names. Imports neither torch nor transformers."""
+"""The argument parser, with suggestions for mistyped names. Does not import torch or transformers."""
 
 import argparse
 import difflib
@@ -15,17 +15,17 @@ HELP_FLAGS = ("-h", "--help")
 
 
 class ShowVersions(argparse.Action):
-    """`--version`: ours and those that a bug report needs."""
+    """`--version`: versions of this package, transformers, torch and Python."""
 
     def __call__(self, parser, namespace, values, option_string=None):
-        """Prints and ends the program."""
+        """Print the versions and exit."""
         others = ", ".join(f"{name} {installed(name)}" for name in ("transformers", "torch"))
         print(f"hf-eagle3 {__version__} ({others}, Python {platform.python_version()})")
         parser.exit()
 
 
 def installed(name: str) -> str:
-    """Version of a distribution, by its metadata."""
+    """Version of an installed distribution, from its metadata."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -36,12 +36,12 @@ def parser(
     command: str | None = None, parents: list[argparse.ArgumentParser] | None = None
 ) -> argparse.ArgumentParser:
     """
-    The whole command line.
+    The parser of all commands.
 
     Args:
-        command: The one that is going to run. The hundred options of `train` are left out for others, as they take a
-            while.
-        parents: Of `train`: parsers of all training arguments (`cli/train.py`). Default: ours alone, for `--help`.
+        command: The command that is going to run. Others do not need the hundred options of `train`, which are slow.
+        parents: For `train`: parsers of all training arguments (`cli/train.py`). Default: only the options of this
+            package, for `--help`.
     """
     top = argparse.ArgumentParser(
         prog="hf-eagle3",
@@ -74,7 +74,7 @@ def parser(
 
 def parse(top: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
     """
-    Parse `argv`; a mistake ends the program with the usage of the command, a line and exit code 2.
+    Parse `argv`. An invalid command line exits with code 2 after the usage of the command and one line of error.
     """
     current, words = top, argv[len(leading_flags(argv)) :]
     while (choices := subcommands(current)) and words and not words[0].startswith("-"):
@@ -91,22 +91,22 @@ def parse(top: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
 
 
 def leading_flags(argv: list[str]) -> list[str]:
-    """Options before the command."""
+    """Options in front of the command."""
     return list(takewhile(lambda word: word.startswith("-"), argv))
 
 
 def command_of(argv: list[str]) -> str | None:
-    """The command's name; `None` where `argv` names none."""
+    """The command in `argv`, or `None`."""
     words = argv[len(leading_flags(argv)) :]
     return words[0] if words else None
 
 
 def subcommands(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """Parsers of a parser's commands by name; empty where it has none."""
+    """Parsers of the subcommands by name; empty if there are none."""
     return next((a.choices for a in of._actions if isinstance(a, argparse._SubParsersAction)), {})
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the nearest of `known`, if one is near."""
+    """`; did you mean X?` for the closest match in `known`, if any."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""

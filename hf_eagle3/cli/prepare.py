@@ -1,15 +1,15 @@
-"""`hf-eagle3 prepare`: let the target answer the prompts, count its tokens, compute features beforehand."""
+"""`hf-eagle3 prepare`: regenerate answers with the target, count tokens, precompute features."""
 
 import argparse
 import json
 import logging
 from pathlib import Path
 
-import torch
 from tqdm.auto import tqdm
 
-from .loading import MODEL_REMEDY, load_draft, load_target, load_tokenizer, needs_extra
-from .mistakes import explained
+from ..dtypes import torch_dtype
+from ..errors import explained
+from ..model_loading import MODEL_REMEDY, load_draft, load_target, load_tokenizer, needs_extra
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -19,8 +19,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     output = Path(arguments.output)
     if output.exists() and Path(arguments.data).exists() and output.samefile(arguments.data):
-        raise ValueError(f"`--output` {arguments.output} is the data itself; name another file.")
-    with explained(f"`--data` {arguments.data} cannot be read", "Give a preset, file, folder or Hub id."):
+        raise ValueError(f"`--output` {arguments.output} is the data itself; choose another file.")
+    with explained(f"`--data` {arguments.data} cannot be read", "Use a preset, file, folder or Hub id."):
         data = load(arguments.data, arguments.split)
     if arguments.limit is not None:
         data = data.select(range(min(arguments.limit, len(data))))
@@ -44,8 +44,8 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
         answer = Endpoint(arguments.endpoint, arguments.target, sampling, arguments.concurrency, arguments.retries)
         batch_size = 8 * arguments.concurrency
     else:
-        target = load_target(arguments)
-        draft = load_draft(arguments, target) if arguments.draft else None
+        target = load_target(arguments.target, dtype=arguments.dtype, device=arguments.device)
+        draft = load_draft(arguments.draft, target) if arguments.draft else None
         tokenizer = load_tokenizer(arguments.target)
         checked_template_kwargs(arguments.chat_template_kwargs, tokenizer)
         answer = InProcess(target, tokenizer, sampling, draft)
@@ -53,7 +53,7 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
     done = len(finished_ids(Path(arguments.output)))
     with tqdm(total=len(data), initial=done, unit="conversation", disable=None) as progress:
         written = answer_all(data, arguments.output, answer, batch_size, progress, arguments.chat_template_kwargs)
-    print(f"{written} conversations written to {arguments.output}, {done} were there")
+    print(f"{written} conversations written to {arguments.output}, {done} were there already")
     return 0
 
 
@@ -78,7 +78,7 @@ def tokens_of(arguments: argparse.Namespace, data):
 
 
 def vocabulary(arguments: argparse.Namespace, data) -> int:
-    from ..training.new_draft import count_tokens
+    from ..draft_init import count_tokens
 
     samples, _, size = tokens_of(arguments, data)
     counts = count_tokens(samples, size)
@@ -88,7 +88,7 @@ def vocabulary(arguments: argparse.Namespace, data) -> int:
         ),
         encoding="utf-8",
     )
-    print(f"{int(counts.sum())} tokens, {int((counts > 0).sum())} of {size} distinct. Share covered by the commonest:")
+    print(f"{int(counts.sum())} tokens, {int((counts > 0).sum())} of {size} distinct. Coverage of the most frequent:")
     shares = counts.sort(descending=True).values.cumsum(0) / counts.sum()
     for count in (1000, 4000, 8000, 16000, 32000, 64000):
         if count < size:
@@ -102,7 +102,7 @@ def features(arguments: argparse.Namespace, data) -> int:
     from ..target.target import Target
 
     samples, tokenizer, _ = tokens_of(arguments, data)
-    target = load_target(arguments)
+    target = load_target(arguments.target, dtype=arguments.dtype, device=arguments.device)
     if arguments.draft:
         with explained(f"`--draft` {arguments.draft} cannot be read", MODEL_REMEDY):
             config = Eagle3Config.from_pretrained(arguments.draft)
@@ -113,13 +113,13 @@ def features(arguments: argparse.Namespace, data) -> int:
     print(f"{len(samples)} samples, {tokens} tokens: about {size:.2f} GiB in {arguments.output}", flush=True)
     if arguments.estimate:
         return 0
-    with explained(f"`--output` {arguments.output} cannot be continued", "Name a new folder."):
+    with explained(f"`--output` {arguments.output} cannot be continued", "Choose a new folder."):
         writer = FeatureWriter(
             arguments.output,
             target,
             config,
             tokenizer,
-            getattr(torch, arguments.store_dtype),
+            torch_dtype(arguments.store_dtype),
             arguments.max_length,
             template_kwargs=arguments.chat_template_kwargs,
         )

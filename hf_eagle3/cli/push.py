@@ -1,10 +1,11 @@
-"""`hf-eagle3 push`: a draft's repository, with its card, to the Hub or to a folder."""
+"""`hf-eagle3 push`: upload a draft with its model card to the Hub, or write the repository to a folder."""
 
 import argparse
 from pathlib import Path
 
 from ..hub.publish import Publication, push_to_hub, write_repository
-from .loading import load_any_draft, new_folder
+from ..model_loading import load_any_draft
+from .inputs import new_folder
 
 
 def is_hub_id(source: str | None) -> bool:
@@ -14,7 +15,7 @@ def is_hub_id(source: str | None) -> bool:
 def run(arguments: argparse.Namespace) -> int:
     draft = load_any_draft(arguments.draft, arguments.base)
     if not (arguments.target_name or draft.config.target_name_or_path or is_hub_id(arguments.target)):
-        print("Note: the card will name no target; --target ID or --target-name ID tells it.")
+        print("Note: the card will not name a target; set --target or --target-name to its Hub id.")
     settings = {
         "target": arguments.target,
         "target_name": arguments.target_name,
@@ -32,8 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
         where = [f"branch {arguments.revision}"] * bool(arguments.revision) + ["a pull request"] * arguments.create_pr
         kind = {None: "", True: "private ", False: "public "}[arguments.private]
         print(
-            f"Nothing uploaded; the {kind}repository {', '.join([arguments.repo_id, *where])} would hold what is in "
-            f"{folder}"
+            f"Nothing uploaded; the {kind}repository {', '.join([arguments.repo_id, *where])} would contain the files "
+            f"of {folder}"
         )
         return 0
     commit = push_to_hub(

@@ -1,5 +1,7 @@
-"""`hf-eagle3 space`: the Gradio Space on this machine. Does not know the page: that is `spaces/eagle3_demo`, which a
-wheel carries as `hf_eagle3/eagle3_demo`."""
+"""`hf-eagle3 space`: serve the Gradio Space locally.
+
+The Space itself is `spaces/eagle3_demo`, which wheels contain as `hf_eagle3/eagle3_demo`.
+"""
 
 import argparse
 import importlib
@@ -7,11 +9,11 @@ import json
 import sys
 from pathlib import Path
 
-from .loading import needs_extra
-from .mistakes import UserError, is_raised_by
+from ..errors import UserError, is_raised_by
+from ..model_loading import needs_extra
 
 
-PAGE_MODULES = ("app", "limits", "pair")  # what they refuse is the caller's mistake, as what this package refuses
+PAGE_MODULES = ("app", "limits", "pair")  # their errors are user errors, like those of this package
 FOLDERS = (
     Path(__file__).parents[1] / "eagle3_demo",  # in a wheel
     Path(__file__).parents[2] / "spaces" / "eagle3_demo",  # in a clone
@@ -22,13 +24,13 @@ def run(arguments: argparse.Namespace) -> int:
     needs_extra("space", ("gradio",))
     folder = next((folder for folder in FOLDERS if (folder / "app.py").is_file()), None)
     if folder is None:
-        raise ValueError(f"The page's files are in neither {FOLDERS[0]} nor {FOLDERS[1]}; install hf-eagle3 anew.")
+        raise ValueError(f"The files of the Space are in neither {FOLDERS[0]} nor {FOLDERS[1]}; reinstall hf-eagle3.")
     sys.path.insert(0, str(folder))
     app, pair = importlib.import_module("app"), importlib.import_module("pair")
     kwargs = json.dumps(arguments.chat_template_kwargs) if arguments.chat_template_kwargs else ""
     is_local = arguments.host in app.LOOPBACK
     try:
-        settings = pair.Settings(arguments.target, arguments.draft, arguments.dtype, arguments.device, kwargs)
+        settings = pair.PairSettings(arguments.target, arguments.draft, arguments.dtype, arguments.device, kwargs)
         app.main(settings, is_local, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
     except ValueError as error:
         if not is_raised_by(error, PAGE_MODULES):
@@ -37,5 +39,5 @@ def run(arguments: argparse.Namespace) -> int:
     except OSError as error:
         if arguments.port is None or "empty port" not in str(error):
             raise
-        raise ValueError(f"`--port` {arguments.port} is taken; give another, or none for a free one.") from None
+        raise ValueError(f"`--port` {arguments.port} is in use; choose another, or omit it for a free one.") from None
     return 0

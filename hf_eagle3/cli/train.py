@@ -1,4 +1,4 @@
-"""`hf-eagle3 train`: a draft for a target, from conversations, by flags or a config file."""
+"""`hf-eagle3 train`: train a draft for a target on conversations, configured by flags or a file."""
 
 import argparse
 import json
@@ -14,26 +14,26 @@ from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 
 from ..compat.training import last_checkpoint
 from ..configuration_eagle3 import Eagle3Config
+from ..errors import UserError, explained
 from ..fitting import fit_to
+from ..model_loading import BASE, load_causal_lm, load_tokenizer, needs_extra, read_draft
 from ..modeling_eagle3 import Eagle3DraftModel
-from .loading import BASE, load_causal_lm, load_tokenizer, needs_extra, read_draft
-from .mistakes import UserError, explained
 from .options.shared import value_of
 from .options.train import DEFAULT_DRAFT_VOCABULARY, OPTIONS, SWITCHES, with_default
 
 
-ARGUMENTS_REMEDY = "`hf-eagle3 train --help-all` explains every argument."
-DATA_REMEDY = "Give a preset, file, folder or Hub id."
-VOCABULARY_REMEDY = "Make it by `hf-eagle3 prepare vocabulary`."
+ARGUMENTS_REMEDY = "See `hf-eagle3 train --help-all` for all arguments."
+DATA_REMEDY = "Use a preset, file, folder or Hub id."
+VOCABULARY_REMEDY = "Create it with `hf-eagle3 prepare vocabulary`."
 TRAINER_MODULES = ("transformers.train", "transformers.integrations", "accelerate", "peft")
 EXTRA = ("accelerate", "datasets")
 MOST_HELD_OUT, HELD_OUT_SHARE = 200, 0.02
-COUNTED_FROM_STREAM = 10_000  # samples of a stream that choose the draft vocabulary
+COUNTED_FROM_STREAM = 10_000  # samples of a stream whose token counts determine the draft vocabulary
 LORA_MODULES = ["fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
 def parents() -> list[argparse.ArgumentParser]:
-    """transformers' training arguments and ours, from the dataclass; nothing is set that was not given."""
+    """A parser of all training arguments, from the dataclass; arguments that are not given stay unset."""
     needs_extra("train", EXTRA)
     from ..training.arguments import Eagle3TrainingArguments
 
@@ -42,7 +42,7 @@ def parents() -> list[argparse.ArgumentParser]:
         if action.help:
             action.help = with_default(action.help, action.default)
         action.default = argparse.SUPPRESS
-        if action.dest == "report_to":  # a list, although its annotation says otherwise
+        if action.dest == "report_to":  # accepts a list, unlike its annotation
             action.nargs = "+"
     return [parser]
 
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint = checkpoint_to_resume(args)
     if checkpoint:
         refuse_broken_checkpoint(Path(checkpoint))
-    with explained("The Trainer refuses this", ARGUMENTS_REMEDY, TRAINER_MODULES):
+    with explained("The Trainer rejects this configuration", ARGUMENTS_REMEDY, TRAINER_MODULES):
         trainer = make_trainer(start, own, args)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(args.output_dir)
@@ -72,32 +72,32 @@ def run(arguments: argparse.Namespace) -> int:
         if metrics:
             print(json.dumps(metrics))
         print(f"Draft saved in {args.output_dir}")
-    trainer.accelerator.end_training()  # a process that ends with its process group open may be aborted
+    trainer.accelerator.end_training()  # exiting with an open process group may abort the process
     return 0
 
 
 def draft_to_start_from(own: dict, args) -> str | None:
-    """Directory or Hub id of the draft that is trained on, `None` for a new one."""
+    """Directory or Hub id of the initial draft; `None` for a new one."""
     base = Path(args.output_dir) / BASE
     if own["draft"] or not own["lora_rank"]:
         return own["draft"]
-    if checkpoint_to_resume(args) and base.is_dir():  # a run of an earlier version
+    if checkpoint_to_resume(args) and base.is_dir():  # a run of an older version
         return str(base)
     raise UserError(
-        f"`--lora-rank` {own['lora_rank']} adapts a draft that is trained already: name it with `--draft`. A new one, "
-        "with random layers, is trained as a whole: leave `--lora-rank` out."
+        f"`--lora-rank` {own['lora_rank']} adapts a trained draft: set `--draft`. A new draft has random layers and "
+        "is trained as a whole: omit `--lora-rank`."
     )
 
 
 def make_trainer(start: str | None, own: dict, args):
-    """The Trainer with target, data and draft; `own` are the values of `OPTIONS`."""
+    """The Trainer with target, data and draft; `own` holds the values of `OPTIONS`."""
     from ..data.features import CachedTarget, FeatureDataset
     from ..training import Eagle3Trainer
 
     tokenizer = load_tokenizer(own["target"])
     target = load_target(own, args)
     if own["features"]:
-        with explained(f"`--features` {own['features']} cannot be read", "Compute them again in a new folder."):
+        with explained(f"`--features` {own['features']} cannot be read", "Recompute them in a new folder."):
             data = FeatureDataset(own["features"])
             cached = CachedTarget(own["features"], target, tokenizer, args.chat_template_kwargs)
         draft = first_draft(start, own, args, target, data.tokens())
@@ -118,7 +118,7 @@ def make_trainer(start: str | None, own: dict, args):
 
 
 def first_draft(start: str | None, own: dict, args, target, samples) -> Eagle3DraftModel:
-    """The draft to begin with: `start`, or a new one, whose vocabulary `samples` choose."""
+    """The initial draft: `start`, or a new one with the most frequent tokens of `samples` as vocabulary."""
     from ..training import new_draft
 
     if start:
@@ -130,8 +130,8 @@ def first_draft(start: str | None, own: dict, args, target, samples) -> Eagle3Dr
     size = own["draft_vocab_size"] or min(DEFAULT_DRAFT_VOCABULARY, vocabulary)
     if own["vocabulary"] and size >= vocabulary:
         raise UserError(
-            f"`--vocabulary` has no effect, as the draft proposes all {vocabulary} tokens of the target; leave it "
-            "out, or add a smaller `--draft-vocab-size`."
+            f"`--vocabulary` has no effect, as the draft proposes all {vocabulary} tokens of the target; omit it or "
+            "set a smaller `--draft-vocab-size`."
         )
     counts = token_counts(own, samples, vocabulary) if size < vocabulary else None
     return new_draft(target, size, counts, not own["random_start"], **draft_options(own["draft_option"]))
@@ -147,17 +147,17 @@ def lora_config(rank: int | None):
 
 
 def expand_config(argv: list[str]) -> list[str]:
-    """`--config FILE` replaced by the flags that the file stands for; flags given beside it come later and win."""
+    """Replace `--config FILE` by the flags in the file; explicit flags come later and take precedence."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config")
     known, rest = parser.parse_known_args(argv)
     if known.config is None:
         return argv
-    with explained(f"`--config {known.config}` cannot be read", "Give a YAML or JSON file."):
+    with explained(f"`--config {known.config}` cannot be read", "Use a YAML or JSON file."):
         text = Path(known.config).read_text(encoding="utf-8")
     content = parse_yaml(text, f"`--config {known.config}`")
     if not isinstance(content, dict):
-        raise ValueError(f"`--config {known.config}` must hold options and their values.")
+        raise ValueError(f"`--config {known.config}` must map options to values.")
     flags: list[str] = []
     for name, value in content.items():
         flag = "--" + str(name).replace("_", "-")
@@ -178,11 +178,11 @@ def parse_yaml(text: str, source: str):
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def draft_options(pairs: list[str] | None) -> dict:
-    """`NAME=VALUE` flags as fields of `Eagle3Config`."""
+    """`NAME=VALUE` flags as a dictionary of `Eagle3Config` fields."""
     out = {}
     for pair in pairs or ():
         name, found, value = pair.partition("=")
@@ -193,11 +193,11 @@ def draft_options(pairs: list[str] | None) -> dict:
 
 
 def refuse_unknown_fields(overrides: dict) -> None:
-    """Raises UserError where a name is no field of a draft's configuration."""
+    """Raises UserError if a name is not a field of `Eagle3Config`."""
     known = {field.name for field in fields(Eagle3Config)} - {field.name for field in fields(PreTrainedConfig)}
     if unknown := overrides.keys() - known - {"rope_theta"}:
         raise UserError(
-            f"`--draft-option {min(unknown)}` is no field of Eagle3Config; known: {', '.join(sorted(known))}."
+            f"`--draft-option {min(unknown)}` is not a field of Eagle3Config; choose from {', '.join(sorted(known))}."
         )
 
 
@@ -205,7 +205,7 @@ def load_target(own: dict, args):
     options = {"dtype": own["target_dtype"] or "auto"}
     if own["target_device_map"]:
         return load_causal_lm("--target", own["target"], device_map=own["target_device_map"], **options)
-    # With features computed beforehand only its configuration, head and embedding are looked at.
+    # With offline features only its configuration, head and embedding are read.
     device = "cpu" if args.use_cpu or own["features"] else args.device
     return load_causal_lm("--target", own["target"], **options).to(device)
 
@@ -226,14 +226,16 @@ def load_data(own: dict, tokenizer, args, vocab_size: int):
 
 
 def split_off(data):
-    """(most of it, a few evenly spread samples for evaluation)."""
+    """(training data, a few evenly spaced samples for evaluation)."""
+    from datasets import Dataset
+
     if len(data) < 2:
         return data, None
     count = min(MOST_HELD_OUT, max(1, int(len(data) * HELD_OUT_SHARE)))
     every = len(data) // count
     chosen = range(0, every * count, every)
     rest = [i for i in range(len(data)) if i not in set(chosen)]
-    if hasattr(data, "select"):
+    if isinstance(data, Dataset):
         return data.select(rest), data.select(chosen)
     return torch.utils.data.Subset(data, rest), torch.utils.data.Subset(data, list(chosen))
 
@@ -245,7 +247,7 @@ def token_counts(own: dict, samples, vocabulary: int) -> torch.Tensor:
         with explained(f"`--vocabulary` {own['vocabulary']} cannot be read", VOCABULARY_REMEDY):
             stored = json.loads(Path(own["vocabulary"]).read_text(encoding="utf-8"))
         if not isinstance(stored, dict) or not isinstance(stored.get("counts"), list):
-            raise UserError(f"`--vocabulary` {own['vocabulary']} holds no counts. {VOCABULARY_REMEDY}")
+            raise UserError(f"`--vocabulary` {own['vocabulary']} contains no counts. {VOCABULARY_REMEDY}")
         if stored.get("vocab_size") != vocabulary:
             raise ValueError(
                 f"`{own['vocabulary']}` counts {stored.get('vocab_size')} tokens, the target has {vocabulary}."
@@ -255,28 +257,28 @@ def token_counts(own: dict, samples, vocabulary: int) -> torch.Tensor:
 
 
 def checkpoint_to_resume(args) -> str | None:
-    """`--resume-from-checkpoint true` means the last one, if there is any."""
-    wish = args.resume_from_checkpoint
-    if wish is None or str(wish).lower() == "false":
+    """`--resume-from-checkpoint true` means the latest one, if any."""
+    requested = args.resume_from_checkpoint
+    if requested is None or str(requested).lower() == "false":
         return None
-    if str(wish).lower() != "true":
-        return wish
+    if str(requested).lower() != "true":
+        return requested
     return last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
 
 
 def refuse_broken_checkpoint(folder: Path) -> None:
     """
     Raises:
-        UserError: there is no such folder, or a run ended while it was written.
+        UserError: the folder does not exist, or writing it was interrupted.
     """
     if not folder.is_dir():
-        raise UserError(f"`--resume-from-checkpoint` {folder} is no directory; give one, or true for the newest.")
-    remedy = "A run ended while it was written: remove it and resume from the checkpoint before it."
-    with explained(f"`--resume-from-checkpoint`: {folder} is not whole", remedy):
+        raise UserError(f"`--resume-from-checkpoint` {folder} is not a directory; use one, or true for the latest.")
+    remedy = "Writing it was interrupted: delete it and resume from the previous checkpoint."
+    with explained(f"`--resume-from-checkpoint`: {folder} is incomplete", remedy):
         json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         for path in folder.glob("*.safetensors"):
             with safe_open(path, framework="pt"):
                 pass
     for path in (path for pattern in ("*.pt", "*.pth", "*.bin") for path in folder.glob(pattern)):
         if not zipfile.is_zipfile(path):
-            raise UserError(f"`--resume-from-checkpoint`: {path} is cut off. {remedy}")
+            raise UserError(f"`--resume-from-checkpoint`: {path} is truncated. {remedy}")

@@ -1,1 +1,1 @@
-"""Data of training: conversations to tokens with a loss mask, batches, cached features, regeneration by the target."""
+"""Training data: tokenised conversations with a loss mask, batches, precomputed features, regenerated answers."""

@@ -1,6 +1,6 @@
-"""Batches: samples padded on the right, or packed into rows, with the document each token belongs to.
+"""Training batches: samples padded on the right, or packed, with the document that each token belongs to.
 
-Does not know models. Shape letters: B rows, L columns.
+Does not know models. Shape letters: B sequences, L tokens, F width of the tapped features, H hidden size.
 """
 
 from dataclasses import dataclass
@@ -17,20 +17,20 @@ OFFLINE_COLUMNS = ("target_features", "last_hidden_states")
 @dataclass
 class Eagle3DataCollator:
     """
-    Samples ({"input_ids", "loss_mask"[, "target_features", "last_hidden_states"]}) to a batch.
+    Collates samples ({"input_ids", "loss_mask"[, "target_features", "last_hidden_states"]}).
 
     Args:
-        pad_token_id: Fills up; never read.
-        max_length: Longer samples are cut. With `packing`, the length of a row.
-        packing: Put samples one after the other into as few rows of `max_length` as first fit, longest first, gives.
-        vocab_size: Tokens that the target knows. `None`: not checked.
+        pad_token_id: Padding token; masked everywhere.
+        max_length: Longer samples are truncated. With `packing`, the length of a sequence.
+        packing: Concatenate samples into sequences of `max_length`, by first fit in order of decreasing length.
+        vocab_size: Vocabulary size of the target. `None`: token ids are not checked.
 
     Raises:
-        ValueError: a token that the target does not know.
+        ValueError: a token id outside the target's vocabulary.
 
     Returns:
-        `input_ids`, `loss_mask`, `document_ids` (0, 1, ... in a row; -1 at padding) and `position_ids` (from 0 in each
-        document), (B, L) int64 each; with offline samples also their features, (B, L, F) and (B, L, H).
+        `input_ids`, `loss_mask`, `document_ids` (0, 1, ... within a sequence; -1 at padding) and `position_ids` (from
+        0 in each document), (B, L) int64 each; for offline samples also the features, (B, L, F) and (B, L, H).
     """
 
     pad_token_id: int = 0
@@ -39,7 +39,7 @@ class Eagle3DataCollator:
     vocab_size: int | None = None
 
     def __call__(self, samples: list[dict]) -> dict[str, Tensor]:
-        """A batch of samples; see the class."""
+        """Collate `samples`; see the class."""
         samples = [
             {name: self._column(name, sample[name]) for name in (*TOKEN_COLUMNS, *OFFLINE_COLUMNS) if name in sample}
             for sample in samples
@@ -49,25 +49,29 @@ class Eagle3DataCollator:
             sample.setdefault("loss_mask", torch.ones_like(ids))
             if self.vocab_size is not None and len(unknown := ids[(ids < 0) | (ids >= self.vocab_size)]):
                 raise ValueError(
-                    f"A sample holds token {int(unknown[0])}, the target knows 0 to {self.vocab_size - 1}: another "
-                    "tokenizer's. Tokenise with the target's."
+                    f"A sample contains token id {int(unknown[0])}, but the target's vocabulary ends at "
+                    f"{self.vocab_size - 1}. Tokenise with the target's tokenizer."
                 )
-        rows = self._pack(samples) if self.packing else [[sample] for sample in samples]
+        sequences = self._pack(samples) if self.packing else [[sample] for sample in samples]
         batch = {
-            "input_ids": self._fill(rows, "input_ids", self.pad_token_id),
-            "loss_mask": self._fill(rows, "loss_mask", 0),
+            "input_ids": self._concatenated(sequences, "input_ids", self.pad_token_id),
+            "loss_mask": self._concatenated(sequences, "loss_mask", 0),
             "document_ids": pad_sequence(
-                [torch.cat([torch.full_like(s["input_ids"], i) for i, s in enumerate(row)]) for row in rows],
+                [
+                    torch.cat([torch.full_like(s["input_ids"], i) for i, s in enumerate(packed)])
+                    for packed in sequences
+                ],
                 batch_first=True,
                 padding_value=-1,
             ),
             "position_ids": pad_sequence(
-                [torch.cat([torch.arange(len(s["input_ids"])) for s in row]) for row in rows], batch_first=True
+                [torch.cat([torch.arange(len(s["input_ids"])) for s in packed]) for packed in sequences],
+                batch_first=True,
             ),
         }
         for name in OFFLINE_COLUMNS:
             if name in samples[0]:
-                batch[name] = self._fill(rows, name, 0)
+                batch[name] = self._concatenated(sequences, name, 0)
         return batch
 
     def _column(self, name: str, value) -> Tensor:
@@ -75,21 +79,21 @@ class Eagle3DataCollator:
         return tensor[: self.max_length] if name in OFFLINE_COLUMNS else tensor[: self.max_length].long()
 
     def _pack(self, samples: list[dict]) -> list[list[dict]]:
-        rows: list[list[dict]] = []
-        free: list[int] = []
+        sequences: list[list[dict]] = []
+        free: list[int] = []  # tokens left in each sequence
         width = self.max_length or max(len(sample["input_ids"]) for sample in samples)
         for sample in sorted(samples, key=lambda s: len(s["input_ids"]), reverse=True):
             length = len(sample["input_ids"])
-            row = next((i for i, space in enumerate(free) if space >= length), None)
-            if row is None:
-                row = len(rows)
-                rows.append([])
+            place = next((i for i, space in enumerate(free) if space >= length), None)
+            if place is None:
+                place = len(sequences)
+                sequences.append([])
                 free.append(width)
-            rows[row].append(sample)
-            free[row] -= length
-        return rows
+            sequences[place].append(sample)
+            free[place] -= length
+        return sequences
 
     @staticmethod
-    def _fill(rows: list[list[dict]], name: str, value: int) -> Tensor:
-        joined = [torch.cat([sample[name] for sample in row]) for row in rows]
-        return pad_sequence(joined, batch_first=True, padding_value=value)
+    def _concatenated(sequences: list[list[dict]], name: str, padding_value: int) -> Tensor:
+        joined = [torch.cat([sample[name] for sample in packed]) for packed in sequences]
+        return pad_sequence(joined, batch_first=True, padding_value=padding_value)

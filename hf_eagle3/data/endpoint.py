@@ -1,7 +1,7 @@
-"""Answers by an OpenAI-compatible chat endpoint (vLLM, SGLang, ...), also one that fails now and then.
+"""Answers from an OpenAI-compatible chat endpoint (vLLM, SGLang, ...), tolerating intermittent failures.
 
-httpx sends the requests and tenacity retries them. The `openai` client would retry HTTP failures alone: a body that is
-cut, HTML or an error message it takes for an answer.
+httpx sends the requests and tenacity retries them. The `openai` client retries HTTP failures only: it would accept a
+truncated body, HTML or an error message as an answer. Does not know datasets or files.
 """
 
 import json
@@ -30,35 +30,35 @@ from .messages import BadRow, decoded, for_endpoint, without_none
 
 logger = logging.getLogger(__name__)
 RETRIED_STATUS = (408, 409, 425, 429)  # and all from 500
-ENDPOINT_STATUS = (401, 403, 404)  # key, rights or model name: a retry would not help
+ENDPOINT_STATUS = (401, 403, 404)  # key, permissions or model name: retrying is useless
 PAUSE = 0.5  # seconds before the first retry, doubling
 LONGEST_PAUSE = 30
 LONGEST_RETRY_AFTER = 120  # seconds
-MIN_PATIENCE = 32  # failed conversations in a row that end the run, or twice `concurrency` if that is more
+MIN_PATIENCE = 32  # consecutive failed conversations that end the run, or twice `concurrency` if larger
 
-# Fields by the names that servers give them, the first that holds something counts.
+# Field names that servers use; the first non-empty field is read.
 REASONING = ("reasoning_content", "reasoning", "reasoning_text", "thinking")  # DeepSeek, SGLang; vLLM, OpenRouter; ...
 PROMPT_IDS = ("prompt_token_ids",)
 ANSWER_IDS = ("token_ids", "response_token_ids", "completion_token_ids", "output_token_ids", "output_ids")
 TEXT_PARTS = ("text", "output_text")
 REASONING_PARTS = ("thinking", "reasoning")
-BROKEN_OFF = ("abort", "error")  # finish reasons: the text is not what the model would have said
+ABORTED = ("abort", "error")  # finish reasons of incomplete answers
 FULL_CONTEXT = re.compile("context[_ ](length|size|window)")  # "This model's maximum context length is 4096 tokens"
-CALLED = "an answer calls tools, and their results are not known"
-FULL = "the served model's context is full"
+TOOLS_CALLED = "an answer calls tools, whose results are unknown"
+CONTEXT_FULL = "the served model's context is full"
 
 
 class Refused(Exception):
-    """This conversation cannot be answered; others may be."""
+    """This conversation cannot be answered; others may succeed."""
 
 
 class Failed(Exception):
     """
-    The endpoint gave no usable answer.
+    The endpoint returned no usable answer.
 
     Attributes:
-        is_final: Asking again would not help.
-        pause: Seconds that the server asks to wait.
+        is_final: Retrying is useless.
+        pause: Seconds to wait, as requested by the server.
     """
 
     def __init__(self, message: str, is_final: bool = False, pause: float = 0.0):
@@ -72,11 +72,11 @@ class Answer:
     A chat completion.
 
     Attributes:
-        text: With the reasoning, where the server gives it separately; may be empty beside `tool_calls`.
-        finish_reason: "stop", "length", ...; `None` where the server does not say.
-        prompt_ids, answer_ids: Tokens read and written; `None` where the server does not give them.
-        fills_context: It ends where the served model's context does.
-        tool_calls: Where the server gives them separately from the text.
+        text: Includes reasoning that the server returns separately; may be empty if there are `tool_calls`.
+        finish_reason: "stop", "length", ...; `None` if missing.
+        prompt_ids, answer_ids: Token ids; `None` if the server does not return them.
+        fills_context: The answer was cut off by the served model's context length.
+        tool_calls: Those that the server returns separately from the text.
     """
 
     text: str
@@ -89,22 +89,23 @@ class Answer:
 
 class Endpoint:
     """
-    Answers by an OpenAI-compatible chat endpoint (vLLM, SGLang, ...), several conversations at once.
+    Answers conversations concurrently through an OpenAI-compatible chat endpoint (vLLM, SGLang, ...).
 
-    A request that fails is retried; then its conversation is left out, and a later run asks again. The run ends when
-    the endpoint fails one conversation after the other.
+    A failed request is retried; if it keeps failing, its conversation is skipped, and a later run tries again. The
+    run ends when too many consecutive conversations fail.
 
     Args:
-        url: Up to the version, e.g. `http://localhost:8000/v1`. The key, if any, is read from `OPENAI_API_KEY`.
+        url: Base URL including the version, e.g. `http://localhost:8000/v1`. The key, if any, is read from
+            `OPENAI_API_KEY`.
         model: Name of the served model.
-        sampling: How to draw.
-        concurrency: Most requests under way.
-        retries: Attempts after the first, with growing pauses: where the endpoint cannot be reached, is busy, has an
-            error of its own, or sends what is no chat completion.
-        timeout: Seconds without a byte after which an attempt has failed.
+        sampling: Sampling parameters.
+        concurrency: Maximum number of concurrent requests.
+        retries: Attempts after the first, with exponential backoff, if the endpoint is unreachable or busy, reports an
+            internal error, or returns something other than a chat completion.
+        timeout: Seconds without receiving data after which an attempt fails.
 
     Raises:
-        ValueError: `url` is not an http(s) address.
+        ValueError: `url` is not an http(s) URL.
     """
 
     def __init__(
@@ -115,19 +116,19 @@ class Endpoint:
         except httpx.InvalidURL:
             address = httpx.URL()
         if address.scheme not in ("http", "https") or not address.host:
-            raise ValueError(f"`--endpoint` is {url!r}; give an http(s) address such as http://localhost:8000/v1.")
+            raise ValueError(f"`--endpoint` is {url!r}; use an http(s) URL such as http://localhost:8000/v1.")
         self.url, self.model, self.sampling = url.rstrip("/") + "/chat/completions", model, sampling
         self.concurrency, self.retries, self.timeout = concurrency, retries, timeout
-        self._takes_ids: bool | None = None  # whether the server takes `return_token_ids`, once that is known
+        self._takes_ids: bool | None = None  # whether the server accepts `return_token_ids`; `None`: unknown
         self._warned = False
-        self._failed_in_a_row = 0
+        self._num_consecutive_failures = 0
 
     def __call__(self, jobs: list[Job]) -> Iterator[Job]:
         """
-        The jobs finished, in any order; see the class.
+        Finished jobs, in any order; see the class.
 
         Raises:
-            OSError: so many conversations in a row failed that no other would fare better.
+            OSError: too many consecutive conversations failed.
         """
         stop = threading.Event()
         failure: str | None = None
@@ -138,10 +139,10 @@ class Endpoint:
                     job = None if future.cancelled() else future.result()
                     if job is None:
                         continue
-                    self._failed_in_a_row = self._failed_in_a_row + 1 if job.can_retry else 0
-                    if self._failed_in_a_row >= max(MIN_PATIENCE, 2 * self.concurrency) and failure is None:
+                    self._num_consecutive_failures = self._num_consecutive_failures + 1 if job.can_retry else 0
+                    if self._num_consecutive_failures >= max(MIN_PATIENCE, 2 * self.concurrency) and failure is None:
                         failure = job.problem
-                        stop.set()  # what is under way may still end well
+                        stop.set()  # requests in flight may still succeed
                         for waiting in futures:
                             waiting.cancel()
                     self._warn_without_ids(job)
@@ -150,14 +151,16 @@ class Endpoint:
                 stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
         if failure is not None:
-            raise OSError(f"{self._failed_in_a_row} conversations in a row were not answered, the last: {failure}")
+            raise OSError(
+                f"{self._num_consecutive_failures} consecutive conversations failed, the last one: {failure}"
+            )
 
     def _client(self) -> httpx.Client:
         key = os.environ.get("OPENAI_API_KEY", "").strip()
         return httpx.Client(
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(self.timeout, connect=min(self.timeout, 30), pool=None),
-            # A connection for each request: one kept open fails the next request where the server closes it meanwhile.
+            # One connection per request: a server may close an idle one just as the next request is sent on it.
             limits=httpx.Limits(max_keepalive_connections=0),
             follow_redirects=True,
         )
@@ -166,21 +169,21 @@ class Endpoint:
         if job.text_only and not self._warned:
             self._warned = True
             logger.warning(
-                "The endpoint returns no token ids, so answers are kept as text alone: turns that the chat template "
+                "The endpoint returns no token ids, so answers are stored as text only: turns that the chat template "
                 "rewrites (earlier reasoning) cannot be trained on. Newer versions of vLLM and SGLang return them."
             )
 
     def _converse(self, client: httpx.Client, job: Job, stop: threading.Event) -> Job | None:
-        """The job with its answers or its problem; `None` where the run is being stopped."""
+        """The job with its answers or its problem; `None` if the run is stopping."""
         if job.text is not None:
-            job.problem = "a chat endpoint cannot continue plain `text`; that is done in-process"
+            job.problem = "a chat endpoint cannot continue plain `text`; regenerate it in-process"
         while job.asked and job.problem is None:
             job.messages += job.asked.pop(0)
             try:
                 answer = self._ask(client, job, stop)
             except (Refused, BadRow) as refusal:
                 if job.num_answers and FULL_CONTEXT.search(str(refusal)):
-                    job.end_early(FULL)
+                    job.end_early(CONTEXT_FULL)
                 else:
                     job.problem = str(refusal)
             except Failed as failure:
@@ -190,16 +193,15 @@ class Endpoint:
             else:
                 job.add_answer(answer.text, answer.prompt_ids, answer.answer_ids, answer.tool_calls)
                 if answer.fills_context:
-                    job.end_early(FULL)
+                    job.end_early(CONTEXT_FULL)
                 elif answer.tool_calls and job.asked:
-                    job.end_early(CALLED)
+                    job.end_early(TOOLS_CALLED)
         return job
 
     def _ask(self, client: httpx.Client, job: Job, stop: threading.Event) -> Answer:
         """
-        The next answer. A refused request is sent again without what servers refuse: `max_tokens` beyond the context
-        (without it the server fills what is left), and `return_token_ids` where the server is strict and not known to
-        take it.
+        The next answer. A rejected request is sent again without what servers may reject: `max_tokens` beyond the
+        context (without it the server uses what is left), and `return_token_ids` if it may be unsupported.
         """
         body = {
             "model": self.model,
@@ -208,7 +210,7 @@ class Endpoint:
             "temperature": self.sampling.temperature(job.batch),
             "top_p": self.sampling.top_p,
             "seed": self.sampling.seed + job.index,
-        } | job.given()
+        } | job.template_fields()
         if self._takes_ids is not False:
             body["return_token_ids"] = True
         attempts = Retrying(
@@ -234,9 +236,9 @@ class Endpoint:
                 return replace(answer, fills_context=is_cut)
 
     def _post(self, client: httpx.Client, body: dict, stop: threading.Event) -> Answer:
-        """One request."""
+        """Send one request."""
         if stop.is_set():
-            raise Failed("The run is being stopped.", is_final=True)
+            raise Failed("The run is stopping.", is_final=True)
         try:
             response = client.post(self.url, json=body)
         except httpx.RequestError as error:
@@ -245,8 +247,8 @@ class Endpoint:
             try:
                 return read_answer(response.content)
             except Failed as failure:
-                raise Failed(f"{self.url} did not answer as a chat endpoint does: {failure}") from None
-        status, problem = response.status_code, f"{self.url} answered {response.status_code}: {response.text[:500]}"
+                raise Failed(f"{self.url} did not return a chat completion: {failure}") from None
+        status, problem = response.status_code, f"{self.url} returned {response.status_code}: {response.text[:500]}"
         if status in RETRIED_STATUS or status >= 500:
             raise Failed(problem, pause=retry_after(response))
         if status in ENDPOINT_STATUS or response.is_redirect:
@@ -255,13 +257,13 @@ class Endpoint:
 
 
 def retry_after(response: httpx.Response) -> float:
-    """Seconds by `Retry-After`; 0 where it is not there or a date."""
+    """Seconds from `Retry-After`; 0 if missing or a date."""
     text = response.headers.get("Retry-After", "").strip()
     return float(min(int(text), LONGEST_RETRY_AFTER)) if text.isascii() and text.isdigit() else 0.0
 
 
 def pause_before_retry(state: RetryCallState) -> float:
-    """Seconds: doubling, not the same for all that failed together, and no fewer than the server asks for."""
+    """Exponential backoff in seconds with jitter, at least what the server requested."""
     growing = (wait_exponential(multiplier=PAUSE, max=LONGEST_PAUSE) + wait_random(0, PAUSE))(state)
     error = state.outcome.exception()
     return max(growing, error.pause)
@@ -269,18 +271,18 @@ def pause_before_retry(state: RetryCallState) -> float:
 
 def read_answer(body: bytes) -> Answer:
     """
-    A chat completion.
+    Parse a chat completion.
 
     Raises:
-        Failed: it is none, or was broken off.
-        Refused: it has neither text nor calls of tools, or was withheld.
+        Failed: it is none, or was aborted.
+        Refused: it has neither text nor tool calls, or was withheld by a content filter.
     """
     try:
         completion = json.loads(body)
-    except (ValueError, RecursionError) as error:  # JSON that is cut, HTML, bytes that are not UTF-8
-        raise Failed(f"no JSON ({error}): {body[:200]!r}") from None
+    except (ValueError, RecursionError) as error:  # truncated JSON, HTML, invalid UTF-8
+        raise Failed(f"not JSON ({error}): {body[:200]!r}") from None
     if isinstance(completion, dict) and completion.get("error"):
-        raise Failed(f"an error: {str(completion['error'])[:500]}")
+        raise Failed(f"error: {str(completion['error'])[:500]}")
     try:
         choice = completion["choices"][0]
         message, reason = choice["message"], choice.get("finish_reason")
@@ -288,34 +290,34 @@ def read_answer(body: bytes) -> Answer:
         given = next((message[name] for name in REASONING if message.get(name)), None)
         calls = tool_calls(message.get("tool_calls"))
     except (KeyError, IndexError, TypeError, AttributeError):
-        raise Failed(f"no chat completion: {body[:200]!r}") from None
+        raise Failed(f"not a chat completion: {body[:200]!r}") from None
     reasoning += "".join(split_parts(given))
-    if reason in BROKEN_OFF:
-        raise Failed(f"broken off (`finish_reason` {reason!r})")
+    if reason in ABORTED:
+        raise Failed(f"aborted (`finish_reason` {reason!r})")
     if reason == "content_filter":
         raise Refused("the answer was withheld by the server's content filter")
     if not text and not calls:
-        raise Refused("the answer has no text (cut off while it was reasoning?); raise `--max-new-tokens`")
+        raise Refused("the answer has no text (cut off while reasoning?); raise `--max-new-tokens`")
     if has_lone_surrogate(text + reasoning + json.dumps(calls, ensure_ascii=False)):
-        raise Failed("half of a surrogate pair in the text")
+        raise Failed("lone surrogate in the text")
     if reasoning:
         text = f"<think>\n{reasoning.strip()}\n</think>\n\n{text}"
-    places = [
-        place
-        for place in (choice, message, choice.get("meta_info"), completion.get("sglext"), completion)
-        if isinstance(place, Mapping)
+    objects = [
+        candidate
+        for candidate in (choice, message, choice.get("meta_info"), completion.get("sglext"), completion)
+        if isinstance(candidate, Mapping)
     ]
-    ids = token_ids(places, PROMPT_IDS), token_ids(places, ANSWER_IDS)
+    ids = token_ids(objects, PROMPT_IDS), token_ids(objects, ANSWER_IDS)
     return Answer(text, reason, *ids, tool_calls=calls)
 
 
 def tool_calls(given: object) -> list[dict] | None:
     """
-    The calls of tools in a message, as they stand in the next request.
+    The tool calls of a message, in the form of the next request.
 
     Raises:
-        Failed: something else.
-        Refused: a call that was cut off, or that the model did not write as JSON.
+        Failed: they are not tool calls.
+        Refused: the arguments of a call are not valid JSON.
     """
     if not given:
         return None
@@ -324,20 +326,18 @@ def tool_calls(given: object) -> list[dict] | None:
     for call in given:
         function = call.get("function") if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise Failed(f"a call of a tool without a function's name: {str(call)[:200]}")
+            raise Failed(f"a tool call without a function name: {str(call)[:200]}")
         if function.get("arguments") and not isinstance(decoded(function["arguments"]), dict):
-            raise Refused(
-                "the answer calls a tool with arguments that are no JSON object (cut off?); raise `--max-new-tokens`"
-            )
+            raise Refused("the arguments of a tool call are not a JSON object (cut off?); raise `--max-new-tokens`")
     return without_none(given)
 
 
 def split_parts(content: object) -> tuple[str, str]:
     """
-    Text and reasoning of a message's content: a string, nothing, or a list of typed parts.
+    (text, reasoning) of a message's content: a string, `None`, or a list of typed parts.
 
     Raises:
-        Failed: something else.
+        Failed: content of another kind.
     """
     if content is None:
         return "", ""
@@ -353,15 +353,15 @@ def split_parts(content: object) -> tuple[str, str]:
         elif kind in REASONING_PARTS:
             reasoning += "".join(split_parts(part.get(kind, part.get("text"))))
         else:
-            raise Failed(f"a part of type {kind!r}, which is not text")
+            raise Failed(f"a content part of type {kind!r}, which is not text")
     return text, reasoning
 
 
-def token_ids(places: Iterable[Mapping], names: Iterable[str]) -> list[int] | None:
-    """The first list of token ids under one of these names; of a list for each choice, the first choice's."""
-    for place in places:
+def token_ids(objects: Iterable[Mapping], names: Iterable[str]) -> list[int] | None:
+    """The first list of token ids under one of these names; of one list per choice, that of the first choice."""
+    for candidate in objects:
         for name in names:
-            found = place.get(name)
+            found = candidate.get(name)
             if isinstance(found, list) and found and isinstance(found[0], list):
                 found = found[0]
             if isinstance(found, list) and found and all(type(token) is int and token >= 0 for token in found):

@@ -1,11 +1,11 @@
-"""Offline features: what training reads of the target, computed once and kept in half precision.
+"""Offline features: the target's hidden states for training, computed once and stored in half precision.
 
-A folder holds `features-00000.safetensors`, ... (samples one after the other), `target.safetensors` (embedding and
-head, so that training needs the target no more) and `provenance.json`, by which the folder refuses another target.
-About 2 (F + H) bytes per token: for an 8B target 32 KB, so a billion tokens are 30 TB. Online training needs none of
-it.
+A folder contains `features-00000.safetensors`, ... (consecutive samples), `target.safetensors` (embedding and head, so
+that training does not need the target) and `provenance.json`, which identifies the target. A token takes about
+2 (F + H) bytes, 32 KB for an 8B target: 30 TB for a billion tokens. Online training needs none of this. Does not know
+the training loop.
 
-Shape letters: L tokens of a sample, H hidden of the target, F tapped features, V vocabulary.
+Shape letters: L tokens of a sample, H hidden size of the target, F width of the tapped features, V vocabulary.
 """
 
 import hashlib
@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..checkpoint import share_weights
 from ..compat.models import commit_of
 from ..configuration_eagle3 import Eagle3Config
+from ..target.fingerprint import fingerprint
 from ..target.parts import head_options, shaped_logits, unwrap_peft
 from ..target.target import Target
 from .conversations import Tokenised, tokenise
@@ -33,22 +34,21 @@ from .messages import BadRow
 
 PROVENANCE, TARGET_FILE = "provenance.json", "target.safetensors"
 FORMAT = 1
-FINGERPRINT_NUMBERS = 64  # of each weight
 COLUMNS = ("input_ids", "loss_mask", "target_features", "last_hidden_states")
 
 
 @dataclass
 class Provenance:
     """
-    What the features are of. Two folders with equal provenance (shards aside) may be mixed.
+    Origin of the features. Two folders with equal provenance (shards aside) may be mixed.
 
     Attributes:
-        target: Name or path the target was loaded from, and `revision`, its commit on the Hub where known.
-        fingerprint: Of every weight of the target, adapters included.
+        target, revision: Name or path that the target was loaded from, and its commit on the Hub if known.
+        fingerprint: Hash of the target's weights, adapters included.
         target_layer_ids: Tapped layers.
-        template_hash: Of the tokenizer's chat template and what it was given besides.
+        template_hash: Hash of the chat template and its extra arguments.
         head: Scale and soft cap of the target's head.
-        shards: Samples in each file, and `contents`, a hash of their tokens.
+        shards, contents: Number of samples in each file, and a hash of their tokens.
     """
 
     target: str
@@ -75,7 +75,7 @@ class Provenance:
         max_length: int,
         template_kwargs: Mapping | None = None,
     ) -> "Provenance":
-        """That of features which `target` is about to make."""
+        """Provenance of features that `target` is going to compute."""
         return cls(
             target=model.config.name_or_path,
             revision=commit_of(model.config),
@@ -91,17 +91,17 @@ class Provenance:
 
     @classmethod
     def read(cls, folder: Path) -> "Provenance":
-        """That of a folder; ValueError if there is none or it cannot be read."""
+        """Read the provenance of a folder; ValueError if it is missing or of another format."""
         path = folder / PROVENANCE
         if not path.is_file():
-            raise ValueError(f"`{folder}` has no {PROVENANCE}; make it by `hf-eagle3 prepare features`.")
+            raise ValueError(f"`{folder}` has no {PROVENANCE}; create it with `hf-eagle3 prepare features`.")
         stored = json.loads(path.read_text(encoding="utf-8"))
         if stored.get("format") != FORMAT:
             raise ValueError(f"`{folder}` has features of format {stored.get('format')}, this version reads {FORMAT}.")
         return cls(**stored)
 
     def write(self, folder: Path) -> None:
-        """Written whole or not at all."""
+        """Write atomically."""
         temporary = folder / (PROVENANCE + ".tmp")
         temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
         os.replace(temporary, folder / PROVENANCE)
@@ -109,14 +109,10 @@ class Provenance:
     def refuse_other(self, other: "Provenance", folder: Path) -> None:
         """
         Raises:
-            ValueError: the other features are of another target, template or shape; each difference is named.
+            ValueError: `other` has another target, template or shape; every difference is listed.
         """
-        skipped = {
-            "shards",
-            "contents",
-            "target",
-            "revision",
-        }  # a moved or renamed target is the same if its weights are
+        # The fingerprint identifies a target, wherever it was loaded from.
+        skipped = {"shards", "contents", "target", "revision"}
         mine, theirs = asdict(self), asdict(other)
         different = [
             f"{name}: {mine[name]} there, {theirs[name]} here"
@@ -125,26 +121,13 @@ class Provenance:
         ]
         if different:
             raise ValueError(
-                f"The features in `{folder}` belong to another target or set-up ({'; '.join(different)}). Use another "
-                "folder."
+                f"The features in `{folder}` belong to another target or configuration ({'; '.join(different)}). Use "
+                "another folder."
             )
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """Of some numbers of every weight, rounded to bfloat16, so that the precision of loading does not matter."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta:  # offloaded
-            continue
-        flat = parameter.detach().reshape(-1)
-        some = flat[:: max(flat.numel() // FINGERPRINT_NUMBERS, 1)].to("cpu")
-        digest.update(name.encode())
-        digest.update(some.to(torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def content_hash(samples: Iterable[dict]) -> str:
-    """Of the tokens of some samples."""
+    """Hash of the tokens of some samples."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(json.dumps(list(sample["input_ids"])).encode())
@@ -152,34 +135,34 @@ def content_hash(samples: Iterable[dict]) -> str:
 
 
 def template_hash(tokenizer: PreTrainedTokenizerBase | None, template_kwargs: Mapping | None = None) -> str:
-    """16 hexadecimal digits that change with the chat template and with its further arguments."""
+    """16 hexadecimal digits that depend on the chat template and its extra arguments."""
     template = tokenizer.chat_template if tokenizer is not None else None
     given = [template, dict(template_kwargs)] if template_kwargs else template
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def estimate_bytes(num_tokens: int, target: Target) -> int:
-    """Size on disk of the features of so many tokens."""
+    """Approximate size on disk of the features of `num_tokens` tokens."""
     width = (len(target.layer_ids) + 1) * target.config.hidden_size
     return num_tokens * (2 * width + 16) + 4 * target.config.vocab_size * target.config.hidden_size
 
 
 class FeatureWriter:
     """
-    Writes features of tokenised samples; an interrupted run goes on where it was.
+    Writes features of tokenised samples; an interrupted run can be resumed.
 
     Args:
-        folder: Where to.
+        folder: Output folder.
         model: The target.
-        draft_config: Says which layers are tapped.
-        tokenizer: The one that made the tokens; its template is recorded.
-        dtype: Half precision the features are kept in; bfloat16 cannot overflow.
-        max_length: Samples are cut to it.
-        samples_per_shard: Samples in one file.
-        template_kwargs: Further arguments that the chat template was given; recorded.
+        draft_config: Determines the tapped layers.
+        tokenizer: The tokenizer of the samples; its chat template is recorded.
+        dtype: bfloat16 or float16; bfloat16 cannot overflow.
+        max_length: Longer samples are truncated.
+        samples_per_shard: Number of samples per file.
+        template_kwargs: Extra arguments of the chat template; recorded.
 
     Raises:
-        ValueError: the folder holds features of another target or set-up.
+        ValueError: the folder contains features of another target or configuration.
     """
 
     def __init__(
@@ -194,7 +177,7 @@ class FeatureWriter:
         template_kwargs: Mapping | None = None,
     ):
         if dtype not in (torch.bfloat16, torch.float16):
-            raise ValueError(f"`dtype` is {dtype}; features are kept in bfloat16 or float16.")
+            raise ValueError(f"`dtype` is {dtype}; features are stored in bfloat16 or float16.")
         self.folder, self.dtype, self.max_length = Path(folder), dtype, max_length
         self.samples_per_shard = samples_per_shard
         base = unwrap_peft(model)
@@ -211,10 +194,10 @@ class FeatureWriter:
 
     def write(self, samples: Sequence[dict], progress: Iterable | None = None) -> int:
         """
-        Compute and write what is missing of `samples` ({"input_ids", "loss_mask"}); returns how many were written.
+        Compute and write the missing ones of `samples` ({"input_ids", "loss_mask"}); returns how many were written.
 
         Raises:
-            ValueError: other samples than were written before, or one, counted from 1, that cannot be used.
+            ValueError: the samples differ from those already written, or one of them is unusable.
         """
         self._refuse_other_samples(samples)
         done = sum(self.provenance.shards)
@@ -250,7 +233,7 @@ class FeatureWriter:
             if not out.input_ids:
                 raise BadRow("It has no tokens.")
         except BadRow as error:
-            raise ValueError(f"Sample {index + 1} cannot be used: {error} Leave it out (`tokenised` does).") from None
+            raise ValueError(f"Sample {index + 1} is unusable: {error} Remove it (`tokenised` does).") from None
         return out
 
     def _refuse_other_samples(self, samples: Sequence[dict]) -> None:
@@ -260,21 +243,21 @@ class FeatureWriter:
             start += count
             if start > len(samples) or content_hash(samples[i] for i in chosen) != expected:
                 raise ValueError(
-                    f"`{self.folder}` holds features of other samples (up to number {start}); use another folder."
+                    f"`{self.folder}` contains features of other samples (up to number {start}); use another folder."
                 )
 
 
 def head_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """
-    Embedding and head of a target, as they are kept beside its features.
+    Embedding and head of a target, which are stored with its features.
 
     Raises:
-        ValueError: a head that is more than a matrix (quantised, or with an adapter).
+        ValueError: the head is not a plain linear layer (quantised, or with an adapter).
     """
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings().weight
     if type(head) is not torch.nn.Linear:
         raise ValueError(
-            f"The target's head is a {type(head).__name__}; features beforehand need a plain one. Merge its "
+            f"The target's head is a {type(head).__name__}; offline features need a plain linear layer. Merge its "
             "adapter, or train online."
         )
     weights = {"embedding": embedding.detach().cpu().contiguous()}
@@ -291,7 +274,7 @@ def shard_name(number: int) -> str:
 
 
 class FeatureDataset(torch.utils.data.Dataset):
-    """The samples of a feature folder, read from disk as they are asked for."""
+    """The samples of a feature folder, read from disk on access."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -319,15 +302,15 @@ class FeatureDataset(torch.utils.data.Dataset):
 
 class CachedTarget:
     """
-    Stands for the target when features were computed beforehand: its embedding and head alone.
+    Replaces the target in training on offline features: its embedding and head only.
 
     Args:
         folder: Written by [`FeatureWriter`] or `hf-eagle3 prepare features`.
-        model: The target itself, to check that the features are its own.
-        tokenizer, template_kwargs: Likewise for the chat template and its further arguments.
+        model: The target, to check that the features belong to it.
+        tokenizer, template_kwargs: Likewise, to check the chat template and its extra arguments.
 
     Raises:
-        ValueError: the features are another target's.
+        ValueError: the features belong to another target or chat template.
     """
 
     def __init__(
@@ -341,13 +324,12 @@ class CachedTarget:
         self.provenance = Provenance.read(self.folder)
         if model is not None and fingerprint(unwrap_peft(model)) != self.provenance.fingerprint:
             raise ValueError(
-                f"The features in `{folder}` were computed by `{self.provenance.target}`; the weights of "
-                f"`{model.config.name_or_path}` are others."
+                f"The features in `{folder}` were computed with `{self.provenance.target}`; the weights of "
+                f"`{model.config.name_or_path}` differ."
             )
         if tokenizer is not None and template_hash(tokenizer, template_kwargs) != self.provenance.template_hash:
             raise ValueError(
-                f"The features in `{folder}` were computed with another chat template, or other "
-                "`chat_template_kwargs`."
+                f"The features in `{folder}` were computed with another chat template or other `chat_template_kwargs`."
             )
         weights = load_file(self.folder / TARGET_FILE)
         self.embedding = weights["embedding"]
@@ -355,7 +337,7 @@ class CachedTarget:
         self.head_bias = weights.get("bias")
 
     def check_fits(self, config: Eagle3Config) -> None:
-        """Raises ValueError where a draft reads other layers or another target."""
+        """Raises ValueError if the draft of `config` reads other layers or another target."""
         names = ("target_layer_ids", "target_hidden_size", "vocab_size")
         found = (config.target_layer_ids, config.target_hidden_size, config.vocab_size)
         expected = (self.provenance.target_layer_ids, self.provenance.hidden_size, self.provenance.vocab_size)
@@ -364,14 +346,14 @@ class CachedTarget:
                 raise ValueError(f"The draft has `{name}` {mine}, the features in `{self.folder}` have {theirs}.")
 
     def to(self, device: torch.device) -> None:
-        """Move embedding and head rows."""
+        """Move embedding and head to `device`."""
         tied = self.head_weight is self.embedding
         self.embedding = self.embedding.to(device)
         self.head_weight = self.embedding if tied else self.head_weight.to(device)
         self.head_bias = self.head_bias if self.head_bias is None else self.head_bias.to(device)
 
     def embedding_rows(self, ids: Tensor) -> Tensor:
-        """Rows (..., H) of token ids (...)."""
+        """Embeddings (..., H) of token ids (...)."""
         return F.embedding(ids.to(self.embedding.device), self.embedding)
 
     def head(self, hidden: Tensor) -> Tensor:
@@ -381,5 +363,5 @@ class CachedTarget:
             return shaped_logits(product, self.provenance.head)
 
     def head_rows(self, ids: Tensor | None) -> Tensor:
-        """Head rows of target ids (D,), (D, H); `None`: all."""
+        """Rows of the head for target ids (D,), (D, H); `None`: all rows."""
         return self.head_weight if ids is None else self.head_weight[ids.to(self.head_weight.device)]

@@ -1,6 +1,6 @@
-"""One conversation to be answered: what is asked, what was answered, and the tokens of every turn.
+"""One conversation to regenerate: open questions, answers so far, and the token ids of every turn.
 
-Does not know who answers or where the result is written.
+Does not know how answers are generated or where they are written.
 """
 
 import json
@@ -13,8 +13,8 @@ from .messages import BadRow, Message, messages_of, plain_text, questions, row_o
 @dataclass(frozen=True)
 class Sampling:
     """
-    How answers are drawn. `temperatures` take turns, batch by batch; 0 is greedy. Plain text (for targets without
-    chat) is cut after `prompt_tokens` tokens and continued.
+    Sampling parameters. Batches cycle through `temperatures`; 0 is greedy. Plain text (for targets without a chat
+    template) is truncated to `prompt_tokens` tokens and continued.
     """
 
     max_new_tokens: int = 512
@@ -24,19 +24,19 @@ class Sampling:
     prompt_tokens: int = 32
 
     def temperature(self, batch: int) -> float:
-        """That of a batch."""
+        """Temperature of a batch."""
         return self.temperatures[batch % len(self.temperatures)]
 
 
 @dataclass
 class TurnTokens:
     """
-    Consecutive turns as the very tokens that the target read and wrote.
+    Consecutive turns as the exact token ids that the target read and generated.
 
     Attributes:
-        input_ids: Tokens, (L,).
-        loss_mask: 1 where the target wrote the token, (L,).
-        num_messages: Messages of the conversation through the last of these turns.
+        input_ids: Token ids, (L,).
+        loss_mask: 1 where the target generated the token, (L,).
+        num_messages: Messages of the conversation up to the last of these turns.
     """
 
     input_ids: list[int] = field(default_factory=list)
@@ -47,24 +47,23 @@ class TurnTokens:
 @dataclass
 class Job:
     """
-    One conversation that is being answered.
+    A conversation in progress.
 
     Attributes:
-        index: Its place in the data.
-        messages: Those so far.
-        asked: What is still to be answered, each entry by one answer: a question, or one with recorded calls of tools
-            and their results.
-        batch: Place of its batch in the data, whatever was answered before.
-        text: Plain text to be continued, instead of messages: the first tokens of it, or all if `is_prompt`.
-        options: The row's own for the chat template, tools included.
-        tokens: One entry for all turns, or one for each run of turns between which the chat template rewrites earlier
-            ones (as templates do that drop reasoning).
-        text_only: Some answer came without its token ids.
-        num_answers: Turns answered so far.
-        num_kept: Messages through the last answer; a question behind it has none.
+        index: Position in the data.
+        messages: Messages so far.
+        asked: Open questions, one answer each: a user message, possibly followed by recorded tool calls and results.
+        batch: Index of its batch in the data; does not depend on what earlier runs have answered.
+        text: Plain text to continue, instead of messages: its first tokens, or all of it if `is_prompt`.
+        options: Arguments of the chat template for this sample, tools included.
+        tokens: One entry for all turns; several if the chat template rewrites earlier turns (templates that drop
+            reasoning do), one for each run of turns in between.
+        text_only: Some answer came without token ids.
+        num_answers: Number of answered turns.
+        num_kept: Number of messages up to the last answer.
         problem: Why it could not be answered.
-        can_retry: Another run may answer it (the endpoint failed, not the conversation).
-        cut: Why it ends early, although what was answered is kept.
+        can_retry: A later run may succeed (the endpoint failed, not the conversation).
+        cut: Why it ends early; the answers before are kept.
     """
 
     index: int
@@ -85,10 +84,10 @@ class Job:
     @classmethod
     def from_sample(cls, index: int, sample: dict, batch: int = 0, template_kwargs: Mapping | None = None) -> "Job":
         """
-        What a sample asks.
+        The job of a sample.
 
         Raises:
-            BadRow: nothing, or it is not a conversation or text.
+            BadRow: it holds no question, or neither a conversation nor text.
         """
         row = row_of(sample)
         if isinstance(row.get("prompt"), str) and row.get("completion") is None:
@@ -96,21 +95,21 @@ class Job:
         messages = messages_of(row)
         if messages is None:
             if row.get("text") is None:
-                raise BadRow("Regeneration needs conversations or `text`; this sample is tokens.")
+                raise BadRow("Regeneration needs conversations or `text`; this sample is tokenised.")
             return cls(index, [], [], batch, text=plain_text(row["text"], "`text`"))
         before, asked = questions(messages)
         if not asked:
             raise BadRow("It has no question to answer.")
         job = cls(index, before, asked, batch, options=template_options(row, template_kwargs))
         if has_lone_surrogate(json.dumps([job.messages, job.asked, job.options], ensure_ascii=False)):
-            raise BadRow("It holds half of a surrogate pair, which is not text; correct or drop it.")
+            raise BadRow("It contains a lone surrogate, which is not valid Unicode; fix or remove it.")
         return job
 
     def as_plain_text(self) -> None:
-        """For a target without a chat template: one question is a text to be continued."""
+        """For a target without a chat template: a single question becomes a text to continue."""
         if len(self.asked) > 1 or len(self.asked[0]) > 1:
             raise BadRow(
-                "It is a conversation of several turns and the tokenizer has no chat template; give single prompts."
+                "It is a multi-turn conversation, but the tokenizer has no chat template; use single prompts."
             )
         self.text = "\n".join(message["content"] for message in (*self.messages, *self.asked.pop()))
         self.options, self.is_prompt = {}, True
@@ -122,7 +121,7 @@ class Job:
         answer_ids: list[int] | None = None,
         tool_calls: list[dict] | None = None,
     ) -> None:
-        """The target's next turn (or the continued text), with the tokens it read and wrote where they are known."""
+        """Append the target's answer (or the continued text), with prompt and answer token ids if they are known."""
         if self.text is not None:
             self.text = text
         else:
@@ -140,7 +139,7 @@ class Job:
         last.num_messages = len(self.messages)
 
     def end_early(self, reason: str) -> None:
-        """Ask no more: turns answered before are kept; without any, the conversation is not answered."""
+        """Drop the open questions. Earlier answers are kept; without any, `reason` becomes the `problem`."""
         self.asked.clear()
         if self.num_answers:
             self.cut = reason
@@ -148,25 +147,25 @@ class Job:
             self.problem = reason
 
     def records(self) -> list[dict]:
-        """The lines of the output file, each a sample for training: one for each entry of `tokens`."""
+        """The lines of the output file, each a training sample: one per entry of `tokens`."""
         parts = [TurnTokens(num_messages=self.num_kept)] if self.text_only or not self.tokens else self.tokens
         lines = []
         for number, part in enumerate(parts, start=1):
             line: dict = {"id": self.index, "part": number, "parts": len(parts)}
             line |= {"messages": self.messages[: part.num_messages]} if self.text is None else {"text": self.text}
-            line |= self.given()
+            line |= self.template_fields()
             if part.input_ids:
                 line |= {"input_ids": part.input_ids, "loss_mask": part.loss_mask}
             lines.append(line)
         return lines
 
-    def given(self) -> dict:
-        """`options` as rows and requests name them."""
+    def template_fields(self) -> dict:
+        """`options` under the keys of samples and requests."""
         own = {name: value for name, value in self.options.items() if name != "tools"}
         tools = {"tools": self.options["tools"]} if "tools" in self.options else {}
         return tools | ({"chat_template_kwargs": own} if own else {})
 
 
 def has_lone_surrogate(text: str) -> bool:
-    """Whether UTF-8 cannot hold it; JSON may write half of a surrogate pair, files and tokenizers cannot."""
+    """Whether the text cannot be encoded as UTF-8; JSON escapes can express a lone surrogate."""
     return any("\ud800" <= character <= "\udfff" for character in text)

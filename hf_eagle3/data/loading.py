@@ -1,7 +1,7 @@
-"""Datasets in, tokenised datasets out: names of the paper's sets, Hub ids, local files, streaming.
+"""Loading and tokenising datasets: presets of the paper, Hub ids, local files, streams.
 
-Reading, mapping, caching and sharding are `datasets`' work; only a file whose lines make no table is read here. Rows
-are counted from 1. One that cannot be used is left out and reported with its number and the reason.
+Reading, mapping, caching and sharding are left to `datasets`; only JSON files without a common schema are read here.
+Unusable rows are skipped and reported with their number, from 1, and the reason. Does not know models or training.
 """
 
 import json
@@ -17,7 +17,7 @@ from datasets.exceptions import DatasetGenerationError
 from transformers import PreTrainedTokenizerBase
 
 from .conversations import TemplateMismatch, checked_template_kwargs, tokenise
-from .messages import BAD_ROW, JSON_ROW, MOST_NAMED, BadRow, named, shown
+from .messages import BAD_ROW, JSON_ROW, MAX_EXAMPLES, BadRow, row_examples, short_repr
 
 
 logger = logging.getLogger(__name__)
@@ -30,20 +30,20 @@ COLUMNS = Features(
         "problem": Value("string"),
     }
 )
-LEARNT = ("used", "partial")  # states of samples that are trained on
-PEEK = 64  # samples of a stream that are looked at before training
+TRAINED = ("used", "partial")
+PEEK = 64  # samples of a stream that are checked before training
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A set of the paper by its Hub id: `split`, and `data_files` where the repository holds several."""
+    """A dataset of the paper: Hub id, `split`, and `data_files` if the repository contains several."""
 
     path: str
     split: str
     data_files: str | None = None
 
 
-# EAGLE-3, section 4: ShareGPT and UltraChat-200K, for the reasoning model OpenThoughts-114k-math.
+# EAGLE-3, section 4: ShareGPT and UltraChat-200K; OpenThoughts-114k-math for the reasoning model.
 PRESETS = {
     "sharegpt": Preset(
         "anon8231489123/ShareGPT_Vicuna_unfiltered",
@@ -57,16 +57,16 @@ PRESETS = {
 
 def load(source: str, split: str | None = None, streaming: bool = False, **options) -> Dataset | IterableDataset:
     """
-    A dataset by preset name, local file (.json, .jsonl, .parquet, .arrow, .txt), folder or Hub id.
+    Load a dataset by preset name, local file (.json, .jsonl, .parquet, .arrow, .txt), folder or Hub id.
 
     Args:
-        source: What to load.
-        split: Default: the preset's, else "train".
-        streaming: Read while training instead of before.
+        source: Preset, path or Hub id.
+        split: Default: the preset's split, else "train".
+        streaming: Read rows while training instead of before it.
         options: Further arguments of `datasets.load_dataset` (`name`, `revision`, `token`, ...).
 
     Raises:
-        ValueError: a file of unknown kind, no such split (the ones there are named), or nothing in it.
+        ValueError: unknown file type, missing split (the available ones are listed), or no rows.
     """
     data = _load(source, split, streaming, options)
     if isinstance(data, Dataset) and not len(data):
@@ -83,7 +83,7 @@ def _load(source: str, split: str | None, streaming: bool, options: dict) -> Dat
     path = Path(source)
     if path.is_file():
         if path.suffix not in FILE_FORMATS:
-            raise ValueError(f"`{source}` ends in {path.suffix!r}; known are {', '.join(FILE_FORMATS)}.")
+            raise ValueError(f"`{source}` ends in {path.suffix!r}; supported are {', '.join(FILE_FORMATS)}.")
         if FILE_FORMATS[path.suffix] == "json" and split in (None, "train") and not options:
             return _load_json(path, streaming)
         return _load_file(path, split, streaming, options)
@@ -92,7 +92,7 @@ def _load(source: str, split: str | None, streaming: bool, options: dict) -> Dat
         if not isinstance(loaded, DatasetDict):
             return loaded
         if (split or "train") not in loaded:
-            raise ValueError(f"`{source}` has the splits {', '.join(loaded)}; say which.")
+            raise ValueError(f"`{source}` has the splits {', '.join(loaded)}; choose one.")
         return loaded[split or "train"]
     return load_dataset(source, split=split or "train", streaming=streaming, **options)
 
@@ -108,11 +108,11 @@ def _load_file(path: Path, split: str | None, streaming: bool, options: dict) ->
 
 
 def _load_json(path: Path, streaming: bool) -> Dataset | IterableDataset:
-    """As a table where it is one; else row by row, so that one line does not spoil the others."""
+    """As a table if the rows have a common schema; otherwise row by row, so that bad lines do not affect others."""
     if streaming:
         return IterableDataset.from_generator(json_rows, gen_kwargs={"path": str(path)})
     try:
-        with path.open(encoding="utf-8") as file:  # a table takes other bytes, and fails when they are read
+        with path.open(encoding="utf-8") as file:  # `datasets` would fail on invalid UTF-8 later
             for _ in iter(lambda: file.read(2**20), ""):
                 pass
         return _load_file(path, None, False, {})
@@ -127,15 +127,15 @@ def _load_json(path: Path, streaming: bool) -> Dataset | IterableDataset:
 
 def json_rows(path: str | Path) -> Iterator[dict]:
     """
-    Rows of a file of JSON lines, or of one JSON list, one by one; what is no object becomes {BAD_ROW: why}. Empty
-    lines are no rows.
+    Rows of a JSON-lines file, or of one JSON list. Anything but an object becomes {BAD_ROW: reason}; empty lines are
+    skipped.
     """
     with Path(path).open("rb") as file:
         if file.read(1) == b"[":
             try:
                 yield from map(_as_row, json.loads(b"[" + file.read()))
                 return
-            except ValueError:  # lines that begin with a list
+            except ValueError:  # JSON lines that start with a list
                 pass
         file.seek(0)
         for number, line in enumerate(file, start=1):
@@ -148,11 +148,11 @@ def json_rows(path: str | Path) -> Iterator[dict]:
 
 
 def _as_row(row) -> dict:
-    return row if isinstance(row, dict) else {BAD_ROW: f"it is {shown(row)}, not a JSON object"}
+    return row if isinstance(row, dict) else {BAD_ROW: f"it is {short_repr(row)}, not a JSON object"}
 
 
 def as_text(row: dict) -> dict[str, str | None]:
-    """A row for a table of any rows, see `messages.row_of`."""
+    """A row as JSON text, so that rows of any schema fit into one table; see `messages.row_of`."""
     bad = row.get(BAD_ROW)
     return {JSON_ROW: None if bad else json.dumps(row), BAD_ROW: bad}
 
@@ -167,19 +167,20 @@ def tokenised(
     vocab_size: int | None = None,
 ) -> Dataset | IterableDataset:
     """
-    `dataset` with the columns `input_ids` and `loss_mask` alone. Samples that cannot be read, and those without a
-    single token to learn from, are left out, counted and reported.
+    `dataset` reduced to the columns `input_ids` and `loss_mask`. Unreadable samples, and those without any token to
+    train on, are skipped, counted and reported.
 
     Args:
-        dataset, tokenizer: What is read, and by which tokenizer.
-        max_length: Longer samples are cut.
-        num_proc: Processes.
-        name: Of the data, for reports.
-        template_kwargs: Further arguments of the chat template.
-        vocab_size: Tokens that the target knows; samples with others cannot be read.
+        dataset: Samples in any format of `conversations`.
+        tokenizer: The target's tokenizer; `None` for tokenised data.
+        max_length: Longer samples are truncated.
+        num_proc: Number of processes.
+        name: Name of the data in reports.
+        template_kwargs: Extra arguments of the chat template.
+        vocab_size: Vocabulary size of the target; samples with other token ids are unreadable.
 
     Raises:
-        ValueError: no sample has a token to learn from; the counts and likely reasons are given.
+        ValueError: no sample has a token to train on; the counts and likely reasons are given.
     """
     template_kwargs = checked_template_kwargs(template_kwargs, tokenizer)
 
@@ -189,7 +190,7 @@ def tokenised(
         except BadRow as error:
             state = "unmarked" if isinstance(error, TemplateMismatch) else "unreadable"
             return {"input_ids": [], "loss_mask": [], "state": state, "problem": str(error)}
-        # The first two tokens are never predicted by a draft.
+        # A draft never predicts the first two tokens.
         state = "partial" if out.partial else "used"
         return {
             "input_ids": out.input_ids,
@@ -204,29 +205,29 @@ def tokenised(
         convert, remove_columns=dataset.column_names, features=COLUMNS, num_proc=num_proc, desc="Tokenising"
     )
     report(converted.select_columns(["state", "problem"]), name)
-    return converted.filter(lambda state: state in LEARNT, input_columns="state", num_proc=num_proc).remove_columns(
+    return converted.filter(lambda state: state in TRAINED, input_columns="state", num_proc=num_proc).remove_columns(
         ["state", "problem"]
     )
 
 
 def _tokenised_stream(dataset: IterableDataset, convert, name: str) -> IterableDataset:
-    """What the stream begins with is reported before anything is trained, later rows as they come."""
+    """The first samples are reported before training starts, later ones as they are read."""
     peeked = [convert(sample) for sample in dataset.take(PEEK)]
     report(peeked, f"{name} (its first {len(peeked)} samples)")
 
     def convert_later(sample: dict, index: int) -> dict:
         out = convert(sample)
-        if index >= PEEK and out["state"] not in LEARNT:
-            logger.warning("%s: row %d is left out: %s", name, index + 1, out["problem"] or "no token to learn from")
+        if index >= PEEK and out["state"] not in TRAINED:
+            logger.warning("%s: row %d is skipped: %s", name, index + 1, out["problem"] or "no token to train on")
         return out
 
-    # Rows of a stream may have different columns: selected, not removed by name.
+    # Rows of a stream may have different columns, so the wanted ones are selected instead of removing others.
     converted = dataset.map(convert_later, with_indices=True).select_columns(list(COLUMNS)).cast(COLUMNS)
-    return converted.filter(lambda sample: sample["state"] in LEARNT).remove_columns(["state", "problem"])
+    return converted.filter(lambda sample: sample["state"] in TRAINED).remove_columns(["state", "problem"])
 
 
 def is_tokenised(dataset: Dataset | IterableDataset, max_length: int, vocab_size: int) -> bool:
-    """Whether each row is as `tokenised` leaves it: tokens that the target knows, and something to learn in them."""
+    """Whether all rows are in the form of `tokenised`: valid token ids and at least one token to train on."""
     if isinstance(dataset, IterableDataset) or set(dataset.column_names) != {"input_ids", "loss_mask"}:
         return False
     for batch in dataset.with_format("numpy").iter(batch_size=1000):
@@ -240,35 +241,34 @@ def is_tokenised(dataset: Dataset | IterableDataset, max_length: int, vocab_size
 
 
 def report(converted: Iterable[dict], name: str) -> None:
-    """Say what was left out, with the numbers of the rows, from 1; an error where nothing is left."""
+    """Log how many rows were skipped and why, with row numbers from 1; ValueError if none remains."""
     counts: Counter = Counter()
     examples: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for number, sample in enumerate(converted, start=1):
         state = sample["state"]
         counts[state] += 1
-        if len(examples[state]) < MOST_NAMED:
+        if len(examples[state]) < MAX_EXAMPLES:
             examples[state].append((number, sample["problem"]))
     total = counts.total()
     if not total:
         raise ValueError(f"{name} has no rows.")
-    if not any(counts[state] for state in LEARNT):
+    if not any(counts[state] for state in TRAINED):
         problem = next((problem for found in examples.values() for _, problem in found if problem), "")
         remedy = (
-            "Check the roles, the template, the loss masks and `max_length`; prompts without answers are answered by "
-            "`hf-eagle3 prepare regenerate`."
+            "Check roles, chat template, loss masks and `max_length`; `hf-eagle3 prepare regenerate` answers prompts "
+            "without answers."
         )
         raise ValueError(
-            f"{name}: none of {total} samples has a token to learn from ({counts['empty']} without one of the "
-            f"assistant's, or cut off before it by `max_length`; {counts['unmarked']} where the chat template "
-            f"does not show which tokens are the assistant's; {counts['unreadable']} that cannot be read). "
-            + (f"The first problem: {problem}" if problem else remedy)
+            f"{name}: none of {total} samples has a token to train on ({counts['empty']} without an assistant turn or "
+            f"truncated before it by `max_length`; {counts['unmarked']} whose assistant tokens the chat template does "
+            f"not reveal; {counts['unreadable']} unreadable). " + (f"First problem: {problem}" if problem else remedy)
         )
     for state, reason in (
-        ("empty", "have no token to learn from (no assistant turn, or cut off by `max_length`) and are left out"),
-        ("unmarked", "are left out: the chat template does not show which tokens are the assistant's"),
-        ("unreadable", "are left out as they cannot be read"),
-        ("partial", "learn from the last assistant turn only: the chat template rewrites earlier ones"),
+        ("empty", "are skipped: no token to train on (no assistant turn, or truncated by `max_length`)"),
+        ("unmarked", "are skipped: the chat template does not reveal which tokens are the assistant's"),
+        ("unreadable", "are skipped as unreadable"),
+        ("partial", "are trained on the last assistant turn only: the chat template rewrites earlier ones"),
     ):
         if counts[state]:
-            text = named(examples[state], counts[state])
+            text = row_examples(examples[state], counts[state])
             logger.warning("%s: %d of %d samples %s. %s", name, counts[state], total, reason, text)

@@ -1,8 +1,8 @@
-"""The target answers the prompts itself: what a draft should learn is what its target says.
+"""Regeneration: the target answers the prompts of a dataset, so that its draft is trained on its own outputs.
 
-In-process (batched, with or without a draft) or through an OpenAI-compatible endpoint. Conversations are written to a
-JSON-lines file one by one as they are finished; a run that was interrupted continues where it was. Beside the text of
-each turn stand the tokens that the target read and wrote, so that training depends on no chat template.
+In-process (batched, with or without a draft) or through an OpenAI-compatible endpoint. Finished conversations are
+appended to a JSON-lines file one by one, and an interrupted run can be resumed. Each turn is stored as text and as the
+token ids that the target read and generated, so that training does not depend on the chat template.
 """
 
 import json
@@ -20,37 +20,38 @@ from typing import BinaryIO
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from ..token_ids import left_padded, padding_token_id
 from .conversations import chat_ids
 from .endpoint import Endpoint
 from .jobs import Job, Sampling
 from .limits import context_length, stop_tokens, up_to_stop
-from .messages import MOST_NAMED, BadRow, named
+from .messages import MAX_EXAMPLES, BadRow, row_examples
 
 
 __all__ = ["Endpoint", "InProcess", "Job", "Sampling", "finished_ids", "regenerate", "up_to_stop"]
 logger = logging.getLogger(__name__)
-NUM_REPORTED = 10  # problems logged one by one as they occur; all are counted
-LINE_STARTS = (b'{"id": 0, "part": ', b'{"id": 0, "messages": ', b'{"id": 0, "text": ')  # the latter two: older files
-MAX_START = 64  # bytes of a line that hold any of them, whatever the number
+MAX_LOGGED = 10  # problems logged individually; all are counted
+LINE_STARTS = (b'{"id": 0, "part": ', b'{"id": 0, "messages": ', b'{"id": 0, "text": ')  # the last two: older files
+MAX_START = 64  # bytes; any of these with any id is shorter
 
 
 def finished_ids(path: Path) -> set[int]:
     """
-    Ids of the conversations that the file already has. Reads only.
+    Ids of the conversations that the file already contains. The file is not changed.
 
     Raises:
-        ValueError: the file is of another kind.
+        ValueError: it is not a file of regenerated conversations.
     """
     return read_output(path)[0]
 
 
 def read_output(path: Path) -> tuple[set[int], int]:
     """
-    Ids of the whole conversations in a file, and how many bytes they take: behind them stands at most one that a run
-    left half-written.
+    Ids of the complete conversations in a file, and their size in bytes; after them there is at most one that an
+    interrupted run left incomplete.
 
     Raises:
-        ValueError: the file is of another kind.
+        ValueError: it is not a file of regenerated conversations.
     """
     found: set[int] = set()
     if not path.exists():
@@ -61,7 +62,7 @@ def read_output(path: Path) -> tuple[set[int], int]:
             position += len(line)
             record = output_record(line)
             if record is None and (line.endswith(b"\n") or not half_written(line)):
-                raise ValueError(f"`{path}` is not a file of regenerated conversations; use another.")
+                raise ValueError(f"`{path}` is not a file of regenerated conversations; choose another path.")
             if record is not None and record.get("part") == record.get("parts"):
                 found.add(record["id"])
                 end = position
@@ -69,7 +70,7 @@ def read_output(path: Path) -> tuple[set[int], int]:
 
 
 def output_record(line: bytes) -> dict | None:
-    """A line of the output file; `None` if it is something else, or cut off."""
+    """A line of the output file; `None` if it is something else or truncated."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -79,7 +80,7 @@ def output_record(line: bytes) -> dict | None:
 
 
 def half_written(line: bytes) -> bool:
-    """Whether a line without an end is the beginning of one of ours, and not another kind of line."""
+    """Whether a line without a newline is the start of a truncated output line."""
     try:
         json.loads(line)
     except ValueError:
@@ -89,7 +90,7 @@ def half_written(line: bytes) -> bool:
 
 
 def open_output(path: Path, end: int) -> BinaryIO:
-    """The file, to be appended to behind its first `end` bytes; what a run left half-written there is cut off."""
+    """Open the file to append after its first `end` bytes; an incomplete conversation after them is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         os.truncate(path, end)
@@ -110,26 +111,26 @@ def regenerate(
     template_kwargs: Mapping | None = None,
 ) -> int:
     """
-    Answer every conversation of `samples` that `path` does not have yet and append it there.
+    Answer every conversation of `samples` that is not yet in `path`, and append it there.
 
     Args:
-        samples: Conversations in any shape of `conversations`; the answers in them are ignored.
-        path: JSON lines: {"id": place in `samples`, "part", "parts", "messages" or "text", "tools",
-            "chat_template_kwargs", "input_ids", "loss_mask"}, without the last two where the token ids are not known.
-            A conversation is one line; where the chat template rewrites earlier turns it has `parts` lines, each with
-            the tokens of its own turns. The file is made with the first answer.
-        answer: Takes a batch of jobs, yields them finished, in any order.
-        batch_size: Jobs given to `answer` at once.
-        progress: Something with `update(n)`.
-        template_kwargs: Further arguments of the chat template; each line of `path` keeps them.
+        samples: Conversations in any format of `conversations`; their answers are ignored.
+        path: JSON lines: {"id": index in `samples`, "part", "parts", "messages" or "text", "tools",
+            "chat_template_kwargs", "input_ids", "loss_mask"}, without the last two if the token ids are unknown. A
+            conversation is one line; if the chat template rewrites earlier turns it has `parts` lines, each with the
+            tokens of its own turns. The file is created with the first answer.
+        answer: Takes a batch of jobs and yields them finished, in any order.
+        batch_size: Number of jobs passed to `answer` at once.
+        progress: A progress bar with `update(n)`.
+        template_kwargs: Extra arguments of the chat template; stored in each line of `path`.
 
     Returns:
-        How many were written. Rows that cannot be read or answered are left out and reported with their numbers, from
-        1; a later run tries again.
+        Number of conversations written. Unreadable and failed ones are skipped and reported with their row number,
+        from 1; a later run tries them again.
 
     Raises:
-        ValueError: `path` is another kind of file, or there is nothing that could be answered.
-        OSError: the endpoint answered nothing.
+        ValueError: `path` is another kind of file, or no conversation could be answered.
+        OSError: the endpoint answered none.
     """
     path = Path(path)
     done, end = read_output(path)
@@ -148,14 +149,14 @@ def regenerate(
                 lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in job.records())
                 file.write("".join(lines).encode())
                 file.flush()
-    report.close(anything_there=bool(done))
+    report.close(has_earlier=bool(done))
     return report.num_written
 
 
 def unanswered(
     samples: Iterable[dict], done: set[int], batch_size: int, report: "Report", template_kwargs: Mapping | None
 ) -> Iterator[Job]:
-    """The jobs of the samples that are not done; samples that cannot be read are reported."""
+    """Jobs of the samples that are not in `done`; unreadable samples are reported."""
     for index, sample in enumerate(samples):
         if index in done:
             continue
@@ -168,7 +169,7 @@ def unanswered(
 
 
 class Report:
-    """What became of the conversations of one run; the first problems are logged as they occur."""
+    """Counts the results of a run; the first problems are logged immediately."""
 
     def __init__(self) -> None:
         self.num_written = 0
@@ -177,7 +178,7 @@ class Report:
         self.cut: Counter[str] = Counter()
 
     def add(self, job: Job) -> None:
-        """A job that is finished."""
+        """Count a finished job."""
         if job.problem is not None:
             self.can_retry |= job.can_retry
             self.problem(job.index, job.problem)
@@ -187,30 +188,30 @@ class Report:
             self.cut[job.cut] += 1
 
     def problem(self, index: int, reason: str) -> None:
-        """A conversation that is left out."""
+        """Count a conversation that is skipped."""
         self.problems.append((index + 1, reason))
-        if len(self.problems) <= NUM_REPORTED:
+        if len(self.problems) <= MAX_LOGGED:
             logger.warning("Row %d is not answered: %s", *self.problems[-1])
 
-    def close(self, anything_there: bool) -> None:
+    def close(self, has_earlier: bool) -> None:
         """
         Log the counts.
 
         Args:
-            anything_there: Whether an earlier run has written something.
+            has_earlier: Whether an earlier run has written conversations.
 
         Raises:
-            OSError, ValueError: nothing was answered, though something was to be.
+            OSError, ValueError: there were open conversations, and none was answered.
         """
         for reason, count in self.cut.items():
             logger.warning("%d conversations end early: %s.", count, reason)
         if not self.problems:
-            if not self.num_written and not anything_there:
+            if not self.num_written and not has_earlier:
                 raise ValueError("The data has no rows, so there is nothing to answer.")
             return
         count = len(self.problems)
-        examples = named(sorted(self.problems)[:MOST_NAMED], count)
-        if self.num_written or (anything_there and not self.can_retry):
+        examples = row_examples(sorted(self.problems)[:MAX_EXAMPLES], count)
+        if self.num_written or (has_earlier and not self.can_retry):
             logger.warning("%d conversations were not answered. %s", count, examples)
         else:
             kind = OSError if self.can_retry else ValueError
@@ -219,28 +220,28 @@ class Report:
 
 class InProcess:
     """
-    Answers by `target.generate`, all turns of a batch of conversations side by side.
+    Answers with `target.generate`, the turns of a batch of conversations in parallel.
 
-    Every turn is kept as the very tokens as well, which training prefers: text encoded again may split differently, an
-    answer cut by `max_new_tokens` has no end to learn, and templates drop reasoning from earlier turns. No answer goes
-    past the target's context; a conversation that fills it ends there.
+    Token ids are stored as well and preferred in training: text may be tokenised differently a second time, an answer
+    truncated by `max_new_tokens` must not be followed by EOS, and templates drop reasoning from earlier turns. Answers
+    never exceed the target's context; a conversation that fills it ends there.
 
     Args:
         target: The target.
         tokenizer: Its tokenizer; without a chat template, prompts are plain text.
-        sampling: How to draw.
-        draft: A draft for it, to be faster.
+        sampling: Sampling parameters.
+        draft: A draft of the target, for speed.
     """
 
     def __init__(self, target: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, draft=None):
         self.target, self.tokenizer, self.sampling, self.draft = target, tokenizer, sampling, draft
-        self.pad = next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+        self.pad_token_id = padding_token_id(tokenizer)
         self.stops = stop_tokens(target)
         self.context = context_length(target.config) or math.inf
 
     def __call__(self, jobs: list[Job]) -> Iterator[Job]:
-        """The jobs finished, in any order; see the class."""
-        set_seed(self.sampling.seed + jobs[0].index)  # not the same draws again where a run resumes
+        """Finished jobs, in any order; see the class."""
+        set_seed(self.sampling.seed + jobs[0].index)  # a resumed run must not repeat the same draws
         temperature = self.sampling.temperature(jobs[0].batch)
         unfinished = list(jobs)
         while unfinished:
@@ -255,15 +256,15 @@ class InProcess:
             unfinished = [job for job in unfinished if job.asked]
 
     def _next_prompt(self, job: Job) -> list[int] | None:
-        """The tokens that the next answer follows; `None` where none can, for the reason that the job then has."""
+        """Token ids of the next prompt; `None` if there is none, with the reason in the job."""
         try:
             ids = self._prompt_ids(job)
-        except BadRow as error:  # a template may refuse a system message, or two questions in a row
+        except BadRow as error:  # a template may reject system messages or consecutive questions
             job.problem = str(error)
             return None
         if len(ids) < self.context:
             return ids
-        job.end_early(self._full())
+        job.end_early(self._context_full())
         return None
 
     def _prompt_ids(self, job: Job) -> list[int]:
@@ -274,53 +275,48 @@ class InProcess:
             return chat_ids(self.tokenizer, job.messages, prompt=True, options=job.options)
         ids = list(self.tokenizer(job.text)["input_ids"])[: None if job.is_prompt else self.sampling.prompt_tokens]
         if not ids:
-            raise BadRow("It is an empty text, and the tokenizer starts with no token.")
+            raise BadRow("Its text is empty, and the tokenizer adds no BOS token.")
         return ids
 
     def _add_answer(self, job: Job, prompt: list[int], tokens: list[int]) -> None:
-        whole = prompt + tokens if job.text is not None else tokens
-        job.add_answer(self.tokenizer.decode(whole, skip_special_tokens=True), prompt, tokens)
+        shown = prompt + tokens if job.text is not None else tokens
+        job.add_answer(self.tokenizer.decode(shown, skip_special_tokens=True), prompt, tokens)
         is_cut = len(tokens) < self.sampling.max_new_tokens and tokens[-1] not in self.stops
         if is_cut and len(prompt) + len(tokens) >= self.context:
-            job.end_early(self._full())
+            job.end_early(self._context_full())
 
-    def _full(self) -> str:
+    def _context_full(self) -> str:
         return f"the target's context of {self.context} tokens is full"
 
     def _answers(self, prompts: list[list[int]], temperature: float) -> list[list[int]]:
         """
-        The tokens that follow each prompt, through a stop token, `max_new_tokens` or the end of the context.
+        The answer to each prompt, up to a stop token, `max_new_tokens` or the end of the context.
 
-        `generate` has one limit for a batch: where prompts of different lengths near the end of the context, the
-        sequences that still have room are continued by a further call.
+        `generate` has one length limit for the whole batch. If longer prompts reach the end of the context first, the
+        other sequences are continued by another call.
         """
         rooms = [int(min(self.sampling.max_new_tokens, self.context - len(prompt))) for prompt in prompts]
         answers: list[list[int]] = [[] for _ in prompts]
         unfinished = list(range(len(prompts)))
         while unfinished:
             steps = min(rooms[i] - len(answers[i]) for i in unfinished)
-            written = self._generate([prompts[i] + answers[i] for i in unfinished], temperature, steps)
-            for i, tokens in zip(unfinished, written, strict=True):
+            new = self._generate([prompts[i] + answers[i] for i in unfinished], temperature, steps)
+            for i, tokens in zip(unfinished, new, strict=True):
                 answers[i] += tokens
             unfinished = [
                 i
-                for i, tokens in zip(unfinished, written, strict=True)
+                for i, tokens in zip(unfinished, new, strict=True)
                 if len(answers[i]) < rooms[i] and len(tokens) == steps and tokens[-1] not in self.stops
             ]
         return answers
 
     @torch.no_grad()
     def _generate(self, prompts: list[list[int]], temperature: float, max_new_tokens: int) -> list[list[int]]:
-        width = max(map(len, prompts))
-        ids = torch.tensor([[self.pad] * (width - len(p)) + p for p in prompts])
-        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        inputs = left_padded(prompts, self.pad_token_id, self.target.device)
         options: dict = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
         if temperature > 0:
             options |= {"temperature": temperature, "top_p": self.sampling.top_p, "top_k": 0}
         if self.draft is not None:
             options["assistant_model"] = self.draft
-        device = self.target.device
-        out = self.target.generate(
-            input_ids=ids.to(device), attention_mask=mask.to(device), pad_token_id=self.pad, **options
-        )
-        return [up_to_stop(row, self.stops) for row in out[:, width:].tolist()]
+        out = self.target.generate(**inputs, pad_token_id=self.pad_token_id, **options)
+        return [up_to_stop(answer, self.stops) for answer in out[:, inputs["input_ids"].shape[1] :].tolist()]

@@ -1,6 +1,6 @@
-"""First half of making the embedded pair: a tokenizer and a small deep Llama, trained from random weights.
+"""First step of making the embedded pair: train a tokenizer, and a small, deep Llama from random weights.
 
-`python -m hf_eagle3.embedded.make_target --text DIR --out DIR`. Two CPU cores with bfloat16 units take a good hour.
+`python -m hf_eagle3.embedded.make_target --text DIR --out DIR`. Takes about an hour on two CPU cores with bfloat16.
 """
 
 import argparse
@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tokenizer(documents: list[list[dict[str, str]]]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with single digits and a chat template whose generation mask marks the assistant's turns."""
+    """Byte-level BPE with single digits; its chat template marks the assistant's turns as generated."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -58,29 +58,31 @@ def make_tokenizer(documents: list[list[dict[str, str]]]) -> PreTrainedTokenizer
 
 
 def encoded(tokenizer: PreTrainedTokenizerFast, documents: list[list[dict[str, str]]]) -> list[list[int]]:
-    """Every conversation as tokens."""
+    """Token ids of every conversation."""
     return [tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"] for messages in documents]
 
 
 def packed(documents: list[list[int]], epochs: int) -> Dataset:
-    """Conversations one after the other in rows of `LENGTH` tokens, in another order each epoch."""
+    """Conversations concatenated and split into sequences of `LENGTH` tokens, reshuffled each epoch."""
     shuffled = random.Random(0)
     stream: list[int] = []
     for _ in range(epochs):
         shuffled.shuffle(documents)
         stream.extend(token for ids in documents for token in ids)
-    rows = [stream[i : i + LENGTH] for i in range(0, len(stream) - LENGTH + 1, LENGTH)]
-    return Dataset.from_dict({"input_ids": rows, "labels": rows})
+    sequences = [stream[i : i + LENGTH] for i in range(0, len(stream) - LENGTH + 1, LENGTH)]
+    return Dataset.from_dict({"input_ids": sequences, "labels": sequences})
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--text", type=Path, required=True, help="folder of the sources; what it lacks is downloaded")
+    parser.add_argument("--text", type=Path, required=True, help="folder of the sources; missing ones are downloaded")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--max-steps", type=int, default=2000, help="of 8 rows of 512 tokens (default: 2000)")
     parser.add_argument(
-        "--layers", type=int, default=24, help="a few make an assistant to compare the draft with (default: 24)"
+        "--max-steps", type=int, default=2000, help="steps of 8 sequences of 512 tokens (default: 2000)"
+    )
+    parser.add_argument(
+        "--layers", type=int, default=24, help="decoder layers; a few make an assistant for comparison (default: 24)"
     )
     arguments = parser.parse_args()
     text.fetch(arguments.text)
@@ -104,13 +106,13 @@ def main() -> None:
             pad_token_id=tokenizer.pad_token_id,
         )
     )
-    with torch.no_grad():  # every layer starts as the identity: a deep stack then learns from its first step
+    with torch.no_grad():  # every layer starts as the identity, so that a deep stack trains from the first step
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             layer.mlp.down_proj.weight.zero_()
     documents = encoded(tokenizer, training)
     tokens = sum(map(len, documents))
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokens:,} tokens an epoch")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokens:,} tokens per epoch")
     trainer = Trainer(
         model=model,
         args=TrainingArguments(

@@ -1,7 +1,7 @@
 """Figures of the embedded pair on its held-out prompts, one JSON line each.
 
 `python -m hf_eagle3.embedded.measure [--target DIR --draft DIR] [--text DIR]`: tau of several trees, greedy and
-sampled; the target's entropy; with --text, whether greedy answers repeat training text. Speed is the benchmark's.
+sampled; the target's entropy; with --text, the number of memorised answers. Speed is measured by the benchmark.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from transformers.utils import logging
 from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
 from . import DRAFT, TARGET, prompts
-from .held_out import Repetition
+from .held_out import MemorisationCheck
 
 
 TREES = {
@@ -31,7 +31,7 @@ TREES = {
 
 
 class Measurement:
-    """One pair, its prompts encoded, and how long answers may be."""
+    """A pair, its prompts and the number of new tokens per answer."""
 
     def __init__(self, target: str, draft: str, new_tokens: int, limit: int | None):
         self.target = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32).eval()
@@ -41,7 +41,7 @@ class Measurement:
         self.new_tokens = new_tokens
 
     def generate(self, prompt: str, seed: int, temperature: float, **extra) -> tuple[torch.Tensor, int]:
-        """(all tokens, prompt length) of one answer."""
+        """(prompt and answer tokens, prompt length)."""
         messages = [{"role": "user", "content": prompt}]
         inputs = self.tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
@@ -52,7 +52,7 @@ class Measurement:
         return out, inputs["input_ids"].shape[1]
 
     def acceptance(self, tree: str, temperature: float, shared_noise: bool) -> dict:
-        """tau over all prompts, by domain too."""
+        """tau over all prompts and by domain."""
         mode, sizes = TREES[tree]
         view = self.draft.with_tree(mode, shared_noise=shared_noise, **sizes)
         domains: dict[str, list] = {}
@@ -75,11 +75,11 @@ class Measurement:
             count += len(log_p)
         return {"entropy_nats_per_token": round(total / count, 3), "tokens": count}
 
-    def repetition(self, folder: Path) -> dict:
-        """How many greedy answers begin with 32 tokens that stand somewhere in the training text."""
-        repeats = Repetition(self.target, self.tokenizer, folder)
-        repeated = sum(repeats(row["prompt"]) for row in self.prompts)
-        return {"answers_beginning_with_training_text": repeated, "prompts": len(self.prompts)}
+    def memorisation(self, folder: Path) -> dict:
+        """Number of greedy answers whose first 32 tokens occur in the training text."""
+        is_memorised = MemorisationCheck(self.target, self.tokenizer, folder)
+        memorised = sum(is_memorised(row["prompt"]) for row in self.prompts)
+        return {"answers_beginning_with_training_text": memorised, "prompts": len(self.prompts)}
 
 
 def main() -> None:
@@ -89,8 +89,8 @@ def main() -> None:
     parser.add_argument("--draft", default=str(DRAFT))
     parser.add_argument("--text", type=Path, help="folder of the training text")
     parser.add_argument("--new-tokens", type=int, default=128)
-    parser.add_argument("--limit", type=int, help="only the first so many prompts")
-    parser.add_argument("--trees", nargs="*", default=list(TREES), help="names from the list")
+    parser.add_argument("--limit", type=int, help="maximum number of prompts")
+    parser.add_argument("--trees", nargs="*", default=list(TREES), help="names of `TREES` (default: all)")
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     measurement = Measurement(arguments.target, arguments.draft, arguments.new_tokens, arguments.limit)
@@ -101,7 +101,7 @@ def main() -> None:
 
     show(measurement.entropy())
     if arguments.text:
-        show(measurement.repetition(arguments.text))
+        show(measurement.memorisation(arguments.text))
     for tree in arguments.trees:
         for temperature, shared_noise in ((0.0, True), (1.0, True), (1.0, False)):
             show(measurement.acceptance(tree, temperature, shared_noise))

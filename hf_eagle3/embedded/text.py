@@ -1,6 +1,6 @@
-"""The text that the embedded pair was trained on: public files whose licences allow it, as conversations.
+"""The training text of the embedded pair: permissively licensed public files as conversations.
 
-Does not know tokenizers or models. A conversation is a list of messages ({"role", "content"}), user first.
+A conversation is a list of messages ({"role", "content"}), user first. Does not know tokenizers or models.
 """
 
 import json
@@ -11,13 +11,13 @@ from pathlib import Path
 from urllib.request import urlretrieve
 
 
-HELD_OUT_EVERY = 40  # one conversation in so many is never trained on
+HELD_OUT_EVERY = 40  # every 40th conversation is held out from training
 CALCULATOR_NOTES = re.compile(r"<<[^>]*>>")  # gsm8k's "48/2 = <<48/2=24>>24"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file of conversations: its name in a local folder, where it comes from, and under which licence."""
+    """A file of conversations: its local name, URL and licence, and the fields of a record."""
 
     file: str
     url: str
@@ -49,7 +49,7 @@ SOURCES = {
 
 
 def fetch(folder: Path) -> None:
-    """Download the sources that `folder` lacks."""
+    """Download the sources that are missing from `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     for source in SOURCES.values():
         if not (folder / source.file).exists():
@@ -57,7 +57,7 @@ def fetch(folder: Path) -> None:
 
 
 def conversations(folder: Path, held_out: bool) -> Iterator[tuple[str, list[dict[str, str]]]]:
-    """(domain, messages) of every conversation that is, or is not, held out; the order is that of the files."""
+    """(domain, messages) of the held-out conversations, or of all others, in file order."""
     for domain, source in SOURCES.items():
         text = (folder / source.file).read_text(encoding="utf-8")
         records = json.loads(text) if source.file.endswith(".json") else map(json.loads, text.splitlines())

@@ -22,8 +22,6 @@ from .measured import Measured
 TAGS = ("eagle3", "speculative-decoding", "custom_generate")
 LIBRARY = "hf-eagle3"
 BEGIN, END = "<!-- hf-eagle3: begin, written by the program -->", "<!-- hf-eagle3: end -->"
-# Keys of the metadata that are ours to write; an author's others stay.
-OWN_KEYS = ("library_name", "pipeline_tag", "base_model", "base_model_revision", "datasets", "license")
 
 
 @dataclass(frozen=True)

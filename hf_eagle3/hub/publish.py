@@ -23,8 +23,8 @@ from transformers.utils import logging
 
 from .._version import __version__
 from ..configuration_eagle3 import hub_identity
-from ..data.features import fingerprint
 from ..modeling_eagle3 import Eagle3DraftModel
+from ..target.fingerprint import fingerprint
 from . import engines
 from .card import LIBRARY, CardFacts, write_card
 from .custom_generate import write_custom_generate

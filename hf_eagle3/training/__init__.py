@@ -1,7 +1,7 @@
 """Training of draft models: `Eagle3Trainer`, its arguments and losses, and drafts to begin with."""
 
+from ..draft_init import count_tokens, new_draft
 from .arguments import RECIPES, Eagle3TrainingArguments
-from .new_draft import count_tokens, new_draft
 from .trainer import Eagle3Trainer
 
 

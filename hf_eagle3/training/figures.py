@@ -52,7 +52,7 @@ class Figures:
         self.totals[AGREED] += (first.covered & (best == next_tokens)).sum()
         self.totals[POSITIONS] += len(positions.index)
         whole = present.all(0).nonzero()[:, 0]
-        tokens, chains = walk(whole.tolist(), correct[:, whole].long().cumprod(0).sum(0).tolist())
+        tokens, chains = simulated_cycles(whole.tolist(), correct[:, whole].long().cumprod(0).sum(0).tolist())
         self.totals[CHAIN_TOKENS] += tokens
         self.totals[CHAINS] += chains
 
@@ -91,7 +91,7 @@ class Figures:
         return out
 
 
-def walk(indices: list[int], accepted: list[int]) -> tuple[int, int]:
+def simulated_cycles(indices: list[int], accepted: list[int]) -> tuple[int, int]:
     """
     (tokens, cycles) of going through the text in cycles: each starts where the one before it ended.
 

@@ -1,4 +1,4 @@
-"""The page: layout and events. What it shows is made in the modules beside it; it runs as a Space or here.
+"""The page: layout and events. Its content is rendered by the other modules; it runs as a Space or locally.
 
 python spaces/eagle3_demo/app.py      # or: hf-eagle3 space
 """
@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
-try:  # first: ZeroGPU wants to be there before anything touches CUDA
+try:  # first: ZeroGPU must be imported before CUDA is initialised
     from spaces import GPU
 except ImportError:
 
     def GPU(duration: int):
-        """Nothing to borrow: the function as it is."""
+        """Without ZeroGPU: the function unchanged."""
         return lambda function: function
 
 
@@ -22,7 +22,7 @@ import gradio as gr
 from answers import answers_html, chat_html
 from introduction import introduction
 from limits import TREES, Limits, Request
-from pair import Settings, leave_a_core
+from pair import PairSettings, leave_a_core
 from progress import Progress
 from scoreboard import message, scoreboard
 from service import Service, View, figures, interesting_cycle, tree_figures, tree_of
@@ -32,14 +32,14 @@ from hf_eagle3 import embedded
 
 HERE = Path(__file__).parent
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-DEVICE = "device"  # the queue in which runs wait: one at a time
+DEVICE = "device"  # queue of runs, one at a time
 SINGLE, CHAT = "Single prompt", "Chat"
 PRESETS = {"math": ("Math", 0.0), "code": ("Code", 0.0), "roleplay": ("Role play", 0.8)}  # title, temperature
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
 SHOW_BOARD = """() => {
     const board = document.querySelector("#board"), top = board.getBoundingClientRect().top;
     if (top < 0 || top > innerHeight / 2) board.scrollIntoView({behavior: "smooth"});
-}"""  # on a phone it is below the controls
+}"""  # on a phone the board is below the controls
 
 
 class Page:
@@ -47,14 +47,14 @@ class Page:
     The layout and its events.
 
     Args:
-        service: What answers.
-        is_local: Whether a visitor may load another pair.
+        service: Runs the requests.
+        is_local: Whether users may load another pair.
     """
 
     def __init__(self, service: Service, is_local: bool):
         self.service, self.is_local = service, is_local
         self.settings: dict[str, gr.Component] = {}  # by field of a request
-        with gr.Blocks(title="EAGLE-3: the same text, sooner", analytics_enabled=False) as self.blocks:
+        with gr.Blocks(title="EAGLE-3: the same text, faster", analytics_enabled=False) as self.blocks:
             self.introduction = gr.Markdown(introduction(self.service.pair))
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
@@ -69,7 +69,7 @@ class Page:
     # -- layout -------------------------------------------------------------------------------------------------------
 
     def lay_out_question(self) -> None:
-        """Mode, prompt, examples, buttons."""
+        """Mode, prompt, examples and buttons."""
         self.mode = gr.Radio([SINGLE, CHAT], value=SINGLE, label="Mode", elem_id="mode")
         self.prompt = gr.Textbox(
             embedded.prompts("math")[0]["prompt"],
@@ -90,7 +90,7 @@ class Page:
         self.new_chat = gr.Button("New chat", size="sm", visible=False, elem_id="new-chat")
 
     def lay_out_settings(self) -> None:
-        """What a request says beside its prompt; a pair of the visitor's own where that is allowed."""
+        """The fields of a request besides its prompt, and the form to load another pair."""
         fields, limits = self.settings, self.service.limits
         fields["compare"] = gr.Checkbox(Request.compare, label="Race: plain generate first, then with the draft")
         with gr.Accordion("Sampling and length", open=False):
@@ -101,15 +101,15 @@ class Page:
                 0, 2, Request.temperature, step=0.05, label="Temperature", info="0: greedy"
             )
             fields["top_p"] = gr.Slider(
-                0.05, 1, Request.top_p, step=0.05, label="Top-p", info="1: off; for temperature above 0"
+                0.05, 1, Request.top_p, step=0.05, label="Top-p", info="1: off; used at temperature above 0"
             )
             fields["top_k"] = gr.Slider(
-                0, 200, Request.top_k, step=1, label="Top-k", info="0: off; for temperature above 0"
+                0, 200, Request.top_k, step=1, label="Top-k", info="0: off; used at temperature above 0"
             )
             fields["seed"] = gr.Number(Request.seed, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
         with gr.Accordion("Draft tree", open=False):
             fields["tree"] = gr.Radio(
-                list(TREES), value=Request.tree, label="Tree", info="auto: as large as pays here"
+                list(TREES), value=Request.tree, label="Tree", info="auto: the size that is fastest on this machine"
             )
             fields["num_draft_tokens"] = gr.Slider(
                 1, limits.draft_tokens, Request.num_draft_tokens, step=1, label="Draft tokens per cycle", visible=False
@@ -125,7 +125,7 @@ class Page:
                 self.load = gr.Button("Load", size="sm", elem_id="load")
 
     def lay_out_answer(self) -> None:
-        """Notices, chat, figures, texts, plots."""
+        """Messages, chat, scoreboard, texts and plots."""
         html = {"apply_default_css": False, "elem_classes": "eagle3"}
         self.message = gr.HTML("", elem_id="message", **html)
         self.chat = gr.HTML(chat_html([]), visible=False, elem_id="chat", **html)
@@ -134,7 +134,7 @@ class Page:
         self.plots = gr.HTML("", elem_id="plots", **html)
 
     def lay_out_tree(self) -> None:
-        """The slider over cycles and the tree, as wide as the page."""
+        """The cycle slider and the tree, at full width."""
         self.cycle = gr.Slider(
             1, 2, 1, step=1, label="Draft tree of cycle", visible=False, buttons=[], elem_id="cycle"
         )
@@ -143,7 +143,7 @@ class Page:
     # -- events -------------------------------------------------------------------------------------------------------
 
     def connect(self) -> None:
-        """Which event calls what. Runs wait in one queue, the rest is answered at once."""
+        """Connect events to handlers. Runs share one queue; other events are handled immediately."""
         inputs = [self.mode, self.prompt, *self.settings.values()]
         outputs = [
             self.message, self.chat, self.board, self.texts, self.plots, self.cycle, self.tree,
@@ -188,11 +188,11 @@ class Page:
         self.blocks.unload(self.on_leave)
 
     def on_run(self, request: gr.Request, mode: str, prompt: str, *values) -> Iterator[tuple]:
-        """Mistakes become a message on the page; the controls come back whatever happens."""
+        """Run a request; errors become a message on the page and re-enable the controls."""
         fields = dict(zip(self.settings, values, strict=True))
         try:
             for view in self.service.follow(request.session_hash, mode == CHAT, prompt, **fields):
-                yield self.shown(view, mode == CHAT)
+                yield self.rendered(view, mode == CHAT)
         except ValueError as error:
             yield (
                 message(str(error)),
@@ -202,8 +202,8 @@ class Page:
                 gr.skip(),
             )
 
-    def shown(self, view: View, is_chat: bool) -> tuple:
-        """Values of the outputs of a run."""
+    def rendered(self, view: View, is_chat: bool) -> tuple:
+        """Values of the outputs of `on_run`."""
         progress, is_over = view.progress, not view.is_running
         ours, plain = view.ours.html(), view.plain.html()
         slider, tree = gr.skip(), gr.skip()
@@ -227,51 +227,51 @@ class Page:
         )
 
     def on_stop(self, request: gr.Request) -> None:
-        """Ends this visitor's run."""
+        """Stop this user's run."""
         self.service.stop(request.session_hash)
 
     def on_cycle(self, number: float, request: gr.Request) -> tuple:
-        """The tree of another cycle of this visitor's last run."""
+        """Show another cycle of this user's last run."""
         try:
             return "", tree_of(self.service.last_run(request.session_hash), number, self.service.pair.tokenizer)
         except ValueError as error:
             return message(str(error)), gr.skip()
 
     def on_mode(self, mode: str) -> tuple:
-        """The chat and its button, in chat mode only."""
+        """Show the chat and its button in chat mode only."""
         return gr.update(visible=mode == CHAT), gr.update(visible=mode == CHAT)
 
     def on_new_chat(self, request: gr.Request) -> tuple:
-        """An empty chat."""
+        """Clear the chat."""
         self.service.new_chat(request.session_hash)
         return chat_html([]), ""
 
     def on_tree(self, tree: str) -> list:
-        """Only the sizes that this tree has."""
+        """Show only the sizes that apply to this tree."""
         return [gr.update(visible=tree in modes) for modes in (("static",), ("static", "chain"), ("static",))]
 
     def on_preset(self, domain: str, prompt: str) -> tuple[str, float]:
-        """The next held-out prompt of its task, and a temperature that suits it."""
+        """The next held-out prompt of a domain, and its temperature."""
         prompts = [row["prompt"] for row in embedded.prompts(domain)]
         place = (prompts.index(prompt) + 1) % len(prompts) if prompt in prompts else 0
         return prompts[place], PRESETS[domain][1]
 
     def on_load(self, target: str, draft: str) -> tuple:
-        """Another pair for everybody on this page, or a notice and the old one."""
+        """Load another pair for all users of this page; on failure, show a message and keep the current one."""
         try:
-            self.service.load(Settings(target.strip(), draft.strip()))
+            self.service.load(PairSettings(target.strip(), draft.strip()))
         except (ValueError, OSError) as error:
             return message(f"Not loaded: {error}"), gr.skip(), gr.skip()
         return "", introduction(self.service.pair), chat_html([])
 
     def on_leave(self, request: gr.Request) -> None:
-        """The page was closed: its run ends, its memory goes."""
+        """The page was closed: stop its run and delete its session."""
         self.service.sessions.forget(request.session_hash)
 
     # -- endpoints ----------------------------------------------------------------------------------------------------
 
     def add_endpoints(self) -> None:
-        """For gradio_client; each with the visitor's own session."""
+        """Endpoints for gradio_client, each with the client's own session."""
         queued = {"concurrency_limit": 1, "concurrency_id": DEVICE}
         gr.api(self.race, api_name="race", **queued)
         gr.api(self.say, api_name="chat", **queued)
@@ -295,7 +295,7 @@ class Page:
         request: gr.Request = None,
     ) -> dict:
         """
-        One prompt with the draft, and before it plainly unless `compare` is false.
+        Generate with the draft, and before that with plain `generate` unless `compare` is false.
 
         Returns:
             text, token_ids, seconds, plain_token_ids, plain_seconds, identical, speedup, acceptance_length,
@@ -317,12 +317,12 @@ class Page:
         compare: bool = False,
         request: gr.Request = None,
     ) -> dict:
-        """The next turn of this client's chat; returns what `/race` returns."""
+        """The next turn of this client's chat; returns the same fields as `/race`."""
         fields = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "compare": compare}
         return self.complete(request, True, message, fields)
 
     def complete(self, request: gr.Request, is_chat: bool, prompt: str, fields: dict) -> dict:
-        """A whole run for a client; mistakes become its error."""
+        """A complete run for a client; errors are raised as `gr.Error`."""
         try:
             *_, view = self.service.follow(request.session_hash, is_chat, prompt, **fields)
             return figures(view, self.service.pair.tokenizer)
@@ -331,8 +331,8 @@ class Page:
 
     def draft_tree(self, cycle: int, request: gr.Request = None) -> dict:
         """
-        The draft tree of a cycle, from 1, of this client's last run: tokens, parents, scores, accepted nodes; why the
-        mode "auto" made it so.
+        The draft tree of a cycle (counted from 1) of this client's last run: tokens, parents, scores, accepted nodes,
+        and the reason for its size in the mode "auto".
         """
         try:
             return tree_figures(self.service.last_run(request.session_hash), cycle)
@@ -344,41 +344,43 @@ class Page:
         self.service.stop(request.session_hash)
 
     def forget(self, request: gr.Request = None) -> None:
-        """Begin this client's chat anew."""
+        """Clear this client's chat."""
         self.service.new_chat(request.session_hash)
 
 
-def build(settings: Settings | None = None, limits: Limits | None = None, is_local: bool | None = None) -> gr.Blocks:
+def build(
+    settings: PairSettings | None = None, limits: Limits | None = None, is_local: bool | None = None
+) -> gr.Blocks:
     """
-    The page, its pair loaded.
+    Load the pair and build the page.
 
     Args:
-        settings, limits: `None` for those of the environment.
-        is_local: Whether a visitor may load another pair; `None`: where nobody else reaches this page. Who reaches it
-            from another machine must not make it read directories or fetch models.
+        settings, limits: Default: from the environment.
+        is_local: Whether users may load another pair. Default: only if the page is not reachable from other machines,
+            whose users must not make it read directories or download models.
     """
     limits = limits or Limits.from_environment()
-    service = Service(settings or Settings.from_environment(), limits)
-    service.generate = told(GPU(duration=limits.seconds)(service.generate))
+    service = Service(settings or PairSettings.from_environment(), limits)
+    service.generate = with_zero_gpu_errors(GPU(duration=limits.seconds)(service.generate))
     if is_local is None:
         is_local = "SPACE_ID" not in os.environ and os.environ.get("GRADIO_SERVER_NAME", LOOPBACK[0]) in LOOPBACK
     return Page(service, is_local).blocks.queue(max_size=limits.waiting)
 
 
-def told(generate: Callable) -> Callable:
-    """`generate` with what ZeroGPU says to the visitor (no quota left, no device free) as a ValueError."""
+def with_zero_gpu_errors(generate: Callable) -> Callable:
+    """`generate` that raises ZeroGPU's messages to the user (no quota left, no device free) as ValueError."""
 
-    def telling(*arguments) -> Iterator:
+    def wrapped(*arguments) -> Iterator:
         try:
             yield from generate(*arguments)
         except gr.Error as error:
             raise ValueError(error.message) from None
 
-    return telling
+    return wrapped
 
 
 def launch(blocks: gr.Blocks, **options):
-    """As a Space wants it: nothing is fetched from elsewhere, nothing recorded, sessions bounded."""
+    """Launch without external resources or recording, with bounded sessions."""
     return blocks.launch(
         theme=gr.themes.Default(**FONTS),
         css_paths=HERE / "style.css",
@@ -392,8 +394,8 @@ def launch(blocks: gr.Blocks, **options):
     )
 
 
-def main(settings: Settings | None = None, is_local: bool | None = None, **options) -> None:
-    """Serves the page until it is interrupted; arguments as of `build`, options as of `launch`."""
+def main(settings: PairSettings | None = None, is_local: bool | None = None, **options) -> None:
+    """Serve the page until interrupted; arguments as for `build`, options as for `launch`."""
     leave_a_core()
     launch(build(settings, is_local=is_local), **options)
 

@@ -1,24 +1,33 @@
-"""What the tree mode "auto" chose and why, in words. Does not know models or pages."""
+"""Descriptions of the choices of the tree mode "auto". Does not know models or pages."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from hf_eagle3.generation.tree.policy import Choice
+
+class Choice(Protocol):
+    """One entry of `SpeculationStats.choices`; costs in plain steps, `None` before they are measured."""
+
+    levels: int
+    nodes: int
+    expected_tokens: float
+    verification: float | None
+    drafting: float | None
 
 
 def why(choice: Choice) -> str:
-    """One cycle: tokens expected of it, and their price as far as it was measured then."""
+    """One cycle: expected tokens, and their cost if it was already measured."""
     if not choice.levels:
-        return "Auto took a plain step: while it measures, or because drafting did not pay lately."
-    expected = min(choice.expected_tokens, choice.levels + 1)  # a sum over nodes, siblings among them
-    text = f"Auto expected {expected:.1f} tokens of it"
+        return "Auto chose a plain step, to measure its cost or because drafting did not pay off recently."
+    expected = min(choice.expected_tokens, choice.levels + 1)  # a sum over nodes, including siblings
+    text = f"Auto expected {expected:.1f} tokens"
     verify, draft = choice.verification, choice.drafting
     if verify is None:
-        return f"{text}, while it measured what passes cost."
-    return f"{text} for the time of {verify + draft:.1f} plain steps: {verify:.1f} to verify, {draft:.1f} to draft."
+        return f"{text} while measuring the cost of forward passes."
+    return f"{text} at the cost of {verify + draft:.1f} plain steps: {verify:.1f} to verify, {draft:.1f} to draft."
 
 
 def summary(choices: Sequence[Choice]) -> str:
-    """A whole run; empty where "auto" chose nothing."""
+    """A complete run; empty in other tree modes."""
     if not choices:
         return ""
     drafted = [choice.nodes for choice in choices if choice.levels]

@@ -1,11 +1,11 @@
-"""Prompts as token ids, and what of an earlier turn's keys and values can be used again. Does not know how text is
-generated."""
+"""Prompts as token ids, and reuse of the keys and values of earlier turns. Does not know how text is generated."""
 
 from dataclasses import dataclass
 
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
-from hf_eagle3.compat.caches import DynamicLayer
+from hf_eagle3.token_ids import common_prefix_length
 
 
 @dataclass
@@ -13,7 +13,7 @@ class Conversation:
     """
     Attributes:
         messages: {"role", "content"} of the turns so far.
-        ids: The same as token ids, exactly as the target read and wrote them.
+        ids: The same as token ids, exactly as the target read and generated them.
     """
 
     messages: list[dict[str, str]]
@@ -22,14 +22,14 @@ class Conversation:
 
 @dataclass
 class KeptCache:
-    """Keys and values of the tokens `ids`, as a call of `generate` left them."""
+    """Keys and values of the tokens `ids` after a call of `generate`."""
 
     cache: Cache
     ids: list[int]
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str, template_kwargs: dict | None = None) -> list[int]:
-    """One prompt: a chat turn where the tokenizer has a template, else the text itself."""
+    """Token ids of a prompt: as a chat turn if the tokenizer has a template, else as plain text."""
     if tokenizer.chat_template is None:
         return tokenizer(text).input_ids
     return turn_ids(tokenizer, Conversation([], []), text, template_kwargs)
@@ -39,9 +39,9 @@ def turn_ids(
     tokenizer: PreTrainedTokenizerBase, past: Conversation, text: str, template_kwargs: dict | None = None
 ) -> list[int]:
     """
-    The conversation with one more question. Its past is kept as it was read and written, token for token, so that
-    its keys and values still fit: text that was sampled may be split otherwise when it is encoded again.
-    `template_kwargs` are further arguments of the chat template.
+    Token ids of the conversation with another question. Earlier turns keep their token ids, so that cached keys and
+    values remain valid: generated text may be tokenised differently a second time. `template_kwargs` are extra
+    arguments of the chat template.
 
     Raises:
         ValueError: the tokenizer has no chat template.
@@ -60,24 +60,16 @@ def turn_ids(
 
 def fitted_cache(kept: KeptCache | None, ids: list[int], config: PreTrainedConfig) -> Cache:
     """
-    A cache for the prompt `ids`: the kept one, cut where it parts from them, or an empty one. At least one token is
-    left to run, since its logits are wanted.
+    A cache for the prompt `ids`: the kept one, cropped to the common prefix, or an empty one. At least one token stays
+    uncached, because its logits are needed.
     """
     if kept is None:
         return DynamicCache(config=config)
     length = min(kept.cache.get_seq_length(), len(kept.ids))
-    usable = _shared(kept.ids[:length], ids[:-1])
+    usable = common_prefix_length(kept.ids[:length], ids[:-1])
     if usable == kept.cache.get_seq_length():
         return kept.cache
     if usable == 0 or any(type(layer) is not DynamicLayer for layer in kept.cache.layers):
-        return DynamicCache(config=config)  # windows and recurrent states cannot be cut
-    kept.cache.crop(usable - kept.cache.get_seq_length())  # below 0: so many tokens less
+        return DynamicCache(config=config)  # sliding windows and recurrent states cannot be cropped
+    kept.cache.crop(usable - kept.cache.get_seq_length())  # a negative argument removes tokens
     return kept.cache
-
-
-def _shared(left: list[int], right: list[int]) -> int:
-    """Length of the common prefix."""
-    for place, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return place
-    return min(len(left), len(right))

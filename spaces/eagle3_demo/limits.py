@@ -1,7 +1,7 @@
-"""What one visitor may ask for, and the checked request. Does not know models or pages.
+"""Limits of a request, and its validation. Does not know models or pages.
 
-Everything that reaches the device passes `checked`: sliders can be bypassed, an API client may send anything. Messages
-name the field, the value and the bounds, and never repeat the prompt.
+Every request is validated by `checked`, since API clients can bypass the sliders. Error messages contain field, value
+and bounds, but never the prompt.
 """
 
 import math
@@ -16,13 +16,13 @@ TREES = ("auto", "static", "chain")
 class Limits:
     """
     Attributes:
-        prompt_characters: Of one prompt or chat message.
-        new_tokens: Of one answer.
+        prompt_characters: Characters of a prompt or chat message.
+        new_tokens: Tokens of an answer.
         draft_tokens: Nodes of a draft tree.
-        seconds: Of one run, both ways together; it is then stopped as by the button.
-        sessions: Visitors whose last run and chat are remembered; the longest unused is forgotten first.
-        caches: Visitors among them whose chat keeps its keys and values; others are prefilled again.
-        waiting: Runs that may wait in the queue.
+        seconds: Duration of a run, plain and speculative together, after which it is stopped.
+        sessions: Users whose last run and chat are kept; the least recently used is dropped first.
+        caches: How many of these also keep the keys and values of their chat; others are prefilled again.
+        waiting: Runs in the queue.
     """
 
     prompt_characters: int = 4000
@@ -41,14 +41,14 @@ class Limits:
             name = f"HF_EAGLE3_MAX_{field.name.upper()}"
             if value := os.environ.get(name):
                 if not value.isdigit() or int(value) < 1:
-                    raise ValueError(f"{name} is {value!r}; give a whole number of at least 1.")
+                    raise ValueError(f"{name} is {value!r}; use an integer of at least 1.")
                 found[field.name] = int(value)
         return cls(**found)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One run, checked. Token counts are whole numbers; temperature 0 is greedy; top-k 0 and top-p 1 are off."""
+    """A validated request. Temperature 0 is greedy; top-k 0 and top-p 1 are off."""
 
     prompt: str
     compare: bool = True
@@ -64,7 +64,7 @@ class Request:
 
     @property
     def options(self) -> dict:
-        """Keywords of `generate` that both ways share."""
+        """Arguments of `generate` common to plain and speculative generation."""
         options = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
         if options["do_sample"]:
             options |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
@@ -72,7 +72,7 @@ class Request:
 
     @property
     def tree_sizes(self) -> dict[str, int]:
-        """Keywords of `with_tree`; "auto" chooses by itself."""
+        """Arguments of `with_tree`; none in the mode "auto"."""
         if self.tree == "auto":
             return {}
         if self.tree == "chain":
@@ -86,17 +86,17 @@ class Request:
 
 def checked(limits: Limits, prompt: str, compare: bool = True, **values) -> Request:
     """
-    The request, or a ValueError that can be shown as it is.
+    Validate a request; ValueError with a message for the user.
 
     Args:
-        limits: Of this Space.
-        prompt, compare, values: Fields of [`Request`], as they came from the page or an API client.
+        limits: Limits of this Space.
+        prompt, compare, values: Fields of [`Request`] from the page or an API client.
     """
     if not isinstance(prompt, str) or not prompt.strip():
-        raise ValueError("The prompt is empty. Type one or choose an example.")
+        raise ValueError("The prompt is empty. Enter one or choose an example.")
     if len(prompt) > limits.prompt_characters:
         raise ValueError(
-            f"The prompt has {len(prompt)} characters, this Space takes {limits.prompt_characters}. Shorten it."
+            f"The prompt has {len(prompt)} characters, the limit is {limits.prompt_characters}. Shorten it."
         )
     if values.get("tree", "auto") not in TREES:
         raise ValueError(f"Tree must be one of {', '.join(TREES)}.")
@@ -117,9 +117,9 @@ def checked(limits: Limits, prompt: str, compare: bool = True, **values) -> Requ
 
 
 def _number(value, label: str, low: float, high: float, kind: type) -> float:
-    """A number of `kind` between `low` and `high`; booleans, text, NaN and missing values are refused."""
+    """`value` as a `kind` from `low` to `high`; ValueError for booleans, text, NaN and missing values."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if not is_number or not low <= value <= high or kind(value) != value:
-        what = "a whole number" if kind is int else "a number"
-        raise ValueError(f"{label} is {value if is_number else 'not a number'}; give {what} from {low} to {high}.")
+        what = "an integer" if kind is int else "a number"
+        raise ValueError(f"{label} is {value if is_number else 'not a number'}; use {what} from {low} to {high}.")
     return kind(value)

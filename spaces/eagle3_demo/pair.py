@@ -1,6 +1,5 @@
-"""Loading a pair and warming it up. Does not know visitors or pages."""
+"""Loading and warming up a pair of target and draft. Does not know users or pages."""
 
-import argparse
 import json
 import os
 from dataclasses import dataclass, field
@@ -10,24 +9,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_eagle3
 from hf_eagle3 import embedded
-from hf_eagle3.cli import loading
-from hf_eagle3.cli.options.shared import DTYPES, json_object
-from hf_eagle3.data.conversations import checked_template_kwargs
+from hf_eagle3.model_loading import DTYPES, checked_template_kwargs, load_pair, usable_device
 
 
 WARM_UP_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class Settings:
+class PairSettings:
     """
-    Which pair, where.
+    The pair to load, its dtype and device.
 
     Attributes:
-        target, draft: Directories or Hub ids; both empty for the pair that ships with the package.
-        dtype: As `hf-eagle3 generate --dtype`; the embedded pair runs in float32 where it is "auto".
-        device: "cpu", "cuda", "mps", ...; empty for the accelerator, else the CPU.
-        chat_template_kwargs: Further arguments of the target's chat template, as JSON.
+        target, draft: Directories or Hub ids; both empty for the embedded pair.
+        dtype: As `hf-eagle3 generate --dtype`; with "auto" the embedded pair runs in float32.
+        device: "cpu", "cuda", "mps", ...; empty for the accelerator if there is one.
+        chat_template_kwargs: Extra arguments of the target's chat template, as JSON.
     """
 
     target: str = ""
@@ -40,30 +37,40 @@ class Settings:
         if bool(self.target) != bool(self.draft):
             given, missing = ("target", "draft") if self.target else ("draft", "target")
             raise ValueError(
-                f"A {given} is given without a {missing}. Give both, or neither for the embedded pair "
+                f"A {given} is given without a {missing}. Set both, or neither for the embedded pair "
                 "(HF_EAGLE3_TARGET and HF_EAGLE3_DRAFT, or --target and --draft)."
             )
         if self.dtype not in DTYPES:
-            raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; known are {', '.join(DTYPES)}.")
-        if self.chat_template_kwargs:
-            try:
-                json_object(self.chat_template_kwargs)
-            except argparse.ArgumentTypeError as error:
-                raise ValueError(f"HF_EAGLE3_CHAT_TEMPLATE_KWARGS or --chat-template-kwargs: {error}") from None
+            raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; choose from {', '.join(DTYPES)}.")
+        _ = self.template_kwargs  # validated here
+
+    @property
+    def template_kwargs(self) -> dict:
+        """`chat_template_kwargs` decoded; ValueError if it is not a JSON object."""
+        try:
+            value = json.loads(self.chat_template_kwargs or "{}")
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"HF_EAGLE3_CHAT_TEMPLATE_KWARGS or --chat-template-kwargs: {self.chat_template_kwargs!r} is not a "
+                'JSON object such as {"enable_thinking": false}'
+            )
+        return value
 
     @classmethod
-    def from_environment(cls) -> "Settings":
+    def from_environment(cls) -> "PairSettings":
         """`HF_EAGLE3_TARGET`, `_DRAFT`, `_DTYPE`, `_DEVICE` and `_CHAT_TEMPLATE_KWARGS`."""
         names = ("target", "draft", "dtype", "device", "chat_template_kwargs")
         values = {name: os.environ.get(f"HF_EAGLE3_{name.upper()}", "") for name in names}
         if is_zero_gpu() and not values["device"]:
-            values["device"] = "cuda"  # there at start only by name: the device itself comes with each call
+            values["device"] = "cuda"  # not available yet: each call borrows the device
         return cls(**{name: value for name, value in values.items() if value})
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Target, draft and tokenizer, with what the page says of them and further arguments of the chat template."""
+    """Target, draft and tokenizer, with their description and extra arguments of the chat template."""
 
     target: PreTrainedModel
     draft: hf_eagle3.Eagle3DraftModel
@@ -74,13 +81,12 @@ class Pair:
 
     @property
     def context(self) -> int:
-        """Tokens that prompt and answer may have together; the target's own number, if it says one."""
-        found = getattr(self.target.config.get_text_config(), "max_position_embeddings", None)
-        return found or 2048
+        """Maximum tokens of prompt and answer together, from the target's configuration if available."""
+        return self.target.config.get_text_config().to_dict().get("max_position_embeddings") or 2048
 
     @property
     def description(self) -> str:
-        """Name, sizes, precision and device, in a line."""
+        """Name, sizes, dtype and device in one line."""
         weight = next(self.target.parameters())
         return (
             f"{self.name}: target of {_millions(self.target)} parameters in "
@@ -90,44 +96,38 @@ class Pair:
 
 
 def is_zero_gpu() -> bool:
-    """Whether this is a Space that borrows a GPU for each call, in a process of its own."""
+    """Whether this is a ZeroGPU Space, where each call runs in its own process with a borrowed GPU."""
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 
 
-def load(settings: Settings) -> Pair:
+def load(settings: PairSettings) -> Pair:
     """
     Raises:
-        ValueError, OSError: the pair does not exist, or draft and target do not fit.
+        ValueError, OSError: the pair cannot be loaded, or the settings are invalid.
     """
-    device = loading.usable_device(settings.device, "`--device` (or HF_EAGLE3_DEVICE)")
-    kwargs = json.loads(settings.chat_template_kwargs or "{}")
-    if not settings.target:
-        dtype = torch.float32 if settings.dtype == "auto" else getattr(torch, settings.dtype)
-        pair = Pair(*embedded.load_pair(dtype, device), "the embedded pair", True, kwargs)
-    else:
-        arguments = argparse.Namespace(
-            target=settings.target, draft=settings.draft, dtype=settings.dtype, device=device
-        )
-        target = loading.load_target(arguments)
-        draft = loading.load_draft(arguments, target)
-        pair = Pair(target, draft, loading.load_tokenizer(settings.target), settings.target, template_kwargs=kwargs)
-    checked_template_kwargs(kwargs, pair.tokenizer)
+    is_toy = not settings.target
+    names = (str(embedded.TARGET), str(embedded.DRAFT)) if is_toy else (settings.target, settings.draft)
+    dtype = "float32" if is_toy and settings.dtype == "auto" else settings.dtype
+    device = usable_device(settings.device, "`--device` (or HF_EAGLE3_DEVICE)")
+    models = load_pair(*names, dtype=dtype, device=device)
+    pair = Pair(*models, "the embedded pair" if is_toy else settings.target, is_toy, settings.template_kwargs)
+    checked_template_kwargs(pair.template_kwargs, pair.tokenizer)
     return pair
 
 
 def leave_a_core() -> None:
     """
-    One core is the page's, unless `OMP_NUM_THREADS` says otherwise: a pass whose threads wait for a core that the page
-    or a browser uses takes several times as long. For programs that serve the page, as it holds for the process.
+    Reserve one core for the page, unless `OMP_NUM_THREADS` is set: a forward pass whose threads wait for a core in use
+    by the page or a browser takes several times as long. Affects the whole process.
     """
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
 
 
 def warm_up(pair: Pair) -> None:
-    """The first calls are slow, and the tree mode "auto" measures its costs in them: not in a visitor's time."""
+    """Run the first calls, which are slow and in which the tree mode "auto" measures its costs."""
     if is_zero_gpu():
-        return  # nothing can run before a call has borrowed a device
+        return  # no device is available outside a call
     ids = torch.tensor([pair.tokenizer("Hello").input_ids], device=pair.target.device)
     options = {"max_new_tokens": WARM_UP_TOKENS, "min_new_tokens": WARM_UP_TOKENS, "do_sample": False}
     for extra in ({}, {"assistant_model": pair.draft}):

@@ -1,8 +1,8 @@
-"""Live plots as SVG: tokens per second, accepted per cycle with the running tau, histogram, phases at the end.
+"""Live plots as SVG: tokens per second, accepted tokens per cycle with the running tau, histogram, phases at the end.
 
-Written as text, since the page redraws them several times a second beside the generation, where matplotlib would take
-some 100 ms each time, and so that they follow the page's theme and width. Colours are the style sheet's. Does not know
-models.
+Generated as text, because the page redraws them several times per second during generation, where matplotlib would
+take about 100 ms each time, and so that they follow the theme and width of the page. Colours are defined in the style
+sheet. Does not know models.
 """
 
 import math
@@ -16,20 +16,20 @@ from hf_eagle3 import metrics
 
 WIDTH, HEIGHT = 360, 200
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 28, 34
-WINDOW = 12  # tokens over which speed is taken
-MOST_MARKS = 240  # points or bars of one plot
+WINDOW = 12  # tokens over which speed is averaged
+MAX_MARKS = 240  # points or bars of a plot
 PHASE_NAMES = {
     "prefill": "prompt",
     "draft_forward": "drafting",
     "tree": "tree building",
     "verify_forward": "verification",
-    "walk": "choice of tokens",
+    "walk": "token choice",
     "commit": "commit",
 }
 
 
 def plots(progress: Progress) -> str:
-    """All plots; frames are there from the start, so that nothing moves."""
+    """All plots; empty frames are shown from the start, so that the layout is stable."""
     cycles = progress.speculated
     counts = [cycle.num_accepted_tokens for cycle in cycles]
     plain = [event.seconds for event in progress.plain]
@@ -41,15 +41,15 @@ def plots(progress: Progress) -> str:
     ]
     for done in progress.finished.values():
         if done.phase_seconds:
-            parts.append(phases_plot(done.phase_seconds, done.runs_behind))
+            parts.append(phases_plot(done.phase_seconds, done.is_asynchronous))
     return f'<div class="plots">{"".join(parts)}</div>'
 
 
 def speed_plot(plain: Sequence[float], ours: Sequence[float]) -> str:
-    """Speed over the last few tokens against tokens written; seconds of each token since its call began."""
+    """Recent speed by tokens generated; the inputs are seconds per token since the start of the call."""
     lines = {"plain": rates(plain), "ours": rates(ours)}
     most = max([rate for line in lines.values() for _, rate in line], default=1.0)
-    axes = Axes(max(len(plain), len(ours), 2), most, "tokens written")
+    axes = Axes(max(len(plain), len(ours), 2), most, "tokens generated")
     for kind, line in lines.items():
         axes.line(line, kind)
     names = [(kind, name) for kind, name in (("plain", "plain"), ("ours", "with the draft")) if lines[kind]]
@@ -57,7 +57,7 @@ def speed_plot(plain: Sequence[float], ours: Sequence[float]) -> str:
 
 
 def rates(seconds: Sequence[float]) -> list[tuple[float, float]]:
-    """(tokens written, tokens per second of the last `WINDOW` of them) from each token's time."""
+    """(tokens generated, tokens per second over the last `WINDOW`) from the time of each token."""
     found = []
     for place in range(1, len(seconds)):
         first = max(0, place - WINDOW)
@@ -67,7 +67,7 @@ def rates(seconds: Sequence[float]) -> list[tuple[float, float]]:
 
 
 def accepted_plot(levels: Sequence[int], accepted: Sequence[int], committed: Sequence[int]) -> str:
-    """A bar per cycle: draft tokens accepted, before a paler one: levels drafted. The line is tau so far."""
+    """A bar of accepted draft tokens per cycle, in front of one of drafted levels; the line is the running tau."""
     taus = [total / (place + 1) for place, total in enumerate(accumulate(committed))]
     axes = Axes(len(accepted), max([*levels, *taus], default=1.0), "cycle")
     axes.bars(list(levels), "levels")
@@ -80,7 +80,7 @@ def accepted_plot(levels: Sequence[int], accepted: Sequence[int], committed: Seq
 
 
 def histogram_plot(accepted: Sequence[int], drafted: int) -> str:
-    """Cycles by number of accepted draft tokens; `drafted` in all of them."""
+    """Histogram of cycles by accepted draft tokens; `drafted` is the total number of draft tokens."""
     counts = metrics.histogram(accepted)
     axes = Axes(len(counts), max(counts, default=1), "accepted draft tokens", is_categories=True)
     axes.bars(counts, "accepted")
@@ -88,8 +88,8 @@ def histogram_plot(accepted: Sequence[int], drafted: int) -> str:
     return axes.svg("Cycles by accepted draft tokens", "histogram", keys)
 
 
-def phases_plot(seconds: dict[str, float], runs_behind: bool) -> str:
-    """Shares of the speculative call's phases, one bar with a list; `runs_behind`: the device, the host's clock."""
+def phases_plot(seconds: dict[str, float], is_asynchronous: bool) -> str:
+    """Shares of the phases of the speculative call; `is_asynchronous`: times are CPU times, not device times."""
     total = sum(seconds.values()) or 1.0
     x, bars, rows = 0.0, [], []
     for place, (phase, spent) in enumerate(seconds.items()):
@@ -103,39 +103,39 @@ def phases_plot(seconds: dict[str, float], runs_behind: bool) -> str:
             f'<text x="{27 + column * 170}" y="{88 + row * 26}">{name} {spent / total:.0%}</text>'
         )
         x += width
-    legend = [("none", f"{total:.2f} s" + " of the host; the device runs behind it" * runs_behind)]
-    return _framed("Where the time went, with the draft", "phases", "".join(bars + rows), legend)
+    legend = [("none", f"{total:.2f} s" + " of CPU time; the device runs asynchronously" * is_asynchronous)]
+    return _framed("Time per phase with the draft", "phases", "".join(bars + rows), legend)
 
 
 class Axes:
-    """A frame with `most_x` units across and room for `most_y` upwards, both from 0."""
+    """Axes from 0 to `max_x` and `max_y`."""
 
-    def __init__(self, most_x: float, most_y: float, x_title: str, is_categories: bool = False):
-        self.most_x, self.x_title = max(most_x, 1), x_title
-        self.step_y = tick_step(most_y, 4)
-        self.most_y = max(self.step_y * math.ceil(most_y / self.step_y - 1e-9), self.step_y)
+    def __init__(self, max_x: float, max_y: float, x_title: str, is_categories: bool = False):
+        self.max_x, self.x_title = max(max_x, 1), x_title
+        self.step_y = tick_step(max_y, 4)
+        self.max_y = max(self.step_y * math.ceil(max_y / self.step_y - 1e-9), self.step_y)
         self.is_categories = is_categories
         self.marks: list[str] = []
 
     def x(self, value: float) -> float:
-        """Place of a value across, in px."""
-        return LEFT + value / self.most_x * (WIDTH - LEFT - RIGHT)
+        """Horizontal position of a value in px."""
+        return LEFT + value / self.max_x * (WIDTH - LEFT - RIGHT)
 
     def y(self, value: float) -> float:
-        """Place of a value upwards, in px from the top."""
-        return HEIGHT - BOTTOM - value / self.most_y * (HEIGHT - TOP - BOTTOM)
+        """Vertical position of a value in px from the top."""
+        return HEIGHT - BOTTOM - value / self.max_y * (HEIGHT - TOP - BOTTOM)
 
     def line(self, points: Sequence[tuple[float, float]], kind: str) -> None:
-        """Adds a line; `kind` is its class."""
+        """Add a line of CSS class `kind`."""
         if points:
             path = " ".join(f"{self.x(a):.1f},{self.y(b):.1f}" for a, b in thinned(points))
             self.marks.append(f'<polyline class="line {kind}" points="{path}"/>')
 
     def bars(self, heights: Sequence[float], kind: str) -> None:
-        """Adds a bar per unit across, the last `MOST_MARKS` of them; `kind` is their class."""
-        unit = (WIDTH - LEFT - RIGHT) / self.most_x
+        """Add a bar per unit, at most the last `MAX_MARKS`, of CSS class `kind`."""
+        unit = (WIDTH - LEFT - RIGHT) / self.max_x
         gap = min(0.2 * unit, 6)
-        for place, height in enumerate(heights[-MOST_MARKS:], start=max(0, len(heights) - MOST_MARKS)):
+        for place, height in enumerate(heights[-MAX_MARKS:], start=max(0, len(heights) - MAX_MARKS)):
             top = self.y(height)
             self.marks.append(
                 f'<rect class="bar {kind}" x="{self.x(place) + gap / 2:.1f}" y="{top:.1f}" '
@@ -143,16 +143,16 @@ class Axes:
             )
 
     def svg(self, title: str, name: str, legend: Sequence[tuple[str, str]]) -> str:
-        """The figure; `legend` is (class, text) per mark."""
+        """The figure; `legend` has (CSS class, text) per kind of mark."""
         grid = []
-        for step in range(round(self.most_y / self.step_y) + 1):
+        for step in range(round(self.max_y / self.step_y) + 1):
             value = step * self.step_y
             y = self.y(value)
             grid.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             grid.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-        step = 1 if self.is_categories else tick_step(self.most_x, 6)
+        step = 1 if self.is_categories else tick_step(self.max_x, 6)
         shift = 0.5 if self.is_categories else 0.0
-        for place in range(int((self.most_x - shift) / step) + 1):
+        for place in range(int((self.max_x - shift) / step) + 1):
             at = self.x(place * step + shift)
             grid.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 14}" text-anchor="middle">{place * step:g}</text>')
         middle = (LEFT + WIDTH - RIGHT) / 2
@@ -161,15 +161,15 @@ class Axes:
 
 
 def tick_step(most: float, ticks: int) -> float:
-    """A step of 1, 2 or 5 times a power of ten, at least 1, that gives at most about `ticks` steps up to `most`."""
+    """Tick distance: 1, 2 or 5 times a power of ten, at least 1, for at most about `ticks` ticks up to `most`."""
     rough = max(most / ticks, 1e-9)
     power = 10.0 ** math.floor(math.log10(rough))
     return max(1.0, next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough - 1e-9))
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MOST_MARKS` of the points, the last one among them."""
-    every = math.ceil(len(points) / MOST_MARKS)
+    """At most `MAX_MARKS` of the points, including the last one."""
+    every = math.ceil(len(points) / MAX_MARKS)
     return [*points[:-1:every], points[-1]]
 
 

@@ -1,4 +1,4 @@
-"""A run as far as it has come: tokens of both ways, figures. Built from `race`'s events; does not know pages."""
+"""State of a run: tokens of both methods and statistics, from the events of `race`. Does not know pages."""
 
 from dataclasses import dataclass, field
 
@@ -6,11 +6,12 @@ from choices import summary, why
 from race import PLAIN, SPECULATIVE, Event, Failed, Finished, PlainToken, Probabilities
 
 from hf_eagle3 import CycleRecord, metrics
+from hf_eagle3.token_ids import common_prefix_length
 
 
 @dataclass(frozen=True)
 class Figures:
-    """One way: tokens so far; seconds of the latest token while it runs, of the whole call once it is through."""
+    """Tokens of one method so far, and seconds until the latest token or, if finished, of the whole call."""
 
     num_tokens: int
     seconds: float
@@ -28,13 +29,13 @@ class Progress:
     Attributes:
         compare: Whether plain generate runs as well.
         prompt_tokens: Length of the prompt.
-        plain: Its tokens.
-        cycles: Cycles of the speculative way; the first is the prompt's token.
-        levels: Of each cycle's draft tree: how many tokens it could have accepted.
-        finished: Ways that are through.
-        probabilities: The target's, per token of the speculative way; empty until known.
-        message: What went wrong, or that the run was stopped.
-        is_stopped: Whether the visitor ended it.
+        plain: Tokens of plain generate.
+        cycles: Cycles of speculative generation; the first contains only the token of prefill.
+        levels: Depth of each cycle's draft tree: the most tokens that it could have accepted.
+        finished: Finished methods.
+        probabilities: The target's probability of each speculative token; empty until known.
+        message: An error, or a note that the run was stopped.
+        is_stopped: Whether the user stopped it.
     """
 
     compare: bool = True
@@ -48,7 +49,7 @@ class Progress:
     is_stopped: bool = False
 
     def add(self, event: Event) -> None:
-        """Takes the next event of the run."""
+        """Process the next event of the run."""
         if isinstance(event, PlainToken):
             self.plain.append(event)
         elif isinstance(event, CycleRecord):
@@ -68,25 +69,25 @@ class Progress:
 
     @property
     def ids(self) -> list[int]:
-        """Token ids of the speculative way."""
+        """Token ids of speculative generation."""
         if SPECULATIVE in self.finished:
             return self.finished[SPECULATIVE].tokens
         return [token for cycle in self.cycles for token in cycle.tokens]
 
     @property
     def speculated(self) -> list[CycleRecord]:
-        """Cycles after the prompt's token."""
+        """Cycles after prefill."""
         return [cycle for cycle in self.cycles if cycle.cycle >= 0]
 
     @property
     def drafted_levels(self) -> list[int]:
-        """`levels` of the cycles after the prompt's token."""
+        """`levels` of the cycles after prefill."""
         return [levels for cycle, levels in zip(self.cycles, self.levels, strict=True) if cycle.cycle >= 0]
 
     def why(self, number: int) -> str:
         """
-        Why the tree mode "auto" chose cycle `number`, from 1, as it did. Empty in other modes, while it runs, and
-        where there was nothing to choose: in a last cycle of one token.
+        The reason for the choice of the tree mode "auto" in cycle `number`, from 1. Empty in other modes, during the
+        run, and in a last cycle of one token, where there is no choice.
         """
         done = self.finished.get(SPECULATIVE)
         if done is None or len(done.choices) < number:
@@ -95,21 +96,21 @@ class Progress:
 
     @property
     def notes(self) -> list[str]:
-        """What is worth knowing of the ways that are through."""
+        """Remarks on the finished methods."""
         found = []
         done = self.finished.get(SPECULATIVE)
         if done and done.why_plain:
             found.append(f"This ran without speculation: {done.why_plain}.")
         if cached := max((way.cached_tokens for way in self.finished.values()), default=0):
-            found.append(f"{cached} tokens of the prompt were still in the cache of earlier turns and not run again.")
+            found.append(f"{cached} tokens of the prompt were reused from the cache of earlier turns.")
         if done and done.choices:
             found.append(summary(done.choices))
             if PLAIN in self.finished and done.seconds > self.finished[PLAIN].seconds:
-                found.append("That was slower than plain generate, so auto will measure this machine anew.")
+                found.append("This was slower than plain generate, so auto will measure this machine again.")
         return found
 
     def figures(self, way: str) -> Figures:
-        """Of one way, as far as it has come."""
+        """Statistics of one method so far."""
         if way in self.finished:
             done = self.finished[way]
             return Figures(len(done.tokens), done.seconds, True)
@@ -119,24 +120,22 @@ class Progress:
 
     @property
     def identical(self) -> bool | None:
-        """Whether both ways wrote the same token ids; `None` until both are through."""
+        """Whether both methods generated the same token ids; `None` until both have finished."""
         if not {PLAIN, SPECULATIVE} <= self.finished.keys():
             return None
         return self.finished[PLAIN].tokens == self.finished[SPECULATIVE].tokens
 
     @property
     def first_difference(self) -> int | None:
-        """Index of the first token that differs, once both are through and differ."""
+        """Index of the first differing token, if both have finished and differ."""
         if self.identical is not False:
             return None
         plain, ours = self.finished[PLAIN].tokens, self.finished[SPECULATIVE].tokens
-        return next(
-            (i for i, (a, b) in enumerate(zip(plain, ours, strict=False)) if a != b), min(len(plain), len(ours))
-        )
+        return common_prefix_length(plain, ours)
 
     @property
     def speedup(self) -> float | None:
-        """Seconds per token, plain over speculative; `None` until both are through with something."""
+        """Seconds per token of plain over speculative generation; `None` until both have finished with tokens."""
         plain, ours = self.figures(PLAIN), self.figures(SPECULATIVE)
         if not (plain.is_finished and ours.is_finished and plain.num_tokens and ours.num_tokens):
             return None
@@ -144,13 +143,13 @@ class Progress:
 
     @property
     def acceptance_length(self) -> float | None:
-        """tau so far; `None` before the first cycle."""
+        """Running tau; `None` before the first cycle."""
         cycles = self.speculated
         return metrics.acceptance_length(sum(len(c.tokens) for c in cycles), len(cycles)) if cycles else None
 
 
 def depths_of(parents: list[int]) -> list[int]:
-    """Of each node of a tree; node 0 is the root, and a parent comes before its children."""
+    """Depth of each node of a tree; node 0 is the root, and parents precede their children."""
     depths = [0] * len(parents)
     for node in range(1, len(parents)):
         depths[node] = depths[parents[node]] + 1

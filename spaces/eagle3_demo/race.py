@@ -1,10 +1,10 @@
-"""Plain and speculative generation of one prompt, one after the other, as a stream of events.
+"""Plain and then speculative generation of one prompt, as a stream of events.
 
-`run` yields small lists of events, so that a page can follow; closing it stops the generation. Events are plain data
-and can be pickled, as a Space with ZeroGPU needs. Does not know pages or visitors; logs types of errors, no text.
+`run` yields short lists of events for live updates; closing it stops the generation. Events are plain, picklable data,
+as ZeroGPU requires. Only the types of errors are logged, never text. Does not know pages or users.
 
-Generation runs in a thread of its own. It is stopped in the streamers, which `generate` calls after every step: a
-criterion of our own would make the loop ask it token by token and switch shared noise off.
+Generation runs in its own thread and is stopped from the streamers, which `generate` calls after every step. A custom
+stopping criterion would be checked token by token and disable shared noise.
 """
 
 import inspect
@@ -17,28 +17,33 @@ from dataclasses import dataclass, field, replace
 from queue import Empty, SimpleQueue
 
 import torch
+from choices import Choice
 from conversation import KeptCache, fitted_cache
 from limits import Request
 from pair import Pair
-from transformers import set_seed
+from transformers import GenerationMixin, set_seed
 
 from hf_eagle3 import CycleRecord, CycleStreamer, record
-from hf_eagle3.compat.calls import CACHE
 from hf_eagle3.generation.auto.costs import forget_costs
-from hf_eagle3.generation.tree.policy import Choice
 
 
 PLAIN, SPECULATIVE = "plain", "speculative"
-HEARTBEAT = 0.25  # seconds after which an empty list is yielded, so that a stop is noticed
-CHUNK = 64  # positions whose distribution over the vocabulary exists at a time
+HEARTBEAT = 0.25  # seconds after which an empty list is yielded, so that the consumer can stop
+# The argument of `generate` that takes a cache: `cache` since transformers 5.24.
+CACHE = next(
+    name
+    for name in ("cache", "past_key_values")
+    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+)
+CHUNK = 64  # positions for which the softmax over the vocabulary is computed at a time
 
 logger = logging.getLogger("eagle3_demo")
-device_lock = threading.Lock()  # one generation at a time, whoever calls
+device_lock = threading.Lock()  # one generation at a time
 
 
 @dataclass(frozen=True)
 class PlainToken:
-    """One token of plain generate, `seconds` after its call began."""
+    """One token of plain generate, `seconds` after the start of the call."""
 
     token: int
     seconds: float
@@ -47,17 +52,17 @@ class PlainToken:
 @dataclass(frozen=True)
 class Finished:
     """
-    One way is through.
+    One method has finished.
 
     Attributes:
         way: `PLAIN` or `SPECULATIVE`.
-        tokens: What it wrote.
-        seconds: Of the whole call.
-        cached_tokens: Of the prompt, in the keys and values of earlier turns: not run again.
-        phase_seconds: Where the speculative call's time went, by the host's clock.
-        runs_behind: Whether the device runs behind that clock, as accelerators do.
-        why_plain: Why the speculative call had to do without speculation; empty where it did not.
-        choices: What the tree mode "auto" chose, cycle by cycle; empty in other modes.
+        tokens: Generated token ids.
+        seconds: Duration of the whole call.
+        cached_tokens: Prompt tokens whose keys and values were reused from earlier turns.
+        phase_seconds: CPU time per phase of the speculative call.
+        is_asynchronous: Whether the device runs asynchronously to the CPU, as accelerators do.
+        why_plain: Reason why the speculative call ran without speculation; empty if it did not.
+        choices: Choices of the tree mode "auto" per cycle; empty in other modes.
     """
 
     way: str
@@ -65,21 +70,21 @@ class Finished:
     seconds: float
     cached_tokens: int = 0
     phase_seconds: dict[str, float] = field(default_factory=dict)
-    runs_behind: bool = False
+    is_asynchronous: bool = False
     why_plain: str = ""
     choices: list[Choice] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Probabilities:
-    """The target's own probability of each new token, at temperature 1."""
+    """The target's probability of each new token at temperature 1."""
 
     values: list[float]
 
 
 @dataclass(frozen=True)
 class Failed:
-    """Generation ended in an error; a sentence for the visitor."""
+    """Generation failed; a message for the user."""
 
     message: str
 
@@ -88,7 +93,7 @@ Event = PlainToken | CycleRecord | Finished | Probabilities | Failed
 
 
 class Stopped(Exception):
-    """Raised inside `generate` where the visitor, or the time limit, ends it."""
+    """Raised inside `generate` to stop it, by the user or at the time limit."""
 
 
 def run(
@@ -100,14 +105,14 @@ def run(
     caches: dict[str, KeptCache] | None = None,
 ) -> Iterator[list[Event]]:
     """
-    Events of a race, in order: `PlainToken`s and a `Finished` (if `request.compare`), `CycleRecord`s (the first, cycle
-    -1, is the prompt's token), a `Finished`, `Probabilities`; or a `Failed` instead of the rest.
+    Events in order: `PlainToken`s and a `Finished` (if `request.compare`), `CycleRecord`s (the first one, cycle -1, is
+    the token of prefill), a `Finished`, `Probabilities`; or a `Failed` in place of the rest.
 
     Args:
-        pair, ids, request: What to run; `ids` is the prompt.
-        seconds: After so many it ends as if it were closed, with a `Failed` that says so.
-        interval: Least seconds between two lists, so that following does not cost what is followed.
-        caches: Keys and values of earlier turns by way; used, and replaced by those of this turn. `None` keeps none.
+        pair, ids, request: The pair, the prompt's token ids and the validated request.
+        seconds: Time limit, after which the run ends with a `Failed`.
+        interval: Minimum seconds between two lists, to limit the overhead of live updates.
+        caches: Keys and values of earlier turns by method; used, and replaced by those of this turn. `None`: not kept.
     """
     events: SimpleQueue[Event | None] = SimpleQueue()
     stop = threading.Event()
@@ -134,7 +139,7 @@ def run(
 
 
 class _Race:
-    """What the worker thread holds."""
+    """State of the worker thread."""
 
     def __init__(self, pair, ids, request, deadline, caches, events, stop):
         self.pair, self.ids, self.request = pair, ids, request
@@ -142,7 +147,7 @@ class _Race:
         self.events, self.stop = events, stop
 
     def check(self) -> None:
-        """Called after every step."""
+        """Called after every step; raises `Stopped` to end the generation."""
         if self.stop.is_set():
             raise Stopped
         if time.monotonic() > self.deadline:
@@ -157,7 +162,7 @@ class _Race:
                 draft = self.pair.draft.with_tree(self.request.tree, **self.request.tree_sizes)
                 ours = self.generate(SPECULATIVE, _Cycles(self), assistant_model=draft)
                 if plain and ours.choices and ours.seconds > plain.seconds:
-                    forget_costs()  # measured in a bad moment, and frozen: the next run measures them anew
+                    forget_costs()  # perhaps measured while the machine was busy; the next run measures again
                 self.events.put(Probabilities(_probabilities(self.pair.target, self.ids, ours.tokens)))
         except Stopped:
             self._forget()
@@ -168,7 +173,7 @@ class _Race:
             self.events.put(None)
 
     def _forget(self) -> None:
-        """A call that did not end leaves a cache that nobody should rely on."""
+        """The cache of an interrupted call is in an undefined state."""
         if self.caches is not None:
             self.caches.clear()
 
@@ -185,14 +190,14 @@ class _Race:
             sequences = target.generate(
                 ids, attention_mask=torch.ones_like(ids), **self.request.options, streamer=streamer, **extra
             )
-            tokens = sequences[0, len(self.ids) :].tolist()  # waits for the device
+            tokens = sequences[0, len(self.ids) :].tolist()  # synchronises the device
             seconds = time.perf_counter() - self.began
         done = Finished(way, tokens, seconds, cached)
         if way == SPECULATIVE:
             done = replace(
                 done,
                 phase_seconds=stats.phase_seconds if stats.num_cycles else {},
-                runs_behind=target.device.type != "cpu",
+                is_asynchronous=target.device.type != "cpu",
                 why_plain=stats.reason if stats.mode == "plain" else "",
                 choices=stats.choices,
             )
@@ -203,7 +208,7 @@ class _Race:
 
 
 class _PlainStreamer(CycleStreamer):
-    """Sees no cycles in plain generate."""
+    """Streams the tokens of plain generate, which has no cycles."""
 
     def __init__(self, race: _Race):
         self.race = race
@@ -216,24 +221,24 @@ class _PlainStreamer(CycleStreamer):
             return
         seconds = time.perf_counter() - self.race.began
         for token in value.flatten().tolist():
-            self.tell(token, seconds)
+            self.emit(token, seconds)
 
-    def tell(self, token: int, seconds: float) -> None:
+    def emit(self, token: int, seconds: float) -> None:
         self.race.events.put(PlainToken(token, seconds))
 
 
 class _Cycles(_PlainStreamer):
-    """Tokens come with their cycles. A call that has to do without speculation brings tokens alone."""
+    """Streams cycles. A call that runs without speculation has tokens only, which become cycles without a tree."""
 
     def __init__(self, race: _Race):
         super().__init__(race)
-        self.announced = 0  # tokens of cycles that are still to be put
+        self.announced = 0  # tokens of reported cycles that `put` has not received yet
 
     def on_cycle(self, record: CycleRecord) -> None:
         self.announced += len(record.tokens)
         self.race.events.put(record)
 
-    def tell(self, token: int, seconds: float) -> None:
+    def emit(self, token: int, seconds: float) -> None:
         if self.announced:
             self.announced -= 1
         else:
@@ -242,7 +247,7 @@ class _Cycles(_PlainStreamer):
 
 @torch.no_grad()
 def _probabilities(target, ids: list[int], tokens: list[int]) -> list[float]:
-    """Of each of `tokens` after `ids`, by one pass over all of them."""
+    """Probability of each of `tokens` after `ids`, in one forward pass."""
     if not tokens:
         return []
     whole = torch.tensor([[*ids, *tokens[:-1]]], device=target.device)
@@ -258,11 +263,11 @@ def _probabilities(target, ids: list[int], tokens: list[int]) -> list[float]:
 
 
 def explained(error: Exception) -> str:
-    """For the visitor; the log gets the type and the place. Messages of unknown errors may hold a visitor's text."""
+    """A message for the user. Only type and location are logged, as unknown errors may contain a user's text."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     logger.error("%s in %s, line %s", type(error).__name__, place.name, place.lineno)
     if isinstance(error, torch.OutOfMemoryError):
         return "The device is out of memory. Ask for fewer tokens or a smaller tree."
-    if isinstance(error, ValueError):  # of settings: sizes of trees, targets that cannot branch
+    if isinstance(error, ValueError):  # invalid settings: tree sizes, targets that cannot branch
         return str(error)
-    return f"Generation failed ({type(error).__name__}). The log has the place."
+    return f"Generation failed ({type(error).__name__}). The location is in the log."

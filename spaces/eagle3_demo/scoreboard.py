@@ -1,4 +1,4 @@
-"""The figures of a run as HTML: two ways side by side, speedup, and whether the token ids agree."""
+"""Statistics of a run as HTML: both methods, speedup, and whether the token ids are identical."""
 
 from html import escape
 
@@ -7,7 +7,7 @@ from race import PLAIN, SPECULATIVE
 
 
 def scoreboard(progress: Progress) -> str:
-    """The whole board; what is not known yet is a dash."""
+    """The complete board; unknown values are dashes."""
     cells = []
     if progress.compare:
         cells.append(_way("plain generate", "plain", progress.figures(PLAIN)))
@@ -22,24 +22,24 @@ def scoreboard(progress: Progress) -> str:
 
 
 def badge(progress: Progress) -> str:
-    """Whether both ways wrote the same, by token ids."""
+    """Whether both methods generated the same token ids."""
     if not progress.compare:
         return ""
     if progress.identical is None:
-        text = "stopped, nothing to compare" if progress.is_stopped else "compared when both are through"
+        text = "stopped, nothing to compare" if progress.is_stopped else "compared when both have finished"
         return f'<span class="badge waiting" data-identical="unknown">{text}</span>'
     if progress.identical:
         count = len(progress.ids)
         return f'<span class="badge yes" data-identical="yes">✓ identical output, {count} of {count} token ids</span>'
     where = progress.first_difference
     return (
-        f'<span class="badge no" data-identical="no">✗ outputs differ from token {where + 1} on '
-        "(in half precision near-ties may flip)</span>"
+        f'<span class="badge no" data-identical="no">✗ outputs differ from token {where + 1} '
+        "(near-ties may flip in half precision)</span>"
     )
 
 
 def message(text: str) -> str:
-    """A sentence for the visitor; nothing where there is none."""
+    """A message for the user, or nothing."""
     return f'<div class="notice" role="alert">{escape(text)}</div>' if text else ""
 
 

@@ -1,6 +1,6 @@
-"""What the page and the API ask for: runs, chats, trees. Knows the pair and the visitors; does not know gradio.
+"""Backend of the page and the API: runs, chats, trees. Knows the pair and the user sessions; does not know gradio.
 
-A visitor is a key (the page's session). What goes wrong and can be told is a ValueError.
+A user is identified by a key, the session of the page. Errors with a message for the user are ValueErrors.
 """
 
 import time
@@ -10,32 +10,33 @@ from dataclasses import asdict, dataclass, field
 import pair as pairs
 from conversation import Conversation, prompt_ids, turn_ids
 from limits import Limits, Request, checked
-from pair import Pair, Settings
+from pair import Pair, PairSettings
 from plots import plots
 from progress import Progress
 from race import Event, PlainToken, Probabilities, device_lock, explained, run
 from scoreboard import scoreboard
 from sessions import Session, Sessions
-from tokens import ColouredText, Decoder, PlainText
+from tokens import ColouredText, PlainText
 from tree_view import tree_html
 
 from hf_eagle3 import CycleRecord
+from hf_eagle3.token_ids import Decoder
 
 
-INTERVAL = 0.15  # seconds between updates of a page
-PLOT_INTERVAL = 0.6  # and of its plots: a browser on the same cores takes longer to show them than we to draw them
-STOPPED = "Stopped. What was written so far stays."
+INTERVAL = 0.15  # seconds between updates of the page
+PLOT_INTERVAL = 0.6  # and of its plots, which a browser on the same cores renders slowly
+STOPPED = "Stopped. The text so far is kept."
 
 
 @dataclass
 class View:
     """
-    A run as the page shows it: HTML, and figures for API clients.
+    A run as shown on the page: HTML, and statistics for API clients.
 
     Attributes:
-        is_running: Whether more is to come.
-        plots_are_due: Whether the plots are worth drawing again: at the start, at the end, now and then in between.
-        messages: Turns of the chat, this one included.
+        is_running: Whether more events follow.
+        plots_are_due: Whether to redraw the plots: at the start, at the end, and periodically in between.
+        messages: Turns of the chat, including the current one.
     """
 
     progress: Progress
@@ -47,16 +48,16 @@ class View:
 
     @property
     def board(self) -> str:
-        """The figures, as HTML."""
+        """The scoreboard as HTML."""
         return scoreboard(self.progress)
 
     @property
     def plots(self) -> str:
-        """The plots, as HTML; drawn anew each time."""
+        """The plots as HTML, redrawn on each access."""
         return plots(self.progress)
 
     def add(self, event: Event) -> None:
-        """Takes the next event of the run."""
+        """Process the next event of the run."""
         self.progress.add(event)
         if isinstance(event, PlainToken):
             self.plain.add(event.token)
@@ -69,17 +70,17 @@ class View:
 class Service:
     """
     Args:
-        settings, limits: Which pair, and what a visitor may ask for.
+        settings, limits: The pair to load, and the limits of requests.
     """
 
-    def __init__(self, settings: Settings, limits: Limits):
+    def __init__(self, settings: PairSettings, limits: Limits):
         self.limits = limits
         self.sessions = Sessions(limits.sessions, limits.caches)
         self.pair: Pair = pairs.load(settings)
         pairs.warm_up(self.pair)
 
-    def load(self, settings: Settings) -> None:
-        """Another pair instead; what visitors had is of the old one and is forgotten. A failure changes nothing."""
+    def load(self, settings: PairSettings) -> None:
+        """Replace the pair and drop all sessions, which belong to the old one. A failure changes nothing."""
         with device_lock:
             pair = pairs.load(settings)
             pairs.warm_up(pair)
@@ -89,22 +90,22 @@ class Service:
     # -- runs ---------------------------------------------------------------------------------------------------------
 
     def generate(self, ids: list[int], request: Request, key: str | None) -> Iterator[list[Event]]:
-        """On the device; arguments and events can be pickled. `key` names the chat whose caches serve, if any."""
-        keeps = key is not None and not pairs.is_zero_gpu()  # a process of ZeroGPU ends, and what it holds with it
+        """Generate on the device; arguments and events are picklable. `key`: the chat whose caches are used."""
+        keeps = key is not None and not pairs.is_zero_gpu()  # a ZeroGPU process ends with the call
         caches = self.sessions.use(key).caches if keeps else None
         yield from run(self.pair, ids, request, self.limits.seconds, INTERVAL, caches)
 
     def follow(self, key: str | None, is_chat: bool, prompt: str, **values) -> Iterator[View]:
         """
-        One run for one visitor, seen several times a second; the last view is complete.
+        One run for one user, with a view several times per second; the last view is complete.
 
         Args:
-            key: The visitor.
-            is_chat: Whether the prompt is the next turn of the visitor's chat.
+            key: The user's session.
+            is_chat: Whether the prompt is the next turn of the user's chat.
             prompt, values: Fields of [`Request`].
 
         Raises:
-            ValueError: what the visitor can mend, or that something is broken, without any text of the visitor's.
+            ValueError: an invalid request, or an internal error without any text of the user.
         """
         try:
             yield from self._follow(key, is_chat, prompt, values)
@@ -115,7 +116,7 @@ class Service:
 
     def _follow(self, key: str | None, is_chat: bool, prompt: str, values: dict) -> Iterator[View]:
         request = checked(self.limits, prompt, **values)
-        self.pair.draft.with_tree(request.tree, **request.tree_sizes)  # sizes that no tree can have: said at once
+        self.pair.draft.with_tree(request.tree, **request.tree_sizes)  # invalid sizes fail here
         session = self.sessions.use(key)
         session.stop.clear()
         past = session.conversation
@@ -141,7 +142,7 @@ class Service:
                     drawn = time.monotonic() if view.plots_are_due else drawn
                     yield view
         finally:
-            events.close()  # also where the visitor left: the device is free before anybody else's turn
+            events.close()  # also if the user left: frees the device for the next run
         session.progress = progress
         if is_chat:
             self._remember_turn(session, view, ids)
@@ -153,12 +154,12 @@ class Service:
         if len(ids) > most:
             what, remedy = ("This chat", "Start a new one") if has_past else ("The prompt", "Shorten it")
             raise ValueError(
-                f"{what} has {len(ids)} tokens; beside {request.max_new_tokens} new ones the target has room for "
-                f"{most}. {remedy} or ask for fewer new tokens."
+                f"{what} has {len(ids)} tokens; with {request.max_new_tokens} new ones the target's context allows "
+                f"{most}. {remedy} or request fewer new tokens."
             )
 
     def _remember_turn(self, session: Session, view: View, ids: list[int]) -> None:
-        """An answer that was stopped counts as far as it came; none at all leaves the chat as it was."""
+        """Append the answer, perhaps incomplete, to the chat; without any token the chat is unchanged."""
         tokens = view.progress.ids or view.progress.plain_ids
         if not tokens:
             view.messages = session.conversation.messages
@@ -168,26 +169,26 @@ class Service:
         session.conversation = Conversation(view.messages, ids + tokens)
 
     def stop(self, key: str | None) -> None:
-        """Ends the visitor's run, if there is one."""
+        """Stop the user's run, if any."""
         self.sessions.use(key).stop.set()
 
     def new_chat(self, key: str | None) -> None:
-        """Forgets the visitor's chat."""
+        """Clear the user's chat."""
         session = self.sessions.use(key)
         session.conversation, session.caches = Conversation([], []), {}
 
     def last_run(self, key: str | None) -> Progress:
-        """The visitor's last complete run; an empty one before the first."""
+        """The user's last run; an empty one before the first."""
         return self.sessions.use(key).progress
 
 
 def checked_cycle(progress: Progress, number: int) -> CycleRecord:
-    """Cycle `number`, from 1."""
+    """Cycle `number`, from 1; ValueError if there is none."""
     cycles = progress.speculated
     if not cycles:
-        raise ValueError("There is no draft tree yet. Run something first.")
+        raise ValueError("There is no draft tree yet. Start a run first.")
     if not isinstance(number, (int, float)) or not 1 <= number <= len(cycles) or number != int(number):
-        raise ValueError(f"Cycle must be a whole number from 1 to {len(cycles)}.")
+        raise ValueError(f"Cycle must be an integer from 1 to {len(cycles)}.")
     return cycles[int(number) - 1]
 
 
@@ -198,13 +199,13 @@ def tree_of(progress: Progress, number: int, tokenizer: Decoder) -> str:
 
 
 def interesting_cycle(cycles: list[CycleRecord]) -> int:
-    """Number, from 1, of the cycle that is shown first: the one that accepted most, the larger tree where several."""
+    """Number, from 1, of the cycle to show first: most accepted tokens, then largest tree."""
     best = max(range(len(cycles)), key=lambda i: (cycles[i].num_accepted_tokens, len(cycles[i].tree_tokens), -i))
     return best + 1
 
 
 def figures(view: View, tokenizer) -> dict:
-    """A complete run for API clients."""
+    """Statistics of a complete run for API clients."""
     progress = view.progress
     if progress.message and not progress.is_stopped:
         raise ValueError(progress.message)

@@ -1,4 +1,4 @@
-"""What is remembered of each visitor, bounded: last run, chat, caches. Does not know models or pages."""
+"""Bounded session store: last run, chat and caches of each user. Does not know models or pages."""
 
 import threading
 from collections import OrderedDict
@@ -12,10 +12,10 @@ from progress import Progress
 class Session:
     """
     Attributes:
-        progress: Of the last run.
+        progress: State of the last run.
         conversation: Chat so far.
-        caches: Its keys and values by way; empty where they were dropped.
-        stop: Set to end this visitor's run.
+        caches: Keys and values of the chat by method; empty if dropped.
+        stop: Set to stop this user's run.
     """
 
     progress: Progress = field(default_factory=Progress)
@@ -26,41 +26,41 @@ class Session:
 
 class Sessions:
     """
-    By key; the longest unused go first.
+    Sessions by key; the least recently used ones are dropped first.
 
     Args:
-        most: Sessions remembered.
-        most_caches: Of these, the most recently used may keep caches.
+        max_sessions: Number of sessions to keep.
+        max_caches: Number of sessions, the most recently used ones, that may keep caches.
     """
 
-    def __init__(self, most: int, most_caches: int):
-        self.most, self.most_caches = most, most_caches
+    def __init__(self, max_sessions: int, max_caches: int):
+        self.max_sessions, self.max_caches = max_sessions, max_caches
         self._sessions: OrderedDict[str, Session] = OrderedDict()
         self._lock = threading.Lock()
 
     def use(self, key: str | None) -> Session:
-        """The session of `key`, now the most recently used. Without a key, one that nobody will find again."""
+        """The session of `key`, marked as most recently used. Without a key, a temporary one."""
         if key is None:
             return Session()
         with self._lock:
             session = self._sessions.setdefault(key, Session())
             self._sessions.move_to_end(key)
-            while len(self._sessions) > self.most:
+            while len(self._sessions) > self.max_sessions:
                 self._sessions.popitem(last=False)
             kept = [other for other in reversed(self._sessions.values()) if other is session or other.caches]
-            for other in kept[self.most_caches :]:
-                other.caches = {}  # a run that still uses them has the old dictionary
+            for other in kept[self.max_caches :]:
+                other.caches = {}  # a running generation keeps the old dictionary
             return session
 
     def forget(self, key: str | None) -> None:
-        """The visitor left: stop what runs, drop the rest."""
+        """Stop the user's run and delete the session."""
         with self._lock:
             session = self._sessions.pop(key, None)
         if session is not None:
             session.stop.set()
 
     def forget_all(self) -> None:
-        """Another pair was loaded: conversations and caches are of the old one."""
+        """Delete all sessions, for instance because another pair was loaded."""
         with self._lock:
             self._sessions.clear()
 

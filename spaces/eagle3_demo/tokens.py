@@ -1,52 +1,20 @@
-"""Generated tokens as HTML, coloured by origin. Does not know models: a tokenizer is anything that decodes."""
+"""Generated tokens as HTML, coloured by origin. Does not know models; a tokenizer only needs `decode`."""
 
 import math
 from dataclasses import dataclass
 from html import escape
-from typing import Protocol
 
 from hf_eagle3 import CycleRecord
+from hf_eagle3.token_ids import Decoder, IncrementalDecoder
 
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # ends a text whose last character lacks bytes
-DEEPEST = 8  # further levels share a colour
+MAX_DEPTH = 8  # deeper levels share a colour
 VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥"}
-
-
-class Decoder(Protocol):
-    """What is needed of a tokenizer."""
-
-    def decode(self, token_ids: list[int], skip_special_tokens: bool) -> str:
-        """Text of token ids."""
-
-
-class Pieces:
-    """
-    Text of a growing list of tokens, piece by piece, at a cost that does not grow with the list.
-
-    A character of several tokens belongs to the token that completes it. Each piece is decoded behind those before
-    it, as some tokenizers drop the space at the beginning of a text.
-    """
-
-    def __init__(self, tokenizer: Decoder):
-        self.tokenizer = tokenizer
-        self.context: list[int] = []  # tokens of the last whole piece
-        self.open: list[int] = []  # tokens since then
-
-    def add(self, token: int) -> str:
-        """The text that this token completes; empty while a character lacks bytes."""
-        self.open.append(token)
-        before = self.tokenizer.decode(self.context, skip_special_tokens=True)
-        whole = self.tokenizer.decode(self.context + self.open, skip_special_tokens=True)
-        if whole.endswith(UNFINISHED):
-            return ""
-        self.context, self.open = self.open, []
-        return whole[len(before) :]
 
 
 @dataclass
 class Span:
-    """One token of the page; `depth` 0 is the target's own. `draft_probability` given the path before it."""
+    """One token; `depth` 0 is the target's own. `draft_probability` is conditional on the path before it."""
 
     text: str
     depth: int
@@ -55,19 +23,19 @@ class Span:
     target_probability: float | None = None
 
     def html(self) -> str:
-        """The token, escaped, with its hint."""
-        origin = f"d{min(self.depth, DEEPEST)}" if self.depth else "own"
+        """The escaped token with its hint."""
+        origin = f"d{min(self.depth, MAX_DEPTH)}" if self.depth else "own"
         hint = escape(self.hint())
         return f'<span class="{origin}" tabindex="-1" data-hint="{hint}">{escape(self.text)}</span>'
 
     def hint(self) -> str:
-        """What hovering shows."""
+        """Text shown on hovering."""
         if self.cycle < 0:
-            lines = ["the target's own, before any cycle"]
+            lines = ["the target's own token, from prefill"]
         elif self.depth:
             lines = [f"accepted draft token, depth {self.depth}", f"cycle {self.cycle + 1}"]
         else:
-            lines = ["the target's own", f"cycle {self.cycle + 1}"]
+            lines = ["the target's own token", f"cycle {self.cycle + 1}"]
         if self.draft_probability is not None:
             lines.append(f"draft: {percent(self.draft_probability)}")
         if self.target_probability is not None:
@@ -76,19 +44,19 @@ class Span:
 
 
 class ColouredText:
-    """The speculative way's text; tokens are told apart by the cycles that brought them."""
+    """Text of speculative generation, coloured by the cycle records."""
 
     def __init__(self, tokenizer: Decoder):
-        self.pieces = Pieces(tokenizer)
+        self.decoder = IncrementalDecoder(tokenizer)
         self.spans: list[Span] = []
         self._html: list[str] = []
 
     def add(self, record: CycleRecord) -> None:
-        """Appends a cycle's tokens."""
+        """Append the tokens of a cycle."""
         for place, token in enumerate(record.tokens):
             is_draft = place < record.num_accepted_tokens
             span = Span(
-                self.pieces.add(token),
+                self.decoder.add(token),
                 depth=place + 1 if is_draft else 0,
                 cycle=record.cycle,
                 draft_probability=node_probability(record, record.accepted_nodes[place]) if is_draft else None,
@@ -97,7 +65,7 @@ class ColouredText:
             self._html.append(span.html())
 
     def add_probabilities(self, values: list[float]) -> None:
-        """The target's, of all tokens; a text that came without cycles has no spans to give them to."""
+        """Add the target's probability to each span."""
         for span, value in zip(self.spans, values, strict=False):
             span.target_probability = value
         self._html = [span.html() for span in self.spans]
@@ -108,44 +76,44 @@ class ColouredText:
 
     @property
     def text(self) -> str:
-        """The same without colours."""
+        """The text without markup."""
         return "".join(span.text for span in self.spans)
 
 
 class PlainText:
-    """Plain generate's text, escaped."""
+    """Text of plain generate."""
 
     def __init__(self, tokenizer: Decoder):
-        self.pieces = Pieces(tokenizer)
+        self.decoder = IncrementalDecoder(tokenizer)
         self.text = ""
 
     def add(self, token: int) -> None:
-        """Appends a token."""
-        self.text += self.pieces.add(token)
+        """Append a token."""
+        self.text += self.decoder.add(token)
 
     def html(self) -> str:
-        """The text so far."""
+        """The escaped text so far."""
         return escape(self.text)
 
 
 def node_probability(record: CycleRecord, node: int) -> float:
-    """Of a node given its parent, as the draft ranked it: a softmax under shared noise where the run samples."""
+    """The draft's probability of a node given its parent; with shared noise a softmax of noisy scores."""
     scores = record.tree_scores
     return min(1.0, math.exp(scores[node] - scores[record.tree_parents[node]]))
 
 
 def percent(probability: float) -> str:
-    """Rounded; small ones are "<1%"."""
+    """Rounded percentage; "<1%" for small values."""
     return f"{probability:.0%}" if probability >= 0.01 else "<1%"
 
 
 def visible(text: str) -> str:
-    """A token's text with its white space shown; an empty one is part of a character."""
+    """A token's text with visible white space; an ellipsis for an incomplete character."""
     return "".join(VISIBLE.get(character, character) for character in text) or "…"
 
 
 LEGEND = (
     '<div class="legend"><span class="own">target\'s own</span> accepted, by depth: '
-    + " ".join(f'<span class="d{depth}">{depth}{"+" if depth == DEEPEST else ""}</span>' for depth in range(1, 9))
+    + " ".join(f'<span class="d{depth}">{depth}{"+" if depth == MAX_DEPTH else ""}</span>' for depth in range(1, 9))
     + "</div>"
 )

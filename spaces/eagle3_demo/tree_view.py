@@ -1,36 +1,37 @@
-"""One cycle's draft tree as an SVG: levels from left to right, the accepted path in colour, the rest grey.
+"""The draft tree of a cycle as SVG: levels from left to right, the accepted path in colour, rejected nodes in grey.
 
-Does not know models. Text is escaped; colours are the style sheet's.
+Text is escaped; colours are defined in the style sheet. Does not know models.
 """
 
 from html import escape
 
 from progress import depths_of
-from tokens import Decoder, node_probability, percent, visible
+from tokens import node_probability, percent, visible
 
 from hf_eagle3 import CycleRecord
+from hf_eagle3.token_ids import Decoder
 
 
 COLUMN, ROW, MARGIN = 120, 26, 8  # px per level, px per leaf, px around
 BOX_WIDTH, BOX_HEIGHT = 96, 20
-LONGEST = 8  # characters of a token that are shown; hovering shows all
+MAX_LABEL = 8  # characters shown of a token; hovering shows all
 
 
 def tree_html(record: CycleRecord, tokenizer: Decoder, num_cycles: int, why: str = "") -> str:
-    """The tree with a caption in words; `num_cycles` of the whole run, and `why` the tree is as it is."""
+    """The tree with a caption: `num_cycles` of the run, and `why` the tree has this size."""
     head = f"Cycle {record.cycle + 1} of {num_cycles}: "
     nodes, accepted, kept = len(record.tree_tokens) - 1, record.num_accepted_tokens, len(record.tokens)
     if nodes == 0:
         text = "nothing was drafted."
     else:
-        text = f"{nodes} drafted, {accepted} accepted, {kept} committed with the target's own."
+        text = f"{nodes} drafted, {accepted} accepted, {kept} committed including the target's own."
         if kept == accepted:
             text = f"{nodes} drafted, {accepted} accepted; the answer ended there."
     return f'<p class="caption">{head}{text} {escape(why)}</p><div class="tree">{tree_svg(record, tokenizer)}</div>'
 
 
 def tree_svg(record: CycleRecord, tokenizer: Decoder) -> str:
-    """Nodes with token and probability given their parent; the target's own token is dashed, behind the path."""
+    """Nodes with token and conditional probability; the target's own token is dashed, at the end of the path."""
     parents, path = list(record.tree_parents), list(record.accepted_nodes)
     labels = [tokenizer.decode([token], skip_special_tokens=False) for token in record.tree_tokens]
     own = len(labels)
@@ -53,7 +54,7 @@ def tree_svg(record: CycleRecord, tokenizer: Decoder) -> str:
             hint = "the target's own token"
         elif node:
             probability = percent(node_probability(record, node))
-            note, hint = probability, f"{kind}, draft: {probability} given what is before"
+            note, hint = probability, f"{kind}, draft: {probability} given the path before it"
         boxes.append(_box(x, y, kind, label, note, hint))
     return (
         f'<svg role="img" aria-label="draft tree" width="{width}" height="{height:g}" '
@@ -63,12 +64,11 @@ def tree_svg(record: CycleRecord, tokenizer: Decoder) -> str:
 
 def placed(parents: list[int], first: list[int]) -> tuple[list[int], list[float]]:
     """
-    Depth and row of every node; leaves have rows of their own, a parent stands beside its first child.
+    (depth, row) of every node. Each leaf has its own row, and a parent has the row of its first child.
 
     Args:
-        parents: Of every node; node 0 is the root and its own parent's value is not looked at. A parent comes before
-            its children, except that nodes behind it may be added.
-        first: Nodes that come first among their siblings: the accepted path, so that it is a straight line on top.
+        parents: Parent of every node; node 0 is the root, whose entry is ignored. Parents precede their children.
+        first: Nodes that come first among their siblings: the accepted path, to draw it as a straight line on top.
     """
     depths = depths_of(parents)
     children: list[list[int]] = [[] for _ in parents]
@@ -102,7 +102,7 @@ def _edge(parent: int, node: int, depths: list[int], rows: list[float], kind: st
 
 def _box(x: float, y: float, kind: str, label: str, note: str, hint: str) -> str:
     shown = visible(label)
-    short = shown if len(shown) <= LONGEST else shown[: LONGEST - 1] + "…"
+    short = shown if len(shown) <= MAX_LABEL else shown[: MAX_LABEL - 1] + "…"
     right = f'<text class="note" x="{BOX_WIDTH - 6}" y="14" text-anchor="end">{note}</text>' if note else ""
     return (
         f'<g class="node {kind}" transform="translate({x:g} {y:g})"><title>{escape(shown)} | {escape(hint)}</title>'

@@ -1,5 +1,7 @@
-"""Options of every command, a file each: `HELP` and `add_arguments`. Imports neither torch nor transformers, so that
-`--help`, `--version` and mistyped options answer at once."""
+"""Options of the commands, a module each: `HELP`, `add_arguments` and `check`.
+
+Does not import torch or transformers, so that `--help`, `--version` and mistyped options respond immediately.
+"""
 
 from types import ModuleType
 

@@ -21,39 +21,43 @@ EMBEDDED, RANDOM = "embedded", "random"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", default=EMBEDDED, help="directory or Hub id (default: the pair that ships)")
+    parser.add_argument(
+        "--target", default=EMBEDDED, help="directory or Hub id of the target (default: the embedded pair)"
+    )
     parser.add_argument(
         "--draft",
-        help="directory or Hub id of its draft; random: untrained weights, which show what speculation costs",
+        help="directory or Hub id of its draft; random: untrained weights, to show the cost of speculation",
     )
     parser.add_argument("--assistant", help="directory or Hub id of a small causal LM, for the method assisted")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help=f"{methods.SYNTAX} (default: all that can run)")
+    parser.add_argument(
+        "--methods", nargs="+", metavar="METHOD", help=f"{methods.SYNTAX} (default: all supported ones)"
+    )
     parser.add_argument(
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help=f"{', '.join(prompts.HUB_SETS)} (from the Hub), .jsonl files, embedded (default: embedded for the pair "
-        "that ships, else the five of the Hub)",
+        help=f"{', '.join(prompts.HUB_SETS)} (from the Hub), .jsonl files, embedded (default: embedded for the "
+        "embedded pair, else the five from the Hub)",
     )
     parser.add_argument("--limit", type=positive, default=80, help="prompts per task (default: 80)")
     parser.add_argument(
-        "--temperatures", type=temperature, nargs="+", default=[0.0, 1.0], help="0 is greedy (default: 0 1)"
+        "--temperatures", type=temperature, nargs="+", default=[0.0, 1.0], help="0: greedy (default: 0 1)"
     )
     parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1], help="(default: 1)")
     parser.add_argument("--seeds", type=natural, nargs="+", default=[0], help="(default: 0)")
-    parser.add_argument("--repetitions", type=positive, default=3, help="rounds on each call (default: 3)")
-    parser.add_argument("--warm-up", type=natural, default=1, help="untimed calls of each method before (default: 1)")
+    parser.add_argument("--repetitions", type=positive, default=3, help="rounds per call (default: 3)")
+    parser.add_argument("--warm-up", type=natural, default=1, help="untimed calls of each method (default: 1)")
     parser.add_argument("--max-new-tokens", type=positive, default=128, help="(default: 128)")
-    parser.add_argument("--ignore-eos", action="store_true", help="always write --max-new-tokens")
-    parser.add_argument("--raw", action="store_true", help="do not wrap prompts in the tokenizer's chat template")
+    parser.add_argument("--ignore-eos", action="store_true", help="always generate --max-new-tokens")
+    parser.add_argument("--raw", action="store_true", help="do not apply the tokenizer's chat template")
     add_template_argument(parser)
     parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), help="(default: benchmark)")
-    parser.add_argument("--no-plots", action="store_true", help="no pictures, so no matplotlib")
+    parser.add_argument("--no-plots", action="store_true", help="skip the plots, which need matplotlib")
     add_device_arguments(parser, "all models")
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for what cannot be or would have no effect, before anything is loaded."""
+    """Raises ValueError for invalid combinations and options without effect, before anything is loaded."""
     check_sources(arguments, "--assistant")
     refuse_unused_template(arguments)
     if arguments.target != EMBEDDED:
@@ -61,4 +65,4 @@ def check(arguments: argparse.Namespace) -> None:
     if arguments.draft not in (EMBEDDED, RANDOM):
         check_sources(arguments, "--draft")
     if arguments.methods and not any(name.startswith("assisted") for name in arguments.methods):
-        refuse(arguments, ("--assistant",), "without the method assisted among `--methods`; add it.")
+        refuse(arguments, ("--assistant",), "unless `--methods` includes assisted; add it.")

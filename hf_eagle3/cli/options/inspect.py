@@ -5,7 +5,7 @@ import argparse
 from .shared import check_sources, refuse
 
 
-HELP = "how a target would be sped up and what a draft for it needs; how a draft fits (no weights are loaded)"
+HELP = "show how a target would run, what its draft needs, and whether a draft fits (loads no weights)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,9 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for what cannot be or would have no effect, before anything is loaded."""
+    """Raises ValueError for invalid combinations and options without effect, before anything is loaded."""
     if not (arguments.target or arguments.draft):
-        raise ValueError("Name a `--target`, a `--draft` or both.")
+        raise ValueError("Set `--target`, `--draft` or both.")
     check_sources(arguments, "--target", "--draft")
     if arguments.target is None:
         refuse(arguments, ("--attention",), "without `--target`; add it.")

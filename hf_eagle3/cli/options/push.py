@@ -11,29 +11,29 @@ HELP = "upload a draft with a model card, for Transformers, vLLM and SGLang"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("draft", help="directory or Hub id of the draft, or of a LoRA adapter of one")
-    parser.add_argument("repo_id", help="where to: user/name")
-    parser.add_argument("--dry-run", metavar="FOLDER", help="write everything here and upload nothing")
-    parser.add_argument("--target", help="directory or Hub id of the target (default: the one that the draft names)")
-    parser.add_argument("--target-name", help="Hub id of the target for the card, where --target is a directory")
+    parser.add_argument("repo_id", help="Hub repository: user/name")
+    parser.add_argument("--dry-run", metavar="FOLDER", help="write the repository to this folder instead of uploading")
+    parser.add_argument("--target", help="directory or Hub id of the target (default: the one named in the draft)")
+    parser.add_argument("--target-name", help="Hub id of the target for the card if --target is a directory")
     parser.add_argument("--target-revision", help="branch, tag or commit of the target")
-    parser.add_argument("--benchmark", help="JSON file of `hf-eagle3 benchmark`: where the card's figures come from")
-    parser.add_argument("--dataset", action="append", default=[], help="Hub id of training data; repeatable")
-    parser.add_argument("--license", help="of the draft, as the Hub writes it, e.g. apache-2.0")
-    parser.add_argument("--tag", action="append", default=[], help="besides the usual ones; repeatable")
+    parser.add_argument("--benchmark", help="JSON file of `hf-eagle3 benchmark` with figures for the card")
+    parser.add_argument("--dataset", action="append", default=[], help="Hub id of a training dataset; repeatable")
+    parser.add_argument("--license", help="licence of the draft as a Hub identifier, e.g. apache-2.0")
+    parser.add_argument("--tag", action="append", default=[], help="additional tag; repeatable")
     parser.add_argument(
         "--to", choices=tuple(formats.READERS), default=formats.PLAIN, help="file format (default: plain)"
     )
     parser.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="of a new repository (default: as your account has it)",
+        help="visibility of a new repository (default: the setting of your account)",
     )
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
     parser.add_argument("--commit-message", help="default: Upload EAGLE-3 draft")
-    parser.add_argument("--base", help="of an adapter: the draft it changes (default: the one it names)")
+    parser.add_argument("--base", help="base draft of an adapter (default: the one named in the adapter)")
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raises ValueError for what cannot be or would have no effect, before anything is loaded."""
+    """Raises ValueError for invalid combinations and options without effect, before anything is loaded."""
     check_sources(arguments, "draft", "--target", "--base")

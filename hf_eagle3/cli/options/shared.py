@@ -1,4 +1,4 @@
-"""Argument types, and options that several commands share."""
+"""Argument types, checks, and options that several commands share. Does not import torch or transformers."""
 
 import argparse
 import json
@@ -8,29 +8,30 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
+from ...dtypes import DTYPES
+
 
 NO_DEFAULTS: Mapping = MappingProxyType({})
-SAMPLING = {"--top-k": 0, "--top-p": 1.0, "--no-shared-noise": False}  # and where each is off
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-AUTO_DTYPE = "default: auto: as the files say; float32 for the pair that ships, on a CPU"
+SAMPLING = {"--top-k": 0, "--top-p": 1.0, "--no-shared-noise": False}  # with the values that disable them
+AUTO_DTYPE = "default: auto, the dtype of the files; float32 for the embedded pair on a CPU"
 
 
 def positive(text: str) -> int:
-    """An argument type: a whole number of at least 1."""
+    """Argument type: an integer of at least 1."""
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
 
 
 def natural(text: str) -> int:
-    """An argument type: a whole number of at least 0."""
+    """Argument type: an integer of at least 0."""
     if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 0")
     return int(text)
 
 
 def _within(text: str, parse: Callable, low: float, high: float, what: str):
-    """`text` as a number from `low` to `high`, or the refusal that it is not `what`."""
+    """`text` as a number from `low` to `high`; ArgumentTypeError "... is not `what`" otherwise."""
     try:
         value = parse(text)
     except ValueError:
@@ -41,22 +42,22 @@ def _within(text: str, parse: Callable, low: float, high: float, what: str):
 
 
 def temperature(text: str) -> float:
-    """An argument type: a number of at least 0."""
-    return _within(text, float, 0, sys.float_info.max, "a temperature; give a number of at least 0")
+    """Argument type: a number of at least 0."""
+    return _within(text, float, 0, sys.float_info.max, "a temperature; use a number of at least 0")
 
 
 def probability(text: str) -> float:
-    """An argument type: a number from 0 to 1."""
-    return _within(text, float, 0, 1, "a probability; give a number from 0 to 1")
+    """Argument type: a number from 0 to 1."""
+    return _within(text, float, 0, 1, "a probability; use a number from 0 to 1")
 
 
 def seed(text: str) -> int:
-    """An argument type: what `torch.manual_seed` takes."""
-    return _within(text, int, -(2**63), 2**64 - 1, "a seed; give a whole number, e.g. 0")
+    """Argument type: a seed that `torch.manual_seed` accepts."""
+    return _within(text, int, -(2**63), 2**64 - 1, "a seed; use an integer, e.g. 0")
 
 
 def json_object(text: str) -> dict:
-    """An argument type: a JSON object."""
+    """Argument type: a JSON object."""
     try:
         value = json.loads(text)
     except ValueError:
@@ -71,7 +72,7 @@ def add_template_argument(parser: argparse.ArgumentParser) -> None:
         "--chat-template-kwargs",
         type=json_object,
         metavar="JSON",
-        help="further arguments of the chat template, e.g. '{\"enable_thinking\": false}'",
+        help="extra arguments of the chat template, e.g. '{\"enable_thinking\": false}'",
     )
 
 
@@ -82,8 +83,8 @@ def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_device_arguments(parser: argparse.ArgumentParser, models: str) -> None:
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help=f"of {models} ({AUTO_DTYPE})")
-    parser.add_argument("--device", help="cpu, cuda, mps, ... (default: the accelerator, else cpu)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help=f"dtype of {models} ({AUTO_DTYPE})")
+    parser.add_argument("--device", help="cpu, cuda, mps, ... (default: the accelerator if there is one)")
 
 
 def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
@@ -91,25 +92,25 @@ def add_tree_arguments(parser: argparse.ArgumentParser) -> None:
         "--tree",
         choices=("auto", "static", "chain"),
         default=None,
-        help="shape of the draft (default: the draft's own)",
+        help="shape of the draft tree (default: that of the draft)",
     )
-    parser.add_argument("--num-draft-tokens", type=int, help="nodes verified per cycle, the root not counted")
+    parser.add_argument("--num-draft-tokens", type=int, help="nodes verified per cycle, without the root")
     parser.add_argument("--tree-depth", type=int, help="levels below the root")
     parser.add_argument("--tree-top-k", type=int, help="children per node, and nodes expanded per level")
     parser.add_argument(
-        "--no-shared-noise", action="store_true", help="when sampling, rank by the draft's probability alone"
+        "--no-shared-noise", action="store_true", help="when sampling, rank by the draft's probability only"
     )
 
 
 def refuse(arguments: argparse.Namespace, flags: Iterable[str], why: str, defaults: Mapping = NO_DEFAULTS) -> None:
     """
     Args:
-        flags: Options that have no effect.
-        why: The end of the message, with the remedy.
-        defaults: By flag, of those whose default is not `None`, `False` or empty.
+        flags: Options without effect.
+        why: End of the message, with the remedy.
+        defaults: Defaults by flag, other than `None`, `False` and an empty list.
 
     Raises:
-        ValueError: one of them was given.
+        ValueError: one of the options was set.
     """
     for flag in flags:
         value = value_of(arguments, flag)
@@ -118,47 +119,46 @@ def refuse(arguments: argparse.Namespace, flags: Iterable[str], why: str, defaul
 
 
 def refuse_unused_sampling(arguments: argparse.Namespace) -> None:
-    """Raises ValueError where only greedy decoding is asked for and an option that shapes sampling is not off."""
+    """Raises ValueError if decoding is greedy and a sampling option is set."""
     temperatures = arguments.temperature if isinstance(arguments.temperature, list) else [arguments.temperature]
     for flag, off in SAMPLING.items():
         if not any(temperatures) and value_of(arguments, flag) not in (None, off):
             raise ValueError(
-                f"`{flag}` has no effect at `--temperature 0` (greedy); leave it out or raise the temperature."
+                f"`{flag}` has no effect at `--temperature 0` (greedy); omit it or raise the temperature."
             )
 
 
 def refuse_unused_template(arguments: argparse.Namespace) -> None:
-    """Raises ValueError where prompts are not wrapped in a chat template and arguments for one were given."""
+    """Raises ValueError if the chat template is disabled and arguments for it are set."""
     if arguments.raw:
-        refuse(arguments, ("--chat-template-kwargs",), "with `--raw`; leave one out.")
+        refuse(arguments, ("--chat-template-kwargs",), "with `--raw`; omit one.")
 
 
 def refuse_unused_sizes(arguments: argparse.Namespace, tree_mode: str | None) -> None:
-    """Raises ValueError where a size of the tree was given that a chain does not have."""
+    """Raises ValueError if a tree size is set that a chain does not have."""
     if tree_mode == "chain":
-        refuse(arguments, ("--tree-top-k",), "on a chain, which has one child per node; leave it out.")
+        refuse(arguments, ("--tree-top-k",), "on a chain, which has one child per node; omit it.")
         if arguments.tree_depth is not None:
-            refuse(arguments, ("--num-draft-tokens",), "beside `--tree-depth` on a chain; leave one of them out.")
+            refuse(arguments, ("--num-draft-tokens",), "together with `--tree-depth` on a chain; omit one of them.")
 
 
 def check_sources(arguments: argparse.Namespace, *flags: str) -> None:
     """
     Raises:
-        ValueError: one of the options `flags` can only be a path, which the Hub would refuse as an id, and leads to no
-            directory.
+        ValueError: the value of one of `flags` can only be a path, not a Hub id, and is not a directory.
     """
     for flag in flags:
         source = value_of(arguments, flag)
         if source and is_path(source) and not Path(source).is_dir():
             found = "is a file" if Path(source).exists() else "does not exist"
-            raise ValueError(f"`{flag}` {source} {found}; give a model's directory or Hub id (user/name).")
+            raise ValueError(f"`{flag}` {source} {found}; use a directory or Hub id (user/name) of a model.")
 
 
 def is_path(source: str) -> bool:
-    """Whether it can only mean a path: a Hub id is `name` or `user/name`."""
+    """Whether `source` can only be a path: a Hub id is `name` or `user/name`."""
     return source.startswith((".", "~")) or os.path.isabs(source) or source.count("/") > 1 or Path(source).is_file()
 
 
 def value_of(arguments: argparse.Namespace, flag: str):
-    """What was given for `--some-option` or a positional argument; `None` where the command has no such option."""
+    """Value of `--some-option` or of a positional argument; `None` if the command has no such option."""
     return vars(arguments).get(flag.lstrip("-").replace("-", "_"))

@@ -1,8 +1,8 @@
-"""Which errors are the caller's mistake, reported in one line, and which are bugs, shown with their traceback.
+"""User errors, reported in one line, versus bugs, reported with a traceback.
 
-A mistake is what this package refuses by a `raise` of its own (each names argument, value and remedy), what the
-operating system or the Hub reports, and what another library says of a file or id that the caller named (`explained`).
-Any other error, a ValueError among them, comes from a line that should not have failed.
+User errors are those that this package raises itself (each names argument, value and remedy), those of the operating
+system or the Hub, and errors of other libraries about a file or id given by the user (`explained`). Any other
+exception, including a ValueError from a failing expression, is a bug. Does not import other libraries.
 """
 
 import dis
@@ -14,32 +14,32 @@ from types import TracebackType
 
 PACKAGE = __name__.partition(".")[0]
 REFUSALS = (ValueError, FloatingPointError, ImportError)
-# Whose refusals are meant for the caller: this package's, and those of repository ids, tokens and names by the Hub's.
+# Packages whose own `raise` statements are meant for the user: ours, and huggingface_hub for ids and tokens.
 REFUSING = (PACKAGE, "huggingface_hub")
-HTTP_LIBRARIES = ("httpx", "httpx2", "requests")  # which one is under huggingface_hub depends on its version
+HTTP_LIBRARIES = ("httpx", "httpx2", "requests")  # huggingface_hub uses one of them, depending on its version
 OUT_OF_MEMORY = "OutOfMemoryError"  # torch's
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-CUT_WRITES = ("PytorchStreamWriter failed writing", ". unexpected pos ")  # what torch.save says
+FAILED_WRITES = ("PytorchStreamWriter failed writing", ". unexpected pos ")  # messages of torch.save
 LONGEST_REASON = 400
 
 
 class UserError(ValueError):
-    """A mistake of the caller, in one line."""
+    """A user error, in one line."""
 
 
 @contextmanager
 def explained(what: str, remedy: str, by: tuple[str, ...] = ()) -> Iterator[None]:
     """
-    What other libraries raise about something that the caller named becomes one line: what, their reason, the remedy.
+    Convert exceptions of other libraries about user input to one line: what failed, the reason, the remedy.
 
     Args:
         what: E.g. "`--target` ./model cannot be loaded".
         remedy: A sentence.
-        by: Only where a `raise` in a module whose name begins so made the error. Default: whatever made it.
+        by: Convert only errors raised in modules whose name starts with one of these. Default: all.
 
     Raises:
-        UserError: instead of another library's error. Our own refusals, bugs in our own code, a full disk and an
-            unreachable Hub pass unchanged.
+        UserError: instead of another library's error. User errors and bugs of this package, a full disk and an
+            unreachable Hub are passed on unchanged.
     """
     try:
         yield
@@ -54,20 +54,20 @@ def explained(what: str, remedy: str, by: tuple[str, ...] = ()) -> Iterator[None
 
 
 def in_one_line(error: Exception) -> str | None:
-    """The message for the caller; `None` for a bug."""
-    names = [kind.__name__ for kind in type(error).__mro__]  # no library is imported to find out
+    """The message for the user; `None` for a bug."""
+    names = [kind.__name__ for kind in type(error).__mro__]  # by name, without importing the library
     if is_from_http(error):
-        return f"the Hub cannot be reached ({error})."
+        return f"the Hub is unreachable ({error})."
     if disk_is_full(error):
-        return f"writing failed, as the disk is full: {reason(error)} Free some space, or name another disk."
+        return f"writing failed because the disk is full: {reason(error)} Free some space or use another disk."
     if OUT_OF_MEMORY in names:
-        return f"{reason(error)} Take smaller batches, `--dtype bfloat16`, or another `--device`."
+        return f"{reason(error)} Use smaller batches, `--dtype bfloat16` or another `--device`."
     is_refusal = isinstance(error, REFUSALS) and is_raised_by(error, REFUSING)
     return str(error) if is_refusal or isinstance(error, OSError) else None
 
 
 def is_raised_by(error: Exception, modules: tuple[str, ...]) -> bool:
-    """Whether a `raise` made it, rather than a line that failed, in a module whose name begins as one of `modules`."""
+    """Whether a `raise` statement in a module that starts with one of `modules` created the error."""
     frame = last_frame(error)
     if frame is None or not module_of(frame).startswith(modules):
         return False
@@ -75,12 +75,12 @@ def is_raised_by(error: Exception, modules: tuple[str, ...]) -> bool:
 
 
 def is_from_http(error: Exception) -> bool:
-    """Whether the library under huggingface_hub raised it."""
+    """Whether the HTTP library of huggingface_hub raised it."""
     return any(kind.__module__.partition(".")[0] in HTTP_LIBRARIES for kind in type(error).__mro__)
 
 
 def last_frame(error: BaseException) -> TracebackType | None:
-    """Where it was raised."""
+    """The frame in which the error was raised."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
         frame = frame.tb_next
@@ -88,20 +88,20 @@ def last_frame(error: BaseException) -> TracebackType | None:
 
 
 def module_of(frame: TracebackType | None) -> str:
-    """Name of the module whose code a frame runs."""
+    """Name of the module of a frame."""
     return "" if frame is None else frame.tb_frame.f_globals.get("__name__") or ""
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether writing failed for want of space; safetensors and torch say so in words only."""
+    """Whether writing failed because the disk is full; safetensors and torch report it only in the message."""
     if isinstance(error, OSError):
         return error.errno in FULL_DISK
     text = str(error)
-    return any(f"(os error {number})" in text for number in FULL_DISK) or any(words in text for words in CUT_WRITES)
+    return any(f"(os error {number})" in text for number in FULL_DISK) or any(words in text for words in FAILED_WRITES)
 
 
 def reason(error: Exception) -> str:
-    """Another library's message as a sentence in one line, with the kind of error where that says more."""
+    """Another library's message as a sentence in one line, with the exception type if it is informative."""
     text = " ".join(str(error).split())
     if len(text) > LONGEST_REASON:
         text = text[:LONGEST_REASON].rsplit(" ", 1)[0] + " ..."

@@ -1,4 +1,7 @@
-"""A draft to begin training with: sizes from the target, a draft vocabulary, and a start that is not blind."""
+"""An untrained draft for a target: sizes from the target, a draft vocabulary from token counts, initial weights.
+
+Does not know training or data files. Shape letters: V target vocabulary, D draft vocabulary.
+"""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -8,11 +11,11 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedModel
 
-from .. import vocabulary
-from ..configuration_eagle3 import Eagle3Config
-from ..modeling_eagle3 import Eagle3DraftModel
-from ..target.parts import unwrap_peft
-from ..target.target import Target
+from . import vocabulary
+from .configuration_eagle3 import Eagle3Config
+from .modeling_eagle3 import Eagle3DraftModel
+from .target.parts import unwrap_peft
+from .target.target import Target
 
 
 FC_SCALE = 0.3  # of the random part of `fc` beside the identity on the deepest tap
@@ -25,7 +28,8 @@ def count_tokens(samples: Iterable[dict], vocab_size: int) -> torch.Tensor:
         ids, mask = torch.as_tensor(sample["input_ids"]).long(), torch.as_tensor(sample["loss_mask"]).bool()
         if len(ids) and int(ids.max()) >= vocab_size:
             raise ValueError(
-                f"A sample holds token {int(ids.max())}, the target knows {vocab_size}: another tokenizer's."
+                f"A sample contains token id {int(ids.max())}, but the target's vocabulary ends at {vocab_size - 1}: "
+                "it comes from another tokenizer."
             )
         counts += ids[mask].bincount(minlength=vocab_size)
     return counts
