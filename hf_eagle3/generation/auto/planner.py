@@ -105,8 +105,7 @@ class AutoPlanner(TreePolicy):
         self.level_sizes = (most,) if is_static else (*(size for size in pass_sizes if size < most), most)
         self.calibration = Calibration(device, assumed)
         self.first_size = max(size for size in pass_sizes if size <= min(FIRST_SIZE, sizes.num_draft_tokens + 1))
-        self.costs, self.num_sequences = CostTable(), 1
-        self.is_exploring = True
+        self.costs, self.num_sequences, self.is_exploring = CostTable(), 1, True
         self._curve: torch.Tensor | None = None  # expected accepted tokens by nodes, of the latest draft, (N,)
         self._past_curve: list[float] = []  # the same on the CPU; smoothed over cycles where scores are not read
         self._levels_chances: list[list[float]] = []  # of past frontiers, smoothed, where scores are not read
@@ -124,16 +123,15 @@ class AutoPlanner(TreePolicy):
 
     def begin(self, outlook: Outlook) -> int:
         """As in [`TreePolicy`]."""
-        costs, num = self.costs_at(outlook.num_sequences, outlook.context), outlook.num_sequences
+        self.num_sequences = num = outlook.num_sequences
+        costs = self.costs_at(num, outlook.context)
         if costs is not self.costs:  # another number of sequences or length of context
             self.costs = costs
             self._gain.restart()
-        self.num_sequences = num
         live = [place for place, is_live in enumerate(outlook.is_live) if is_live]
         self._live = None if all(outlook.is_live) else on_device(live, self.calibration.edges.device)
         self._levels = self._nodes = self._seen = 0
-        self._curve = None
-        self._widths, self._frontiers = [], []
+        self._curve, self._widths, self._frontiers = None, [], []
         has_drafted = costs.first.points and (costs.level.points or self.sizes.tree_depth == 1)
         knows_drafting = has_drafted and costs.verify.covers(self.first_size * num)
         self.is_exploring = not (knows_drafting and costs.verify.covers(num))
@@ -199,7 +197,7 @@ class AutoPlanner(TreePolicy):
         if self.is_exploring:
             self._nodes = min(self.first_size - 1, most)
             return self._nodes
-        curve = self._curve.tolist() if self.reads_scores or not self._past_curve else self._past_curve
+        curve = self._past_curve if self._past_curve and not self.reads_scores else self._curve.tolist()
         rate, num = self._own_rate(), self.num_sequences
 
         def worth(nodes: int) -> float:
