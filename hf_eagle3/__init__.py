@@ -45,7 +45,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'hf_eagle3' has no attribute {name!r}")
     from . import training
 
-    return getattr(training, name)
+    return vars(training)[name]
 
 
 def _try_out() -> str | None:

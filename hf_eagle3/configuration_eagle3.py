@@ -15,7 +15,7 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .compat.models import commit_of, known_activations, known_rope_types
+from .compat.models import commit_of, known_activations, known_rope_types, optional_field
 from .dialects import read_config
 
 
@@ -46,7 +46,7 @@ HOST_BOOKKEEPING = ("_name_or_path", "id2label", "label2id")
 
 def num_decoder_layers(config: PreTrainedConfig) -> int:
     """Layers that can be tapped. Longcat counts each of its layers twice in `num_hidden_layers`, for its cache."""
-    return getattr(config, "num_layers", None) or config.num_hidden_layers
+    return optional_field(config, "num_layers") or config.num_hidden_layers
 
 
 def default_target_layer_ids(num_target_layers: int) -> list[int]:
@@ -175,8 +175,9 @@ class Eagle3Config(PreTrainedConfig):
         What one field alone cannot show. Not a `@strict` validator: those wrap the error in one that is no ValueError.
         """
         for name, most in LARGEST.items():
-            if not 0 < getattr(self, name) <= most:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must lie between 1 and {most}.")
+            value = vars(self)[name]
+            if not 0 < value <= most:
+                raise ValueError(f"`{name}` is {value}; it must lie between 1 and {most}.")
         if not 0 < self.draft_vocab_size <= self.vocab_size:
             raise ValueError(
                 f"`draft_vocab_size` is {self.draft_vocab_size}; it must lie between 1 and `vocab_size` "
@@ -329,7 +330,7 @@ class Eagle3Config(PreTrainedConfig):
                 "eagle_aux_hidden_state_layer_ids": list(self.target_layer_ids),
                 "use_aux_hidden_state": True,
             }
-        out.update({name: True for name in OPTIONAL_FLAGS if getattr(self, name)})
+        out.update({name: True for name in OPTIONAL_FLAGS if vars(self)[name]})
         out["transformers_weights"] = NOT_A_MODEL
         if not self.has_lm_head and self.has_vocabulary_mapping:
             out["has_lm_head"] = False  # else a reader cannot tell whether it was lost

@@ -46,7 +46,7 @@ class TreeConfig:
             object.__setattr__(self, "tree_top_k", 1)
             object.__setattr__(self, "num_draft_tokens", self.tree_depth)
         for name in ("num_draft_tokens", "tree_depth", "tree_top_k"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}; give a whole number of at least 1.")
         if self.num_draft_tokens > MAX_DRAFT_TOKENS or self.tree_depth > MAX_DRAFT_TOKENS:

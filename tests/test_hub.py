@@ -206,7 +206,7 @@ def test_custom_generate_of_a_directory(pair, tmp_path, monkeypatch):
 def test_a_name_cannot_become_code(tmp_path, name):
     with pytest.raises(ValueError, match=r"[Rr]epo id"):
         custom_generate.write_custom_generate(tmp_path, name)
-    assert not (tmp_path / custom_generate.FOLDER / "generate.py").exists()
+    assert not (tmp_path / custom_generate.SUBFOLDER / "generate.py").exists()
 
 
 def test_no_code_of_a_repository_is_run(hub, pair, tmp_path):  # noqa: F811

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hf_eagle3.training.figures import walk
+from hf_eagle3.training.figures import simulated_cycles
 from hf_eagle3.training.losses import (
     StepTerms,
     TargetDistribution,
@@ -102,7 +102,7 @@ def test_denominators_count_each_steps_positions():
 
 def test_the_walk_starts_again_where_a_cycle_ended():
     #            index     0  1  2  3  4  5
-    assert walk([0, 1, 2, 3, 4, 5], [2, 0, 0, 1, 5, 0]) == (3 + 2 + 1, 3)
+    assert simulated_cycles([0, 1, 2, 3, 4, 5], [2, 0, 0, 1, 5, 0]) == (3 + 2 + 1, 3)
 
 
 def test_the_commonest_tokens_are_chosen_and_unused_ones_fill_up():

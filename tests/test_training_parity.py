@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import hf_eagle3
 from hf_eagle3.training.arguments import RECIPES
-from hf_eagle3.training.objective import ObjectiveConfig, Positions, count_positions, measure
+from hf_eagle3.training.objective import ObjectiveConfig, Positions, compute_objective, count_positions
 from hf_eagle3.training.training_time_test import training_time_test
 
 
@@ -51,7 +51,7 @@ def run(case: str, all_rows: bool = False):
     positions = Positions.from_masks(mask, torch.zeros_like(ids), torch.arange(48)[None], config.loss_mask_shift)
     later = None if all_rows else positions.later_rows(steps)
     normed = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps, rows=later)
-    measured = measure(
+    measured = compute_objective(
         config,
         normed,
         inputs["target_logits"].view(1, 48, -1),

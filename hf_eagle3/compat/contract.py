@@ -30,7 +30,7 @@ from ..modeling_eagle3 import Eagle3DraftModel
 # All of them, so that the table is complete.
 from . import caches, calls, hooks, models, outputs, processors, training  # noqa: F401
 from .points import GENERATE, POINTS
-from .versions import host_version, is_proved
+from .versions import is_proved, transformers_version
 
 
 VOCAB, COMMON, NEW_TOKENS = 20, 6, 8
@@ -68,9 +68,9 @@ CHANGES = {
 }
 TREE = {"tree_mode": "static", "num_draft_tokens": 20, "tree_depth": 3, "tree_top_k": 4}
 CHAIN = {"tree_mode": "chain", "tree_depth": 2}
-GREEDY = {"do_sample": False}
+GREEDY_OPTIONS = {"do_sample": False}
 # Hot, so that the step's noise decides, which the draft knows: its chains are accepted.
-SAMPLING = {"do_sample": True, "temperature": 8.0, "top_k": 12, "top_p": 0.95}
+SAMPLING_OPTIONS = {"do_sample": True, "temperature": 8.0, "top_k": 12, "top_p": 0.95}
 EVERYTHING = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
 TOLERANCE = 1e-3  # relative, float32
 
@@ -111,7 +111,7 @@ def pair(model_type: str) -> tuple[PreTrainedModel, Eagle3DraftModel]:
     return target, draft
 
 
-def prompts(*lengths: int) -> dict[str, torch.Tensor]:
+def padded_prompts(*lengths: int) -> dict[str, torch.Tensor]:
     """Random prompts, padded on the left."""
     width = max(lengths)
     ids = torch.randint(3, VOCAB, (len(lengths), width), generator=torch.Generator().manual_seed(1))
@@ -175,62 +175,70 @@ class _Seventh(StoppingCriteria):
 
 def _tree():
     target, draft = pair("llama")
-    same(target, draft.with_tree(**TREE), prompts(9, 4, 7), **GREEDY, **EVERYTHING)
+    same(target, draft.with_tree(**TREE), padded_prompts(9, 4, 7), **GREEDY_OPTIONS, **EVERYTHING)
 
 
 def _sampling():
     target, draft = pair("llama")
-    same(target, draft.with_tree(**TREE), prompts(9, 4), **SAMPLING)
+    same(target, draft.with_tree(**TREE), padded_prompts(9, 4), **SAMPLING_OPTIONS)
 
 
 def _auto():
     target, draft = pair("llama")
-    same(target, draft.with_tree("auto"), prompts(9), mode="", **GREEDY)
+    same(target, draft.with_tree("auto"), padded_prompts(9), mode="", **GREEDY_OPTIONS)
 
 
 def _chain():
     target, draft = pair("llama")
-    same(target, draft.with_tree(**CHAIN), prompts(9), mode="chain", **SAMPLING)
+    same(target, draft.with_tree(**CHAIN), padded_prompts(9), mode="chain", **SAMPLING_OPTIONS)
 
 
 def _options():
     target, draft = pair("llama")
     draft = draft.with_tree(**TREE)
-    same(target, draft, prompts(9, 5), eos_token_id=[5, 7], repetition_penalty=1.3, no_repeat_ngram_size=3, **GREEDY)
+    same(
+        target,
+        draft,
+        padded_prompts(9, 5),
+        eos_token_id=[5, 7],
+        repetition_penalty=1.3,
+        no_repeat_ngram_size=3,
+        **GREEDY_OPTIONS,
+    )
     criteria = StoppingCriteriaList([_Seventh()])
-    same(target, draft, prompts(9, 5), eos_token_id=[5], stopping_criteria=criteria, mode="", **GREEDY)
+    same(target, draft, padded_prompts(9, 5), eos_token_id=[5], stopping_criteria=criteria, mode="", **GREEDY_OPTIONS)
 
 
 def _windows():
     target, draft = pair("gemma3_text")
-    same(target, draft.with_tree(**TREE), prompts(9, 4), **GREEDY)
+    same(target, draft.with_tree(**TREE), padded_prompts(9, 4), **GREEDY_OPTIONS)
 
 
 def _turns():
     target, draft = pair("llama")
     draft, texts = draft.with_tree(**TREE), []
     for assistant in ({}, {"assistant_model": draft}):
-        memory, ids = DynamicCache(config=target.config), prompts(7)["input_ids"]
+        memory, ids = DynamicCache(config=target.config), padded_prompts(7)["input_ids"]
         for _ in range(2):
             options = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0, calls.CACHE: memory}
-            ids = target.generate(ids, **options, **GREEDY, **assistant)
+            ids = target.generate(ids, **options, **GREEDY_OPTIONS, **assistant)
         texts.append(ids)
     _same_tensors("second turn", texts[:1], texts[1:])
 
 
 def _static():
     target, draft = pair("llama")
-    same(target, draft.with_tree(**TREE), prompts(9, 4), cache_implementation="static", **GREEDY)
+    same(target, draft.with_tree(**TREE), padded_prompts(9, 4), cache_implementation="static", **GREEDY_OPTIONS)
 
 
 def _hybrid():
     target, draft = pair("qwen3_next")
-    same(target, draft.with_tree(**CHAIN), prompts(9), mode="chain", **SAMPLING)
+    same(target, draft.with_tree(**CHAIN), padded_prompts(9), mode="chain", **SAMPLING_OPTIONS)
 
 
 def _host_chain():
     target, draft = pair("llama")
-    same(target, draft.with_tree("host_chain", tree_depth=3), prompts(9), mode="", **GREEDY)
+    same(target, draft.with_tree("host_chain", tree_depth=3), padded_prompts(9), mode="", **GREEDY_OPTIONS)
 
 
 CHECKS: dict[str, Callable[[], None]] = {
@@ -282,7 +290,7 @@ def first_failure() -> str | None:
     return None
 
 
-def table() -> list[Row]:
+def contract_table() -> list[Row]:
     """All points and all checks."""
     out = []
     for point in POINTS:
@@ -304,13 +312,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
     parser.add_argument("--failing", action="store_true", help="print what fails only")
     given = parser.parse_args(arguments)
-    rows = table()
+    rows = contract_table()
     failing = [row for row in rows if not row.holds]
     state = "proved" if is_proved() else "newer than the last proved version"
     if given.json:
-        print(json.dumps({"transformers": host_version, "state": state, "rows": [asdict(row) for row in rows]}))
+        print(
+            json.dumps({"transformers": transformers_version, "state": state, "rows": [asdict(row) for row in rows]})
+        )
     else:
         for row in failing if given.failing else rows:
             print(f"{'ok  ' if row.holds else 'FAIL'}  {row.point:58s}  {row.found}  [{row.expected}]")
-        print(f"transformers {host_version} ({state}): {len(rows) - len(failing)} of {len(rows)} points hold")
+        print(f"transformers {transformers_version} ({state}): {len(rows) - len(failing)} of {len(rows)} points hold")
     return 1 if failing else 0

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .._version import __version__
 from .points import GENERATE, PROCESSORS, first_fault
-from .versions import NEWEST_PROVED, OLDEST, host_version, is_proved
+from .versions import NEWEST_PROVED, OLDEST, is_proved, transformers_version
 
 
 logger = logging.get_logger(__name__)
@@ -67,7 +67,7 @@ class Guard:
                 self._is_trying = False
             if fault is not None:
                 self._fault = (
-                    f"hf_eagle3 {__version__} cannot use a draft with transformers {host_version}: {fault}. Take a "
+                    f"hf_eagle3 {__version__} cannot use a draft with transformers {transformers_version}: {fault}. Take a "
                     f"newer hf_eagle3 or an older version: `pip install 'transformers>={OLDEST},<={NEWEST_PROVED}'`."
                 )
             self._is_decided = True
@@ -81,7 +81,7 @@ class Guard:
             slower = first_fault((PROCESSORS,))
             if slower is not None:
                 logger.warning(
-                    f"transformers {host_version} is newer than hf_eagle3 {__version__} knows: {slower[0].path} is "
+                    f"transformers {transformers_version} is newer than hf_eagle3 {__version__} knows: {slower[0].path} is "
                     f"{slower[1]}, so that calls with it are drafted more slowly. A newer hf_eagle3 may know it."
                 )
             if self._pair not in self._remembered():
@@ -93,7 +93,7 @@ class Guard:
 
     @property
     def _pair(self) -> str:
-        return f"transformers {host_version}, hf_eagle3 {__version__}, torch {torch.__version__}"
+        return f"transformers {transformers_version}, hf_eagle3 {__version__}, torch {torch.__version__}"
 
     def _remembered(self) -> list[str]:
         try:
@@ -104,7 +104,7 @@ class Guard:
 
     def _remember(self) -> None:
         """Only what passed and will not change: a development version may, and a failure is looked for again."""
-        if "dev" in host_version:
+        if "dev" in transformers_version:
             return
         try:
             self._memory.parent.mkdir(parents=True, exist_ok=True)

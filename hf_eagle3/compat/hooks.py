@@ -17,7 +17,7 @@ from .calls import MIXIN
 from .points import uses
 
 
-WRAPPED = "_hf_eagle3_wrapped"
+WRAPPED_MARK = "_hf_eagle3_wrapped"
 uses(
     MIXIN,
     "_validate_generation_mode",
@@ -84,9 +84,9 @@ class Handler(Protocol):
 
 def install(handler: Handler) -> None:
     """Wrap; a second call does nothing."""
-    if WRAPPED in vars(GenerationMixin):
+    if WRAPPED_MARK in vars(GenerationMixin):
         return
-    setattr(GenerationMixin, WRAPPED, True)
+    setattr(GenerationMixin, WRAPPED_MARK, True)
     _wrap_generate(handler)
     _wrap("_validate_generation_mode", functools.partial(_validation, handler))
     _wrap("_assisted_decoding", functools.partial(_decoding, handler))

@@ -82,9 +82,14 @@ def known_rope_types() -> tuple[str, ...]:
     return () if is_missing(ROPE_INIT_FUNCTIONS) else ("default", *ROPE_INIT_FUNCTIONS)
 
 
+def optional_field(config: PreTrainedConfig, name: str) -> Any:
+    """A field that only some architectures' configurations have, under its own or a mapped name; else `None`."""
+    return getattr(config, name, None)
+
+
 def commit_of(config: PreTrainedConfig) -> str | None:
     """The Hub commit that a configuration was loaded from."""
-    return getattr(config, "_commit_hash", None)
+    return optional_field(config, "_commit_hash")
 
 
 def attention_name(config: PreTrainedConfig) -> str:
@@ -105,6 +110,11 @@ def registered_attention(name: str) -> Any:
 def can_use_sdpa(model: PreTrainedModel) -> bool:
     """Whether a model's attention is a function that sdpa could replace."""
     return model._supports_sdpa and model._supports_attention_backend
+
+
+def is_placed(model: PreTrainedModel) -> bool:
+    """Whether a model must stay on its devices: dispatched by a device map, or quantised."""
+    return bool(getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False))
 
 
 def is_stateful(model: PreTrainedModel) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .versions import host_version, is_at_least
+from .versions import is_at_least, transformers_version
 
 
 # What fails without a point: drafting altogether, drafting fast with a logits processor, training, a command.
@@ -58,7 +58,7 @@ class Point:
         if self.since is not None and not is_at_least(self.since):
             return None
         try:
-            found = getattr(resolved(self.owner) if self.holder is None else self.holder(), self.name)
+            found = getattr(resolve(self.owner) if self.holder is None else self.holder(), self.name)
         except Exception as error:  # whatever a changed transformers raises
             return f"missing ({type(error).__name__}: {error})".replace("\n", " ")
         if not self.parameters:
@@ -78,7 +78,7 @@ def uses(owner: str, name: str, used_for: str, **details) -> Any:
     if point.holder is not None:
         return None
     try:
-        return getattr(resolved(owner), name)
+        return getattr(resolve(owner), name)
     except (ImportError, AttributeError):
         return _stand_in(f"{owner}.{name}")
 
@@ -92,7 +92,7 @@ def first_fault(scopes: tuple[str, ...]) -> tuple[Point, str] | None:
 
 
 @cache
-def resolved(path: str) -> Any:
+def resolve(path: str) -> Any:
     """
     The module, or class in a module, at a dotted `path`.
 
@@ -118,7 +118,7 @@ class _Missing(type):
 
     def __call__(cls, *args, **kwargs):
         if "stands_for" in vars(cls):
-            raise MissingPoint(f"transformers {host_version} has no `{vars(cls)['stands_for']}`.")
+            raise MissingPoint(f"transformers {transformers_version} has no `{vars(cls)['stands_for']}`.")
         return super().__call__(*args, **kwargs)
 
 

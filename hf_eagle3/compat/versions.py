@@ -1,7 +1,7 @@
 """Which transformers this is. Imports nothing of it but its version."""
 
 from packaging.version import InvalidVersion, Version
-from transformers import __version__ as host_version
+from transformers import __version__ as transformers_version
 
 
 OLDEST = "5.8"
@@ -16,11 +16,11 @@ def refuse_older() -> None:
     """
     if not is_at_least(OLDEST):
         raise ImportError(
-            f"hf_eagle3 needs transformers>={OLDEST}, found {host_version}: `pip install -U 'transformers>={OLDEST}'`."
+            f"hf_eagle3 needs transformers>={OLDEST}, found {transformers_version}: `pip install -U 'transformers>={OLDEST}'`."
         )
 
 
-def is_proved(version: str = host_version) -> bool:
+def is_proved(version: str = transformers_version) -> bool:
     """Whether the test suite passed on a release as old or younger. Development versions and forks never are."""
     found = parsed(version)
     return found is not None and not found.is_prerelease and found.local is None and found <= Version(NEWEST_PROVED)
@@ -28,7 +28,7 @@ def is_proved(version: str = host_version) -> bool:
 
 def is_at_least(version: str) -> bool:
     """Whether this transformers is `version` or newer. What has no version number counts as new."""
-    found = parsed(host_version)
+    found = parsed(transformers_version)
     return found is None or found.release >= Version(version).release
 
 

@@ -22,8 +22,6 @@ from .measured import Measured
 TAGS = ("eagle3", "speculative-decoding", "custom_generate")
 LIBRARY = "hf-eagle3"
 BEGIN, END = "<!-- hf-eagle3: begin, written by the program -->", "<!-- hf-eagle3: end -->"
-# Keys of the metadata that are ours to write; an author's others stay.
-OWN_KEYS = ("library_name", "pipeline_tag", "base_model", "base_model_revision", "datasets", "license")
 
 
 @dataclass(frozen=True)
@@ -106,21 +104,21 @@ def _body(config: Eagle3Config, facts: CardFacts) -> str:
         f"# {title}\n\nAn EAGLE-3 draft model ([arXiv 2503.01840](https://arxiv.org/abs/2503.01840)) for "
         f"{target}{at}. It proposes a tree of next tokens which the target verifies in one pass: the text stays "
         "the target's own, token for token in float32, and comes sooner.",
-        _shape(config, facts),
-        _figures(facts),
-        _transformers(facts),
-        *(_engine(engine, config, facts) for engine in (engines.VLLM, engines.SGLANG, engines.ORIGINAL)),
+        _draft_section(config, facts),
+        _figures_section(facts),
+        _transformers_section(facts),
+        *(_engine_section(engine, config, facts) for engine in (engines.VLLM, engines.SGLANG, engines.ORIGINAL)),
     ]
     return "\n\n".join(parts)
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *map(list, rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _shape(config: Eagle3Config, facts: CardFacts) -> str:
+def _draft_section(config: Eagle3Config, facts: CardFacts) -> str:
     ids = config.target_layer_ids
     tree = facts.tree
     limit = "as much as pays, at most " if tree.tree_mode == "auto" else ""
@@ -133,11 +131,11 @@ def _shape(config: Eagle3Config, facts: CardFacts) -> str:
     if config.sliding_window is not None:
         rows.append(("attention", f"the latest {config.sliding_window} positions"))
     if config.chat_template_kwargs:
-        rows.append(("chat template", f"trained on text written with `{_cell(config.chat_template_kwargs)}`"))
-    return "## Draft\n\n" + _table(("", ""), rows)
+        rows.append(("chat template", f"trained on text written with `{_table_cell(config.chat_template_kwargs)}`"))
+    return "## Draft\n\n" + _markdown_table(("", ""), rows)
 
 
-def _figures(facts: CardFacts) -> str:
+def _figures_section(facts: CardFacts) -> str:
     if facts.measured is None:
         return "## Figures\n\nNot measured."
     found = facts.measured
@@ -148,29 +146,29 @@ def _figures(facts: CardFacts) -> str:
         cells = (row["task"], row["method"], f"{row['temperature']:g}", row["batch_size"])
         cells += ("text differs" if speedup is None else f"{speedup:.2f}x{spread}",)
         cells += ("-" if row["acceptance_length"] is None else f"{row['acceptance_length']:.2f}", row["num_prompts"])
-        rows.append((*map(_cell, cells), "yes" if row["identical"] else "no"))
+        rows.append((*map(_table_cell, cells), "yes" if row["identical"] else "no"))
     head = ("task", "method", "temperature", "batch", "speedup", "acceptance length", "prompts", "identical text")
     chosen = {name: found.settings.get(name) or None for name in ("dtype", "max_new_tokens", "chat_template_kwargs")}
     parts = [(k, v) for part in (found.hardware, found.versions, chosen) for k, v in part.items() if v is not None]
-    where = "; ".join(f"{_cell(name).replace('_', ' ')} {_cell(value)}" for name, value in parts)
+    where = "; ".join(f"{_table_cell(name).replace('_', ' ')} {_table_cell(value)}" for name, value in parts)
     return (
         "## Figures\n\nMeasured by `hf-eagle3 benchmark`: speedup over plain `generate` in the same run, acceptance "
-        f"length in committed tokens per cycle, the target's own included.\n\n{_table(head, rows)}\n\nOn {where}."
+        f"length in committed tokens per cycle, the target's own included.\n\n{_markdown_table(head, rows)}\n\nOn {where}."
     )
 
 
-def _cell(value: object) -> str:
+def _table_cell(value: object) -> str:
     """Text from a file that cannot leave its cell."""
     text = json.dumps(value) if isinstance(value, dict) else str(value)
     return re.sub(r"[|\n\r<>]", " ", text).strip()
 
 
-def _transformers(facts: CardFacts) -> str:
+def _transformers_section(facts: CardFacts) -> str:
     target = facts.target.name or "TARGET"
     return f"""## Transformers
 
 ```python
-import hf_eagle3  # pip install {custom_generate.PACKAGE}
+import hf_eagle3  # pip install {custom_generate.PIP_NAME}
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 target = AutoModelForCausalLM.from_pretrained("{target}").to("cuda")  # or "mps", "cpu"
@@ -184,7 +182,7 @@ Or, where the package is installed, without naming it:
 `target.generate(**inputs, custom_generate="{facts.repository}", trust_remote_code=True)`."""
 
 
-def _engine(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
+def _engine_section(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
     title = {engines.VLLM: "vLLM", engines.SGLANG: "SGLang", engines.ORIGINAL: "The original EAGLE code"}[engine]
     if engine not in engines.READERS[facts.dialect]:
         return f"## {title}\n\nDoes not read this file format; `hf-eagle3 convert --to plain` writes its own."

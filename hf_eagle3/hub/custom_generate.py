@@ -12,8 +12,8 @@ from huggingface_hub.utils import validate_repo_id
 from .._version import __version__
 
 
-FOLDER = "custom_generate"
-PACKAGE = "hf-eagle3"
+SUBFOLDER = "custom_generate"
+PIP_NAME = "hf-eagle3"
 # `import hf_eagle3` stands at the top on purpose: the host looks through imports first and says what to install.
 GENERATE = '''"""EAGLE-3 speculation with the draft of this repository: the same text, sooner.
 
@@ -60,8 +60,8 @@ def generate(
 def write_custom_generate(folder: str | Path, repository: str) -> None:
     """`custom_generate/generate.py` and `requirements.txt` in `folder`, for a draft that will lie at the Hub id."""
     validate_repo_id(repository)  # it becomes part of a program
-    here = Path(folder) / FOLDER
+    here = Path(folder) / SUBFOLDER
     here.mkdir(parents=True, exist_ok=True)
-    code = GENERATE.format(repository=repository, package=PACKAGE)
+    code = GENERATE.format(repository=repository, package=PIP_NAME)
     (here / "generate.py").write_text(code, encoding="utf-8")
-    (here / "requirements.txt").write_text(f"{PACKAGE}>={__version__}\n", encoding="utf-8")
+    (here / "requirements.txt").write_text(f"{PIP_NAME}>={__version__}\n", encoding="utf-8")

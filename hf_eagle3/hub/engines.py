@@ -12,6 +12,7 @@ configurations only, no weights.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ..compat.models import optional_field
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config, default_target_layer_ids
 from .formats import NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
 
@@ -44,7 +45,7 @@ class TargetFacts:
             revision=revision,
             architectures=tuple(config.architectures or ()),
             num_layers=text.num_hidden_layers,
-            max_position_embeddings=getattr(text, "max_position_embeddings", None),
+            max_position_embeddings=optional_field(text, "max_position_embeddings"),
         )
 
 
@@ -340,7 +341,7 @@ def findings(case: Case, engines: Iterable[str] | None = None) -> list[Finding]:
     ]
 
 
-def check(case: Case, engines: Iterable[str] | None = None, allow: Iterable[str] = ()) -> list[Finding]:
+def check_export(case: Case, engines: Iterable[str] | None = None, allow: Iterable[str] = ()) -> list[Finding]:
     """
     Refuse what an engine would serve wrongly.
 

@@ -90,7 +90,7 @@ class ExportTarget:
 UNKNOWN_TARGET = ExportTarget(engines.TargetFacts())
 
 
-def resolved(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = False) -> Eagle3DraftModel:
+def with_target_facts(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = False) -> Eagle3DraftModel:
     """
     A view of `draft` whose configuration says all that the target tells: tapped layers, name, served length.
 
@@ -167,9 +167,9 @@ def export(
     Raises:
         ValueError: an engine would serve it wrongly (every reason and remedy is named), or the target is missing.
     """
-    view = resolved(draft, target, store_head)
+    view = with_target_facts(draft, target, store_head)
     facts = replace(target.facts, name=target.facts.name or draft.config.target_name_or_path)
-    found = engines.check(engines.Case(view.config, dialect, facts), only, allow)
+    found = engines.check_export(engines.Case(view.config, dialect, facts), only, allow)
     folder = Path(folder)
     if dialect == engines.PLAIN:
         view.save_pretrained(folder, max_shard_size=max_shard_size)

@@ -28,7 +28,7 @@ from ..modeling_eagle3 import Eagle3DraftModel
 from . import engines
 from .card import LIBRARY, CardFacts, write_card
 from .custom_generate import write_custom_generate
-from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, resolved
+from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, with_target_facts
 from .measured import read_benchmark
 
 
@@ -110,7 +110,7 @@ def write_repository(
     validate_repo_id(repo_id)
     publication = publication or Publication()
     target = publication.export_target(draft)
-    view = resolved(draft, target)
+    view = with_target_facts(draft, target)
     measured = None
     if publication.benchmark is not None:
         drafts = (repo_id, draft.config.name_or_path)

@@ -29,8 +29,9 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
             # Streamed batches are padded to different lengths; each process reads its own instead of being sent a
             # part.
             self.accelerator_config.dispatch_batches = False
+        values = vars(self)
         for name, useless in (("neftune_noise_alpha", None), ("label_smoothing_factor", 0.0)):
-            if getattr(self, name) != useless:
+            if values[name] != useless:
                 raise ValueError(f"`{name}` is for language models; training of a draft has no use for it.")
         if self.remove_unused_columns:
             raise ValueError(
@@ -47,13 +48,13 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
             raise ValueError(f"`training_time_test_steps` is {self.training_time_test_steps}; it must be at least 1.")
         for name in ("loss", "mean_over", "loss_mask_shift"):
             choices = next(f for f in fields(self) if f.name == name).metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose from {', '.join(map(str, choices))}.")
+            if values[name] not in choices:
+                raise ValueError(f"`{name}` is {values[name]!r}; choose from {', '.join(map(str, choices))}.")
         if not 0 < self.step_decay <= 1:
             raise ValueError(f"`step_decay` is {self.step_decay}; it must lie in (0, 1].")
         for name, least in (("head_chunk_size", 0), ("generation_max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {least}.")
+            if values[name] < least:
+                raise ValueError(f"`{name}` is {values[name]}; it must be at least {least}.")
         if self.max_length < 4:
             raise ValueError(f"`max_length` is {self.max_length}; a sample needs at least 4 tokens.")
         self.generation_tree_sizes()
@@ -71,7 +72,7 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
 
     def objective(self) -> ObjectiveConfig:
         """What is minimised."""
-        return ObjectiveConfig(**{f.name: getattr(self, f.name) for f in fields(ObjectiveConfig)})
+        return ObjectiveConfig(**{f.name: vars(self)[f.name] for f in fields(ObjectiveConfig)})
 
     def generation_tree_sizes(self) -> tuple[str, dict[str, int]] | None:
         """`generation_tree` as arguments of `with_tree`; `None` for the draft's own."""

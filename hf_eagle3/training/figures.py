@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .objective import Measured
+from .objective import ObjectiveOutput
 
 
 # Rows of the table of sums, one number per step each.
@@ -18,21 +18,21 @@ COVERED, AGREED, POSITIONS, CHAIN_TOKENS, CHAINS = range(5)
 
 
 @dataclass
-class Figures:
+class TrainingFigures:
     """Sums of what was measured, on one device: `steps` (3, S) and `totals` (5,), float64."""
 
     steps: Tensor
     totals: Tensor
 
     @classmethod
-    def zeros(cls, num_steps: int, device: torch.device) -> "Figures":
+    def zeros(cls, num_steps: int, device: torch.device) -> "TrainingFigures":
         """Nothing counted yet."""
         # float32 on devices without float64 (MPS); sums of one logging period
         dtype = torch.float32 if device.type == "mps" else torch.float64
         return cls(torch.zeros(3, num_steps, dtype=dtype, device=device), torch.zeros(5, dtype=dtype, device=device))
 
     @torch.no_grad()
-    def add(self, measured: Measured, next_tokens: Tensor, target_token_ids: Tensor | None) -> None:
+    def add(self, measured: ObjectiveOutput, next_tokens: Tensor, target_token_ids: Tensor | None) -> None:
         """Add a batch; `next_tokens` (M,) are the text's tokens at the predicted positions."""
         positions = measured.positions
         num_steps, size = len(measured.terms), positions.shape[0] * positions.shape[1]
@@ -52,13 +52,13 @@ class Figures:
         self.totals[AGREED] += (first.covered & (best == next_tokens)).sum()
         self.totals[POSITIONS] += len(positions.index)
         whole = present.all(0).nonzero()[:, 0]
-        tokens, chains = walk(whole.tolist(), correct[:, whole].long().cumprod(0).sum(0).tolist())
+        tokens, chains = simulated_cycles(whole.tolist(), correct[:, whole].long().cumprod(0).sum(0).tolist())
         self.totals[CHAIN_TOKENS] += tokens
         self.totals[CHAINS] += chains
 
-    def reduced(self, accelerator) -> "Figures":
+    def reduced(self, accelerator) -> "TrainingFigures":
         """Summed over processes."""
-        return Figures(accelerator.reduce(self.steps, "sum"), accelerator.reduce(self.totals, "sum"))
+        return TrainingFigures(accelerator.reduce(self.steps, "sum"), accelerator.reduce(self.totals, "sum"))
 
     @property
     def coverage(self) -> float:
@@ -91,7 +91,7 @@ class Figures:
         return out
 
 
-def walk(indices: list[int], accepted: list[int]) -> tuple[int, int]:
+def simulated_cycles(indices: list[int], accepted: list[int]) -> tuple[int, int]:
     """
     (tokens, cycles) of going through the text in cycles: each starts where the one before it ended.
 

@@ -93,7 +93,7 @@ def count_positions(config: ObjectiveConfig, positions: Positions, num_steps: in
 
 
 @dataclass
-class Measured:
+class ObjectiveOutput:
     """
     A batch's loss and what it showed.
 
@@ -109,7 +109,7 @@ class Measured:
     positions: Positions
 
 
-def measure(
+def compute_objective(
     config: ObjectiveConfig,
     normed_states: list[Tensor],
     target_hidden: Tensor,
@@ -118,7 +118,7 @@ def measure(
     target_token_ids: Tensor | None,
     positions: Positions,
     denominators: Tensor,
-) -> Measured:
+) -> ObjectiveOutput:
     """
     Args:
         normed_states: The draft's states before its head, one (B, L, H) per step.
@@ -168,7 +168,7 @@ def measure(
         losses.append(value)
     step_losses = torch.stack(losses)
     weights = config.step_decay ** torch.arange(num_steps, device=step_losses.device)
-    return Measured((step_losses * weights).sum(), step_losses.detach(), terms, positions)
+    return ObjectiveOutput((step_losses * weights).sum(), step_losses.detach(), terms, positions)
 
 
 def feature_loss(states: Tensor, target_hidden: Tensor, mask: Tensor, denominator: Tensor) -> Tensor:

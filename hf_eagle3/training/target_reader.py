@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from ..compat.models import is_placed
 from ..configuration_eagle3 import Eagle3Config
 from ..target.parts import unwrap_peft
 from ..target.target import Target
@@ -63,8 +64,7 @@ class TargetReader:
 
     def to(self, device: torch.device) -> None:
         """Move the target, unless it was placed by a device map or is quantised."""
-        placed = getattr(self.base, "hf_device_map", None) or getattr(self.base, "is_quantized", False)
-        if not placed and self.base.device != device:
+        if not is_placed(self.base) and self.base.device != device:
             self.model.to(device)
 
     def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

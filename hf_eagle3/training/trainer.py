@@ -24,8 +24,8 @@ from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.parts import unwrap_peft
 from .arguments import Eagle3TrainingArguments
-from .figures import Figures
-from .objective import Measured, Positions, count_positions, measure, shifted
+from .figures import TrainingFigures
+from .objective import ObjectiveOutput, Positions, compute_objective, count_positions, shifted
 from .target_reader import TargetReader, segments_of
 from .training_time_test import training_time_test
 
@@ -125,7 +125,7 @@ class Eagle3Trainer(Trainer):
         # Our loss is divided by what all accumulated batches count together.
         self.model_accepts_loss_kwargs = True
         self.reader.to(self.args.device)
-        self._figures: dict[bool, Figures | None] = {True: None, False: None}  # by whether the model trains
+        self._figures: dict[bool, TrainingFigures | None] = {True: None, False: None}  # by whether the model trains
         self._warned: set[str] = set()
 
     @staticmethod
@@ -215,7 +215,7 @@ class Eagle3Trainer(Trainer):
             features, hidden = inputs["target_features"], inputs["last_hidden_states"]
         else:
             features, hidden = self.reader.read(inputs)
-        measured: Measured = model(
+        measured: ObjectiveOutput = model(
             procedure=self._unroll,
             batch=inputs,
             features=features,
@@ -226,7 +226,7 @@ class Eagle3Trainer(Trainer):
         self._note(measured, inputs, model.training)
         return (measured.loss, {"measured": measured}) if return_outputs else measured.loss
 
-    def _unroll(self, draft: Eagle3DraftModel, batch, features, hidden, denominators) -> dict[str, Measured]:
+    def _unroll(self, draft: Eagle3DraftModel, batch, features, hidden, denominators) -> dict[str, ObjectiveOutput]:
         device = batch["input_ids"].device
         own = draft.config.embed_trained or draft.config.hidden_size != draft.config.target_hidden_size
         rows = draft.embed_tokens(batch["input_ids"]) if own else self.reader.embedding_rows(batch["input_ids"])
@@ -251,13 +251,15 @@ class Eagle3Trainer(Trainer):
             def draft_head(states: Tensor) -> Tensor:
                 return nn.functional.linear(states.to(frozen.dtype), frozen)
 
-        out = measure(self.objective, normed, hidden, self._target_head, draft_head, ids, positions, denominators)
+        out = compute_objective(
+            self.objective, normed, hidden, self._target_head, draft_head, ids, positions, denominators
+        )
         return {"measured": out}
 
     def _target_head(self, hidden: Tensor) -> Tensor:
         return self.reader.head(hidden).to(self.args.device)
 
-    def _check_finite(self, measured: Measured) -> None:
+    def _check_finite(self, measured: ObjectiveOutput) -> None:
         if not torch.isfinite(measured.loss):
             raise FloatingPointError(
                 f"The loss is {measured.loss.item()} at optimiser step {self.state.global_step} (per "
@@ -268,15 +270,15 @@ class Eagle3Trainer(Trainer):
 
     # Figures
 
-    def _note(self, measured: Measured, batch: dict[str, Tensor], training: bool) -> None:
+    def _note(self, measured: ObjectiveOutput, batch: dict[str, Tensor], training: bool) -> None:
         device = measured.loss.device
         if self._figures[training] is None:
-            self._figures[training] = Figures.zeros(self.args.training_time_test_steps, device)
+            self._figures[training] = TrainingFigures.zeros(self.args.training_time_test_steps, device)
         following = shifted(batch["input_ids"], 1).flatten()[measured.positions.index]
         draft = unwrap_peft(self.accelerator.unwrap_model(self.model))
         self._figures[training].add(measured, following, draft.target_token_ids)
 
-    def _take_figures(self, training: bool) -> Figures | None:
+    def _take_figures(self, training: bool) -> TrainingFigures | None:
         figures, self._figures[training] = self._figures[training], None
         if figures is None:
             return None
@@ -364,7 +366,7 @@ class Eagle3Trainer(Trainer):
                 if index >= self.args.num_generation_prompts:
                     break
                 if index in mine:
-                    prompt = torch.tensor([prompt_of(sample)], device=device)
+                    prompt = torch.tensor([generation_prompt(sample)], device=device)
                     self.reader.base.generate(
                         input_ids=prompt,
                         attention_mask=torch.ones_like(prompt),
@@ -388,7 +390,7 @@ def has_something_to_learn(samples) -> bool:
     return not len(samples)
 
 
-def prompt_of(sample: dict) -> list[int]:
+def generation_prompt(sample: dict) -> list[int]:
     """The tokens before the first answer; of plain text the beginning."""
     ids, mask = list(sample["input_ids"]), list(sample["loss_mask"])
     start = mask.index(1) if 1 in mask else 0
