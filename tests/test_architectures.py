@@ -262,7 +262,7 @@ and with some of their options, given in square brackets ({counted(rows, True)})
 Written by `python tests/test_architectures.py --table docs/architectures.md` from tiny random models in float32; the
 same runs are tests.
 
-- *tree*, *chain*: what the target verifies in one pass. *refused*: an error that gives the reason. *left out*: not tested.
+- *tree*, *chain*: what the target verifies in one pass. *refused*: an error with the reason. *left out*: not tested.
 - *node error*: the largest difference between the logits of a drafted node and those of plain `generate` forced along
   the path to it, relative to the largest logit; over several cycles of random trees or chains, for one sequence and
   for three of different lengths, longer than windows and chunks.

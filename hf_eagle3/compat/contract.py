@@ -1,7 +1,7 @@
-"""The contract with transformers as a command: every point of contact, then drafting end to end on tiny models.
+"""Checks the contract with transformers: every point of contact, then drafting end to end on tiny models.
 
-`python -m hf_eagle3.compat` prints a table of both; its exit status says whether all holds. `guard.py` runs the
-end-to-end part on a version that is newer than the last proved one. Everything is compared with plain `generate`.
+`python -m hf_eagle3.compat` prints a table of both and exits with 1 if anything fails. `guard.py` runs the end-to-end
+checks on a version newer than the last proved one. The reference is always plain `generate`.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from ..configuration_eagle3 import Eagle3Config
 from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
 
-# All of them, so that the table is complete.
+# Imported for their points, so that the table is complete.
 from . import caches, calls, hooks, models, outputs, processors, training  # noqa: F401
 from .points import GENERATE, POINTS
 from .versions import is_proved, transformers_version
@@ -69,14 +69,14 @@ CHANGES = {
 TREE = {"tree_mode": "static", "num_draft_tokens": 20, "tree_depth": 3, "tree_top_k": 4}
 CHAIN = {"tree_mode": "chain", "tree_depth": 2}
 GREEDY_OPTIONS = {"do_sample": False}
-# Hot, so that the step's noise decides, which the draft knows: its chains are accepted.
+# A high temperature lets the noise decide, which the draft shares: its chains are accepted.
 SAMPLING_OPTIONS = {"do_sample": True, "temperature": 8.0, "top_k": 12, "top_p": 0.95}
-EVERYTHING = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
+ALL_OUTPUTS = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
 TOLERANCE = 1e-3  # relative, float32
 
 
 class Broken(Exception):
-    """What does not hold, in a few words."""
+    """A check failed; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Row:
 @cache
 def pair(model_type: str) -> tuple[PreTrainedModel, Eagle3DraftModel]:
     """
-    A tiny random target that writes few tokens, and a draft that knows just these: often enough it is right. Weights
-    are large: with the usual ones the next token depends on the current one alone, and a wrong mask goes unnoticed.
+    A tiny random target that prefers a few tokens, and a draft that predicts only these, so that many are accepted.
+    Weights are large: with the default ones, logits depend on the current token alone and a wrong mask goes unnoticed.
     """
     generator = torch.Generator().manual_seed(0)
     config = AutoConfig.for_model(model_type, **SIZES, **CHANGES.get(model_type, {}))
@@ -112,7 +112,7 @@ def pair(model_type: str) -> tuple[PreTrainedModel, Eagle3DraftModel]:
 
 
 def padded_prompts(*lengths: int) -> dict[str, torch.Tensor]:
-    """Random prompts, padded on the left."""
+    """Random prompts with left padding."""
     width = max(lengths)
     ids = torch.randint(3, VOCAB, (len(lengths), width), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(width) >= width - torch.tensor(lengths)[:, None]).long()
@@ -121,10 +121,10 @@ def padded_prompts(*lengths: int) -> dict[str, torch.Tensor]:
 
 def same(target: PreTrainedModel, draft: Eagle3DraftModel, inputs: dict, mode: str = "tree", **options) -> None:
     """
-    Compare a call with a draft with plain `generate`: all that is returned, and the random numbers after it.
+    Compare a call with a draft to plain `generate`: all outputs, and the random state after the call.
 
     Raises:
-        Broken: what differs, or the draft was not used.
+        Broken: something differs, or the draft was not used.
     """
     options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0} | options
 
@@ -138,7 +138,7 @@ def same(target: PreTrainedModel, draft: Eagle3DraftModel, inputs: dict, mode: s
     if mode and (stats.mode != mode or not stats.num_draft_tokens):
         raise Broken(f"nothing was drafted ({stats.reason or stats.mode or 'no stats'})")
     if not torch.equal(state, own_state) and mode:
-        raise Broken("the random numbers after the call differ")
+        raise Broken("the random state after the call differs")
     if isinstance(plain, torch.Tensor):
         _same_tensors("text", [plain], [ours])
         return
@@ -166,8 +166,8 @@ def _same_tensors(what: str, plain: list[torch.Tensor], ours: list[torch.Tensor]
             raise Broken(f"{what}: differs from plain `generate`'s")
 
 
-class _Seventh(StoppingCriteria):
-    """A criterion of a user's own: ends a sequence at certain tokens."""
+class _CustomCriterion(StoppingCriteria):
+    """A user-defined criterion that ends a sequence at certain tokens."""
 
     def __call__(self, input_ids, scores, **kwargs):
         return input_ids[:, -1] % 7 == 3
@@ -175,7 +175,7 @@ class _Seventh(StoppingCriteria):
 
 def _tree():
     target, draft = pair("llama")
-    same(target, draft.with_tree(**TREE), padded_prompts(9, 4, 7), **GREEDY_OPTIONS, **EVERYTHING)
+    same(target, draft.with_tree(**TREE), padded_prompts(9, 4, 7), **GREEDY_OPTIONS, **ALL_OUTPUTS)
 
 
 def _sampling():
@@ -205,7 +205,7 @@ def _options():
         no_repeat_ngram_size=3,
         **GREEDY_OPTIONS,
     )
-    criteria = StoppingCriteriaList([_Seventh()])
+    criteria = StoppingCriteriaList([_CustomCriterion()])
     same(target, draft, padded_prompts(9, 5), eos_token_id=[5], stopping_criteria=criteria, mode="", **GREEDY_OPTIONS)
 
 
@@ -257,7 +257,7 @@ CHECKS: dict[str, Callable[[], None]] = {
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Leaves the user's random numbers, default device, dtype and log alone."""
+    """Restore the user's random state, default device and dtype, and log level after the block."""
     dtype, verbosity = torch.get_default_dtype(), logging.get_verbosity()
     logging.set_verbosity_error()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -270,19 +270,19 @@ def _undisturbed() -> Iterator[None]:
 
 
 def fault_of(check: Callable[[], None]) -> str | None:
-    """What does not hold, or `None`."""
+    """The failure of a check, or `None`."""
     try:
         with _undisturbed():
             check()
     except Broken as broken:
         return str(broken)
-    except Exception as error:  # whatever a changed transformers raises is what is being looked for
+    except Exception as error:  # a changed transformers may raise anything
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None
 
 
 def first_failure() -> str | None:
-    """The first end-to-end check that fails, and how; `None`: all hold."""
+    """The first end-to-end check that fails, with its failure; `None` if all pass."""
     for name, check in CHECKS.items():
         fault = fault_of(check)
         if fault is not None:
@@ -291,7 +291,7 @@ def first_failure() -> str | None:
 
 
 def contract_table() -> list[Row]:
-    """All points and all checks."""
+    """One row per point and per check."""
     out = []
     for point in POINTS:
         fault = point.fault()
@@ -304,13 +304,13 @@ def contract_table() -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 if all holds."""
+    """The command line. Returns the exit status: 0 if everything holds."""
     parser = argparse.ArgumentParser(
         prog="python -m hf_eagle3.compat",
-        description="checks every point of contact with transformers, and drafting end to end on tiny models",
+        description="check every point of contact with transformers, and drafting end to end on tiny models",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
-    parser.add_argument("--failing", action="store_true", help="print what fails only")
+    parser.add_argument("--failing", action="store_true", help="print failures only")
     given = parser.parse_args(arguments)
     rows = contract_table()
     failing = [row for row in rows if not row.holds]

@@ -153,7 +153,8 @@ def _figures_section(facts: CardFacts) -> str:
     where = "; ".join(f"{_table_cell(name).replace('_', ' ')} {_table_cell(value)}" for name, value in parts)
     return (
         "## Figures\n\nMeasured by `hf-eagle3 benchmark`: speedup over plain `generate` in the same run, acceptance "
-        f"length in committed tokens per cycle, the target's own included.\n\n{_markdown_table(head, rows)}\n\nOn {where}."
+        f"length in committed tokens per cycle, the target's own included.\n\n{_markdown_table(head, rows)}\n\n"
+        f"On {where}."
     )
 
 

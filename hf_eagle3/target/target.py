@@ -137,9 +137,9 @@ class Target:
         shown, num_layers = len(outputs.hidden_states), num_decoder_layers(self.config)
         if shown != num_layers + 1:
             raise ValueError(
-                f"{type(self.model).__name__} returns {shown} hidden states for {num_layers} layers, so the "
-                "tapped ones cannot be identified. Pass the uncompiled target, no `cache_implementation='static'`, and a tree "
-                "mode other than 'host_chain'."
+                f"{type(self.model).__name__} returns {shown} hidden states for {num_layers} layers, so the tapped "
+                "ones cannot be identified. Pass the uncompiled target, no `cache_implementation='static'`, and a "
+                "tree mode other than 'host_chain'."
             )
         return _side_by_side([one_stream(outputs.hidden_states[i + 1], self.config) for i in self.layer_ids])
 
