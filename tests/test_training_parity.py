@@ -50,7 +50,7 @@ def run(case: str, all_rows: bool = False):
     mask = inputs["loss_mask"].view(1, -1).long()
     positions = Positions.from_masks(mask, torch.zeros_like(ids), torch.arange(48)[None], config.loss_mask_shift)
     later = None if all_rows else positions.later_rows(steps)
-    normed = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps, rows=later)
+    normed = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps, later_indices=later)
     measured = compute_objective(
         config,
         normed,
