@@ -49,7 +49,7 @@ def run(case: str, all_rows: bool = False):
     rows = load_file(PARITY / "speculators_tiny" / "model.safetensors")["embed_tokens.weight"][ids]
     mask = inputs["loss_mask"].view(1, -1).long()
     positions = Positions.from_masks(mask, torch.zeros_like(ids), torch.arange(48)[None], config.loss_mask_shift)
-    later = None if all_rows else positions.later_rows(steps)
+    later = None if all_rows else positions.later_indices(steps)
     normed = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps, later_indices=later)
     measured = compute_objective(
         config,

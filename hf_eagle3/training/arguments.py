@@ -14,28 +14,27 @@ from .objective import ObjectiveConfig
 @dataclass
 class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
     """
-    Arguments of [`Eagle3Trainer`]: transformers' own, with other defaults where a source has them, and what is new
+    Arguments of [`Eagle3Trainer`]: those of transformers, some with the paper's defaults, and the draft's own
     (`training_options.py`).
 
     Raises:
-        ValueError: a value that cannot be, named with its remedy.
+        ValueError: an invalid value; the message names it and a remedy.
     """
 
     def __post_init__(self):
-        # transformers refuses bf16 on a machine without an accelerator unless this is said.
+        # Without an accelerator, transformers refuses bf16 unless `use_cpu` is set.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
-            # Streamed batches are padded to different lengths; each process reads its own instead of being sent a
-            # part.
+            # Streamed batches are padded to different lengths, so each process reads its own instead of a slice.
             self.accelerator_config.dispatch_batches = False
         values = vars(self)
         for name, useless in (("neftune_noise_alpha", None), ("label_smoothing_factor", 0.0)):
             if values[name] != useless:
-                raise ValueError(f"`{name}` is for language models; training of a draft has no use for it.")
+                raise ValueError(f"`{name}` is for language models; drafts are trained without it.")
         if self.remove_unused_columns:
             raise ValueError(
-                "`remove_unused_columns` must be off: the draft's forward does not name the data's columns."
+                "`remove_unused_columns` must be off: the draft's forward has no arguments for the data's columns."
             )
         if isinstance(self.chat_template_kwargs, str):
             self.chat_template_kwargs = decoded(self.chat_template_kwargs)
@@ -62,20 +61,20 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
     @classmethod
     def from_recipe(cls, recipe: str, **arguments) -> "Eagle3TrainingArguments":
         """
-        The arguments of a whole recipe, "paper", "specforge" or "speculators"; `arguments` override it.
+        The arguments of a recipe, "paper", "specforge" or "speculators"; `arguments` override its values.
 
-        speculators trains with Muon and AdamW; here its loss, steps and masks are taken and AdamW throughout.
+        speculators trains with Muon and AdamW; its recipe here has the same loss, steps and masks, and AdamW only.
         """
         if recipe not in RECIPES:
             raise ValueError(f"`recipe` is {recipe!r}; choose from {', '.join(RECIPES)}.")
         return cls(**RECIPES[recipe] | arguments)
 
     def objective(self) -> ObjectiveConfig:
-        """What is minimised."""
+        """The options of the objective."""
         return ObjectiveConfig(**{f.name: vars(self)[f.name] for f in fields(ObjectiveConfig)})
 
     def generation_tree_sizes(self) -> tuple[str, dict[str, int]] | None:
-        """`generation_tree` as arguments of `with_tree`; `None` for the draft's own."""
+        """`generation_tree` as arguments of `with_tree`; `None` for the draft's default."""
         mode, _, numbers = self.generation_tree.partition(":")
         names = {"chain": ("tree_depth",), "static": ("num_draft_tokens", "tree_depth", "tree_top_k")}
         if self.generation_tree == "default":

@@ -139,11 +139,9 @@ def scatter_queries(x: Tensor, query_indices: Tensor | None, shape: torch.Size) 
 
 def gather_queries(x: Tensor, query_indices: Tensor | None) -> Tensor:
     """The transpose of `scatter_queries`."""
-    return (
-        x
-        if query_indices is None
-        else x.transpose(1, 2).flatten(0, 1)[query_indices].transpose(0, 1)[None].contiguous()
-    )
+    if query_indices is None:
+        return x
+    return x.transpose(1, 2).flatten(0, 1)[query_indices].transpose(0, 1)[None].contiguous()
 
 
 def document_slices(segments: Segments) -> list:
