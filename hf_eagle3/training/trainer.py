@@ -7,6 +7,7 @@ checkpoints and logging are the Trainer's. Does not know the draft's layers or t
 
 import logging
 from collections.abc import Mapping, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -180,12 +181,7 @@ class Eagle3Trainer(Trainer):
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
         """The batches of one optimiser step, and the denominators of the step losses over all of them, (S,)."""
-        batches = []
-        for _ in range(num_batches):
-            try:
-                batches.append(next(epoch_iterator))
-            except StopIteration:
-                break
+        batches = list(islice(epoch_iterator, num_batches))
         return batches, self._denominators(batches, device) if batches else None
 
     def _denominators(self, batches: list[dict[str, Tensor]], device: torch.device) -> Tensor:
@@ -253,10 +249,10 @@ class Eagle3Trainer(Trainer):
             def draft_head(states: Tensor) -> Tensor:
                 return nn.functional.linear(states.to(frozen.dtype), frozen)
 
-        heads = (self._target_head, draft_head)
-        return {
-            "measured": compute_objective(self.objective, normed, hidden, *heads, vocabulary, positions, denominators)
-        }
+        out = compute_objective(
+            self.objective, normed, hidden, self._target_head, draft_head, vocabulary, positions, denominators
+        )
+        return {"measured": out}
 
     def _target_head(self, hidden: Tensor) -> Tensor:
         return self.reader.head(hidden).to(self.args.device)
