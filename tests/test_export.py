@@ -144,7 +144,7 @@ def test_what_the_target_tells_is_written_out(tmp_path):
     """Layers that the file left open, and the length it serves."""
     draft = Eagle3DraftModel.from_pretrained(embedded.DRAFT, target_layer_ids=None)
     draft.config.target_layer_ids, draft.config.max_position_embeddings = None, 64
-    with pytest.raises(ValueError, match=r"tapped-layers-unknown.*give --target"):
+    with pytest.raises(ValueError, match=r"tapped-layers-unknown.*pass --target"):
         export(draft, tmp_path)
     export(draft, tmp_path, target=ExportTarget.load(str(embedded.TARGET), "org/target"), only=[VLLM, SGLANG])
     config = Eagle3Config.from_pretrained(tmp_path)
@@ -287,9 +287,9 @@ def test_a_round_trip_that_changes_a_weight_is_seen(tmp_path, mutation):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{pair}/draft", "{out}", "--to", "speculators"], "give --target"),
+        (["{pair}/draft", "{out}", "--to", "speculators"], "pass --target"),
         (["{pair}/draft", "{out}", "--to", "speculators", "--target", "{pair}/target"], "--target-name ID"),
-        (["{pair}/draft", "{out}", "--allow", "everything"], "`--allow everything` is no rule; known are"),
+        (["{pair}/draft", "{out}", "--allow", "everything"], "`--allow everything` is not a rule; known are"),
         (["{pair}/draft", "{out}", "--engine", "original"], "`head-dim`"),
         (["{pair}/draft", "{pair}/target"], "holds files already"),
         (["{pair}/draft", "{pair}/README.md"], "is a file"),

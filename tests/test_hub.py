@@ -256,7 +256,7 @@ def test_a_hub_that_does_not_answer_is_not_a_hub_without_a_card(hub, pair, is_ca
         files["README.md"] += b"\nAnd care.\n"
     before = dict(files)
     hub.silent.add("README.md")
-    with pytest.raises(OSError, match=r"does not tell whether `user/draft` has a README.md already.*504"):
+    with pytest.raises(OSError, match=r"whether `user/draft` already has a README.md.*504"):
         pair[1].push_to_hub("user/draft", target=pair[0])
     assert files == before
     hub.silent.clear()
@@ -276,7 +276,7 @@ def test_metadata_that_cannot_be_read_is_not_dropped(hub, pair):  # noqa: F811
     files = pushed_with_a_word_of_mine(hub, pair)
     files["README.md"] = files["README.md"].replace(b"---\n", b"---\nmodel-index: [{results: []}]\n", 1)
     before = dict(files)
-    with pytest.raises(ValueError, match="metadata of the card that is there cannot be read"):
+    with pytest.raises(ValueError, match="metadata of the existing card cannot be parsed"):
         pair[1].push_to_hub("user/draft", target=pair[0])
     assert files == before
 
