@@ -148,7 +148,7 @@ def document_slices(segments: Segments) -> list:
     """One index per causal attention: everything at once, or each packed document."""
     if segments is None:
         return [slice(None)]
-    return [(slice(row, row + 1), slice(None), slice(start, end)) for row, start, end in segments]
+    return [(slice(sequence, sequence + 1), slice(None), slice(start, end)) for sequence, start, end in segments]
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
