@@ -53,8 +53,8 @@ class Taps:
         seen = [number for number in self.layers if passes and all(number in found for found in passes)]
         if len(seen) < len(self.layers):
             raise RuntimeError(
-                f"Hooks ran only on layers {seen} of the tapped {list(self.layers)}; a compiled model ignores hooks added "
-                "later. Pass the uncompiled model."
+                f"Hooks ran only on layers {seen} of the tapped {list(self.layers)}; a compiled model ignores hooks "
+                "added later. Pass the uncompiled model."
             )
         return [
             torch.cat([found[number] for found in passes], dim=1) if len(passes) > 1 else passes[0][number]
