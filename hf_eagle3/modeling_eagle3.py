@@ -70,6 +70,7 @@ class Eagle3DraftModel(PreTrainedModel):
             if config.fc_norm
             else None
         )
+        # Named as in the original checkpoints: `midlayer` is layer 0, so further ones start at "1".
         self.midlayer = Eagle3DecoderLayer(config, 0)
         self.layers = nn.ModuleDict(
             {str(i): Eagle3DecoderLayer(config, i) for i in range(1, config.num_hidden_layers)}
@@ -112,7 +113,7 @@ class Eagle3DraftModel(PreTrainedModel):
         Example:
             `fast = draft.with_tree("static", num_draft_tokens=24, tree_depth=6, tree_top_k=6)`
         """
-        view = copy.copy(self)
+        view = copy.copy(self)  # shallow: modules and parameters are the same objects
         view.generation_config = copy.deepcopy(self.generation_config)
         self.tree_config.with_changes(tree_mode, **sizes).write_to(view.generation_config)
         return view
@@ -122,6 +123,7 @@ class Eagle3DraftModel(PreTrainedModel):
         if self.input_norm is not None:
             target_features = self.input_norm(target_features)
         if self.fc_norm is not None:
+            # One norm per tapped layer, each over that layer's H_target features.
             parts = target_features.split(self.config.target_hidden_size, dim=-1)
             target_features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return self.fc(target_features)
@@ -146,11 +148,13 @@ class Eagle3DraftModel(PreTrainedModel):
         With `places` (B, n), only the states there, (B, n, H): for the others the last layer computes keys and values
         only, and `attend` gets n queries. `rotary` must then have batch size B.
         """
+        # Only the last layer may skip queries: the layers before it feed its keys at all L positions.
         *others, last = (self.midlayer, *self.layers.values())
         for layer in others:
             hidden = layer(embeds, hidden, rotary, attend)
         hidden = last(embeds, hidden, rotary, attend, places)
         normed = self.norm(hidden)
+        # The head always reads normed states; what is fed back depends on the checkpoint's training.
         return (normed if self.config.norm_output else hidden), normed
 
     def forward(
@@ -261,6 +265,7 @@ class Eagle3DraftModel(PreTrainedModel):
         )
         if mapping is not None:
             tensors["d2t"], tensors["t2d"] = mapping
+        # Compared before loading: transformers would initialise missing tensors and only warn.
         with torch.device("meta"):
             expected = cls(config).state_dict()
         checkpoint.check_tensors(tensors, expected, source)

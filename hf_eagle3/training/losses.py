@@ -34,6 +34,7 @@ class TargetDistribution:
         """From logits (n, V) and the target ids of the draft vocabulary (D,); `None` for the whole vocabulary."""
         best = logits.argmax(-1)
         logits = logits.float()
+        # Normalised over all V: acceptance, sum of min(p, q), needs p before the restriction to D tokens.
         total = logits.logsumexp(-1, keepdim=True)
         if target_token_ids is None:
             full = (logits - total).exp()

@@ -56,8 +56,9 @@ class Positions:
             shift: Position j has loss where `loss_mask[j + shift]` is set in the same document. 1: the predicted
                 token's own mask; 0 and -1: conventions of other implementations.
         """
+        # A mask shifted across a document boundary would select a token of another document.
         moved = shifted(loss_mask, shift).bool() & (shifted(document_ids, shift, fill=-1) == document_ids)
-        # Not at a document's first position: even step 0 of the draft needs the feature before it.
+        # Not at a document's first position: step 0's draft index j - 1 would lie outside the document.
         wanted = moved & (document_ids >= 0) & (position_ids > 0)
         index = wanted.flatten().nonzero()[:, 0]
         return cls(index, position_ids.expand_as(loss_mask).flatten()[index], tuple(loss_mask.shape))
@@ -73,7 +74,7 @@ class Positions:
     def later_indices(self, num_steps: int) -> Tensor:
         """Flat indices that any step after the first is read at, ascending, at least one."""
         wanted = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.bool, device=self.index.device)
-        wanted[0] = True  # `draft_indices` points there where a step has no prediction
+        wanted[0] = True  # `draft_indices` is 0 where a step has no prediction
         for step in range(1, num_steps):
             wanted[self.draft_indices(step)] = True
         return wanted.nonzero()[:, 0]
@@ -133,11 +134,13 @@ def compute_objective(
         positions: Where the loss is taken.
         denominators: Per step, (S,), from `count_positions`.
     """
+    # Flat b * L + i, as in `Positions`: a chunk may mix positions of several sequences.
     states = [state.flatten(0, 1) for state in normed_states]
     hidden = target_hidden.flatten(0, 1)
     num_steps = len(states)
 
     def terms_of(hidden_chunk: Tensor, *chunks: Tensor) -> tuple[Tensor, ...]:
+        # One target distribution serves all steps: they predict the same token from different draft indices.
         with torch.no_grad():
             target = TargetDistribution.from_logits(target_head(hidden_chunk), target_token_ids)
         out = []
@@ -166,7 +169,7 @@ def compute_objective(
 
     losses = []
     for step, step_terms in enumerate(terms):
-        mask = positions.has_draft_index(step)
+        mask = positions.has_draft_index(step)  # the other rows of the terms are index 0, computed but not counted
         if config.mask_outside_vocabulary:
             mask = mask & step_terms.covered
         value = step_loss(config.loss, step_terms, mask, denominators[step])
