@@ -119,8 +119,8 @@ def _is_sharded_tensor(tensor: torch.Tensor) -> bool:
 
 def int8_outliers(model: PreTrainedModel) -> float:
     """
-    LLM.int8()'s outlier threshold, 0 without. A feature that exceeds it in one token is computed in full precision for
-    all tokens of the pass, so that results depend on the other tokens.
+    LLM.int8()'s outlier threshold, 0 without. A feature that exceeds it in one token is kept out of int8 for all
+    tokens of the pass, so that results depend on the other tokens.
     """
     config = optional_field(model.config, "quantization_config")
     return config.llm_int8_threshold if isinstance(config, BitsAndBytesConfig) and config.load_in_8bit else 0.0
