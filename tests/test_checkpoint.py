@@ -238,7 +238,7 @@ BROKEN = {
     "no lm_head": (lambda t: t.pop("lm_head.weight"), r"`lm_head.weight` is missing .*has_lm_head=False"),
     "d2t out of range": (
         lambda t: t["d2t"].add_(1000),
-        r"`d2t` of \S*draft maps 64 draft ids outside the target's 0..127, the first is 0, mapped to \d",
+        r"`d2t` of \S*draft maps 64 draft ids outside the target's 0..127; the first is 0, mapped to \d",
     ),
     "d2t below zero": (
         lambda t: t["d2t"].select(0, 5).fill_(-7),
@@ -306,7 +306,7 @@ def test_configurations_that_cannot_be(folder):
     cases = [
         ({"draft_vocab_size": ..., "architectures": ["LlamaForCausalLM"]}, "`draft_vocab_size` is missing"),
         ({"draft_vocab_size": 1000}, "must be between 1 and `vocab_size`"),
-        ({"eagle_aux_hidden_state_layer_ids": [2, 2, 5]}, "each once"),
+        ({"eagle_aux_hidden_state_layer_ids": [2, 2, 5]}, "without repeats"),
         ({IDS: [2, 4, 5], "eagle_config": {IDS: [2, 4, 5]}},
          "do not name the same layers"),
         ({"speculators_model_type": "dflash", "transformer_layer_config": {}}, "speculators `dflash`"),

@@ -85,7 +85,7 @@ def test_flags_at_the_top_and_in_eagle_config(where, key, field):
         ),
         (
             {"draft_vocab_size": ..., "architectures": ["EagleLlamaForCausalLM"]},
-            "says that it is an EAGLE-1 or EAGLE-2",
+            "declares an EAGLE-1 or EAGLE-2",
         ),
         (
             {"draft_vocab_size": ..., "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 32},

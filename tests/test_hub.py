@@ -301,7 +301,7 @@ def test_a_tree_that_the_hub_keeps_silent_about_is_said(hub, pair, caplog):  # n
     hub.silent = {"generation_config.json"}
     loaded = Eagle3DraftModel.from_pretrained("user/draft")
     assert loaded.tree_config == TreeConfig() != draft.tree_config
-    assert "The default tree of `user/draft` is not known" in caplog.text
+    assert "The default tree of `user/draft` is unknown" in caplog.text
 
 
 def test_a_cached_draft_needs_no_hub(hub, pair, tmp_path, caplog):  # noqa: F811

@@ -130,7 +130,7 @@ CASES = {
     "no weights": (lambda folder, ran: (folder / "model.safetensors").unlink(), "no weights"),
     "no configuration": (lambda folder, ran: (folder / "config.json").unlink(), r"config\.json"),
     "a configuration cut short": (content("config.json", b'{"vocab_size": 12'), "not valid JSON"),
-    "a configuration that is a list": (content("config.json", b"[1, 2]"), "holds a list"),
+    "a configuration that is a list": (content("config.json", b"[1, 2]"), "contains a list"),
     "a configuration that is nested deeply": (content("config.json", b"[" * 10**5), "not valid JSON"),
     "no vocabulary": (config(vocab_size=...), "`vocab_size` is missing"),
     "a text where a number stands": (config(hidden_size="many"), "hidden_size"),
@@ -152,9 +152,9 @@ CASES = {
         tensors(lambda t: t.update({"layers.999999999.norm.weight": torch.ones(1)})),
         r"decoder layers \[999999999\] but no layer 1",
     ),
-    "a shard above the folder": (index("../outside.safetensors"), "only plain names"),
-    "a shard at the root": (index("{outside}"), "only plain names"),
-    "a shard that is code": (index("trap.py"), "only plain names"),
+    "a shard above the folder": (index("../outside.safetensors"), "only plain file names"),
+    "a shard at the root": (index("{outside}"), "only plain file names"),
+    "a shard that is code": (index("trap.py"), "only plain file names"),
     "an index of nothing": (
         lambda folder, ran: (
             (folder / "model.safetensors").unlink(),
@@ -165,7 +165,7 @@ CASES = {
     "a pickle with code": (binary(old_pickle), r"(?i)damaged|weights.only"),
     "a pickle with code in an archive": (binary(hidden_pickle), r"(?i)damaged|weights.only"),
     "a view of terabytes": (binary(zip_bomb), "declares shape"),
-    "a list of tensors": (binary(lambda path, t, ran: torch.save(list(t.values()), path)), "does not hold tensors"),
+    "a list of tensors": (binary(lambda path, t, ran: torch.save(list(t.values()), path)), "is not a dictionary of tensors"),
     "values that are no numbers": (tensors(lambda t: t["norm.weight"].fill_(torch.inf)), "NaN or infinite"),
     "a tree that cannot be": (
         content("generation_config.json", b'{"tree_mode": "static", "num_draft_tokens": 1000000}'),

@@ -151,7 +151,7 @@ def test_tokens_seen_are_counted(tmp_path):
 
 def test_a_draft_in_half_precision_is_warned_of(tmp_path, caplog):
     trainer(tmp_path, draft=fresh_draft().to(torch.bfloat16))
-    assert "lost in rounding" in caplog.text
+    assert "lost to rounding" in caplog.text
 
 
 def test_a_frozen_head_stays(tmp_path):
