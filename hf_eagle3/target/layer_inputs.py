@@ -279,7 +279,7 @@ _BUFFER_LOCK = threading.Lock()
 
 @contextmanager
 def _all_true(module: nn.Module, name: str) -> Iterator[None]:
-    # An instance attribute shadows the buffer, which is only reached through nn.Module.__getattr__.
+    # An instance attribute shadows the buffer, which nn.Module looks up only if there is none.
     with _BUFFER_LOCK:
         shadow = vars(module).setdefault(name, _AllTrueBuffer(module, name))
         shadow.threads.append(threading.get_ident())
