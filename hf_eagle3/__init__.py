@@ -1,11 +1,11 @@
 """EAGLE-3 for Transformers: `import hf_eagle3`, then `target.generate(**inputs, assistant_model=draft)`.
 
-Importing this package installs the `generate` hook, once. It needs torch and transformers only.
+Importing this package installs the `generate` hook, once. It requires torch and transformers only.
 """
 
 from typing import Any
 
-from . import compat  # noqa: F401  (first: it refuses versions in which other imports would fail)
+from . import compat  # noqa: F401  (first: raises on versions where the other imports would fail)
 from ._version import __version__
 from .configuration_eagle3 import Eagle3Config
 from .generation.candidate_generator import Eagle3CandidateGenerator
@@ -18,7 +18,7 @@ from .modeling_eagle3 import Eagle3DraftModel, Eagle3DraftOutput
 from .tree_config import TreeConfig
 
 
-# What needs the extra `train` (accelerate, datasets): imported when first asked for.
+# Names that need the extra `train` (accelerate, datasets): imported at first access.
 TRAINING = ("Eagle3Trainer", "Eagle3TrainingArguments", "new_draft")
 
 __all__ = [
@@ -45,15 +45,15 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'hf_eagle3' has no attribute {name!r}")
     from . import training
 
-    return getattr(training, name)
+    return vars(training)[name]
 
 
 def _try_out() -> str | None:
-    """What fails end to end with a transformers that is newer than this package."""
+    """The first end-to-end check that fails, run when transformers is newer than the last tested version."""
     from .compat.contract import first_failure
 
     return first_failure()
 
 
-Eagle3DraftModel.push_to_hub = push_to_hub  # the host's, which would upload weights and configuration only
+Eagle3DraftModel.push_to_hub = push_to_hub  # transformers' own uploads weights and configuration only
 install(_try_out)

@@ -1,7 +1,7 @@
-"""Files of a checkpoint: where they are (a directory, or the Hub through huggingface_hub), and strictly read tensors.
+"""Finds a checkpoint's files (in a directory or on the Hub, through huggingface_hub) and loads its tensors strictly.
 
-Does not know the model class, nor what `config.json` means (`dialects.py`). Native tensor names are the plain
-directory's: `midlayer.` for the first decoder layer, `layers.N.` for further ones.
+Does not know the model class or the meaning of `config.json` (`dialects.py`). Native tensor names are those of the
+plain format: `midlayer.` for the first decoder layer, `layers.N.` for further ones.
 
 Shape letters: H hidden, V target vocabulary, D draft vocabulary.
 """
@@ -33,23 +33,23 @@ SAFETENSORS_NAMES = ("model.safetensors", "model.safetensors.index.json")
 PICKLE_NAMES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER_CONFIG = "adapter_config.json"  # PEFT's
 HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision", "subfolder")
-# Buffers that some trainers store; they hold nothing that is not computed from the configuration.
+# Buffers that some trainers store although they are computed from the configuration.
 DOCUMENTED_SURPLUS = (re.compile(r"(^|\.)rotary_emb\.(inv_freq|cos_cached|sin_cached)$"),)
 
-# What to do about a missing tensor.
-REMEDIES = {"lm_head.weight": "; if it was trained with the target's rows for a head, load it with has_lm_head=False"}
+# Remedies for missing tensors.
+REMEDIES = {"lm_head.weight": "; if it was trained with the target's head, load it with has_lm_head=False"}
 
 
 def load_config(path_or_id: str, **hub_arguments) -> dict:
-    """The parsed `config.json` of a local directory or Hub repository; `_name_or_path` says where it lies."""
+    """The parsed `config.json` of a local directory or Hub repository; `_name_or_path` is its path."""
     file = find_file(path_or_id, CONFIG_NAME, **hub_arguments)
     if file is None:
         if has_file(path_or_id, ADAPTER_CONFIG, **hub_arguments):
             raise OSError(
-                f"`{path_or_id}` holds a LoRA adapter, not a draft; write the draft that it makes of its base with "
+                f"`{path_or_id}` is a LoRA adapter, not a draft; merge it into its base with "
                 f"`hf-eagle3 convert {path_or_id} FOLDER`."
             )
-        raise OSError(f"There is no `{CONFIG_NAME}` in `{path_or_id}`; give a draft's directory or Hub id.")
+        raise OSError(f"There is no `{CONFIG_NAME}` in `{path_or_id}`; pass a draft's directory or Hub id.")
     return _read_json(file) | {"_name_or_path": file}
 
 
@@ -59,18 +59,18 @@ def _read_json(file: str) -> dict:
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{file} holds a {type(content).__name__}, not an object with names and values.")
+        raise ValueError(f"{file} contains a {type(content).__name__}, not a JSON object.")
     return content
 
 
 def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
     """
-    All tensors of a checkpoint under their native names: safetensors or `.bin` (weights only), sharded or not.
+    All tensors of a checkpoint by native name, from safetensors or `.bin` (weights only), sharded or not.
 
     Raises:
         OSError: no weight file.
-        ValueError: a damaged file, one whose bytes are not those that the Hub announced, one that holds no tensors or
-            declares more values than it stores, one tensor under two names, or a NaN or infinite value (named).
+        ValueError: a damaged file, a wrong checksum, a file without tensors or with tensors larger than their storage,
+            one tensor under two names, or NaN or infinite values.
     """
     tensors: dict[str, torch.Tensor] = {}
     for file in weight_files(path_or_id, **hub_arguments):
@@ -86,17 +86,19 @@ def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
         for name, tensor in _checked(part, file).items():
             native = native_name(name)
             if native in tensors:
-                raise ValueError(f"{path_or_id} stores `{native}` twice (once as `{name}`); keep one.")
+                raise ValueError(f"{path_or_id} stores `{native}` twice (once as `{name}`); remove one.")
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                raise ValueError(f"`{name}` of {path_or_id} holds NaN or infinite values; the checkpoint is broken.")
+                raise ValueError(
+                    f"`{name}` of {path_or_id} contains NaN or infinite values; the checkpoint is broken."
+                )
             tensors[native] = tensor
     return {name: t for name, t in tensors.items() if not any(p.search(name) for p in DOCUMENTED_SURPLUS)}
 
 
 def _check_sum(file: str) -> None:
     """
-    Files in huggingface_hub's cache are named by the checksum that the Hub announced (SHA-256, for weights). It
-    compares sizes when it downloads; the bytes are compared here.
+    Verify files in huggingface_hub's cache, whose blobs are named by the Hub's SHA-256. The download itself only
+    compares sizes.
     """
     blob = Path(file).resolve()
     if blob.parent.name != "blobs" or not re.fullmatch("[0-9a-f]{64}", blob.name):
@@ -108,41 +110,42 @@ def _check_sum(file: str) -> None:
     found = digest.hexdigest()
     if found != blob.name:
         raise ValueError(
-            f"{file} is damaged: its checksum is {found[:12]}..., the Hub announced {blob.name[:12]}...; download it "
-            "again with force_download=True."
+            f"{file} is damaged: its checksum is {found[:12]}..., the Hub's is {blob.name[:12]}...; download it again "
+            "with force_download=True."
         )
 
 
 def _checked(part: object, file: str) -> dict[str, torch.Tensor]:
-    """The tensors of one file, before anything is computed with them."""
+    """The tensors of one file, validated before use."""
     if not isinstance(part, dict) or not all(isinstance(t, torch.Tensor) for t in part.values()):
-        raise ValueError(f"{file} does not hold tensors by name; it is no draft's weight file.")
+        raise ValueError(f"{file} is not a dictionary of tensors, so it is not a weight file.")
     for name, tensor in part.items():
-        # A pickled view may claim any shape over a few bytes.
+        # A pickled view can declare any shape over a few bytes.
         if (
             tensor.layout != torch.strided
             or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
         ):
             raise ValueError(
-                f"`{name}` of {file} declares shape {_shape(tensor)} and stores less; the file is broken."
+                f"`{name}` of {file} declares shape {_shape(tensor)} but stores less; the file is broken."
             )
     return part
 
 
 def native_name(name: str) -> str:
-    """`layers.0.` of newer writers is `midlayer.`, which every engine version reads."""
+    """Map `layers.0.` of newer writers to `midlayer.`, which all engine versions read."""
     return re.sub(r"^layers\.0\.", "midlayer.", name)
 
 
 def fields_from_names(tensors: dict[str, torch.Tensor], config) -> dict:
     """
-    Configuration fields that a file's tensors tell more reliably than its `config.json` (one published says 40
-    layers). A head that is not there is the target's where `config`, an `Eagle3Config`, says so, or where it would be
-    the target's whole head (NVIDIA's Kimi drafts); a reduced draft without one has lost it.
+    Configuration fields that the tensors determine more reliably than `config.json` (a published one says 40 layers).
+
+    A missing head means the target's if `config`, an `Eagle3Config`, says so, or if D == V (NVIDIA's Kimi drafts). A
+    draft with a reduced vocabulary and no head is incomplete.
     """
     extra_layers = {int(m.group(1)) for name in tensors if (m := re.match(r"layers\.(\d{1,9})\.", name))}
     if gap := set(range(1, 1 + len(extra_layers))) - extra_layers:
-        raise ValueError(f"The weights have decoder layers {sorted(extra_layers)} and no layer {min(gap)}.")
+        raise ValueError(f"The weights have decoder layers {sorted(extra_layers)} but no layer {min(gap)}.")
     return {
         "num_hidden_layers": 1 + max(extra_layers, default=0),
         "use_qk_norm": "midlayer.self_attn.q_norm.weight" in tensors,
@@ -155,11 +158,10 @@ def fields_from_names(tensors: dict[str, torch.Tensor], config) -> dict:
 
 def check_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], source: str) -> None:
     """
-    Strict comparison by name and shape.
+    Compare names and shapes strictly. (The original code loads with strict=False: renamed keys run as random weights.)
 
     Raises:
-        ValueError: naming every missing, surplus or mis-shaped tensor. The original code loads with strict=False, so
-            that a renamed key runs as a random draft; never here.
+        ValueError: names every missing, unexpected or mis-shaped tensor.
     """
     problems = [
         f"`{name}` is missing (expected shape {_shape(expected[name])}){REMEDIES.get(name, '')}"
@@ -170,7 +172,7 @@ def check_tensors(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         f"`{name}` {_shape(found[name])} is not part of this draft model" for name in found if name not in expected
     ]
     problems += [
-        f"`{name}` has shape {_shape(found[name])}, config.json makes it {_shape(expected[name])}"
+        f"`{name}` has shape {_shape(found[name])}, config.json implies {_shape(expected[name])}"
         for name in expected
         if name in found and found[name].shape != expected[name].shape
     ]
@@ -183,21 +185,21 @@ def _shape(tensor: torch.Tensor) -> tuple[int, ...]:
 
 
 def has_file(path_or_id: str, filename: str, **hub_arguments) -> bool:
-    """Whether a local directory or Hub repository carries `filename`; see [`find_file`]."""
+    """Whether a local directory or Hub repository has `filename`; see [`find_file`]."""
     return find_file(path_or_id, filename, **hub_arguments) is not None
 
 
 class HubUnreachableError(OSError):
-    """The Hub did not answer, and the cache does not tell either: nothing is known of what a repository holds."""
+    """The Hub did not respond and the cache has no answer: the contents of a repository are unknown."""
 
 
 def find_file(path_or_id: str, filename: str, **hub_arguments) -> str | None:
     """
-    Path of `filename` in a local directory or, downloaded, of a Hub repository; `None` if there is none. Offline, what
-    is not in the cache counts as missing.
+    Local path of `filename` in a directory or Hub repository, downloaded if needed; `None` if it does not exist.
+    Offline, files that are not cached count as missing.
 
     Raises:
-        HubUnreachableError: nothing is known of the file.
+        HubUnreachableError: it is unknown whether the file exists.
         OSError: no such repository or revision, or no access to it.
     """
     known = {name: value for name, value in hub_arguments.items() if value is not None}
@@ -207,12 +209,12 @@ def find_file(path_or_id: str, filename: str, **hub_arguments) -> str | None:
         return str(file) if file.is_file() else None
     try:
         return hf_hub_download(source, filename, **known)
-    except LocalEntryNotFoundError as error:  # an EntryNotFoundError that says nothing of what the Hub has
+    except LocalEntryNotFoundError as error:  # subclass of EntryNotFoundError; says nothing about the Hub
         if known.get("local_files_only") or is_offline_mode() or _is_known_to_lack(source, filename, known):
             return None
         raise HubUnreachableError(
-            f"The Hub did not answer when asked for `{filename}` of `{source}` ({_reason(error)}); try again later, "
-            "or read what is cached with local_files_only=True."
+            f"The Hub did not respond to a request for `{filename}` of `{source}` ({_reason(error)}); try again "
+            "later, or use the cache with local_files_only=True."
         ) from error
     except EntryNotFoundError:
         return None
@@ -224,13 +226,13 @@ def find_file(path_or_id: str, filename: str, **hub_arguments) -> str | None:
         raise OSError(f"Access to `{source}` must be requested on its page; then log in (`hf auth login`).") from error
     except RepositoryNotFoundError as error:
         raise OSError(
-            f"`{source}` is no directory, and the Hub has no such repository, or none that you may see; log in for a "
-            "private one (`hf auth login`), or pass `token`."
+            f"`{source}` is not a directory, and the Hub has no such repository, or it is private; log in "
+            "(`hf auth login`) or pass `token`."
         ) from error
 
 
 def _is_known_to_lack(repo_id: str, filename: str, hub_arguments: dict) -> bool:
-    """Whether huggingface_hub's cache remembers that the repository has no such file."""
+    """Whether huggingface_hub's cache has recorded that the repository lacks the file."""
     path = f"{hub_arguments['subfolder']}/{filename}" if "subfolder" in hub_arguments else filename
     place = {name: hub_arguments[name] for name in ("cache_dir", "revision") if name in hub_arguments}
     found = try_to_load_from_cache(repo_id, path, **place)
@@ -238,28 +240,30 @@ def _is_known_to_lack(repo_id: str, filename: str, hub_arguments: dict) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """What lies under an error of huggingface_hub, in one line."""
+    """The cause of a huggingface_hub error, in one line."""
     return " ".join(str(error.__cause__ or error).split())
 
 
 def _shard_names(file: str) -> list[str]:
-    """Shards lie beside their index; a name that leads elsewhere is not followed."""
+    """File names in a shard index. Only plain names are accepted, as a path could point outside the checkpoint."""
     shards = _read_json(file).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
         raise ValueError(f"{file} has no `weight_map` of tensor names to file names.")
     names = sorted(set(shards.values()))
     for name in names:
         if not re.fullmatch(r"[\w-][\w.-]*\.(safetensors|bin)", name):
-            raise ValueError(f"{file} names the weight file {name!r}; only plain names of files beside it are read.")
+            raise ValueError(
+                f"{file} names the weight file {name!r}; only plain file names in the same directory are read."
+            )
     return names
 
 
 def weight_files(path_or_id: str, **hub_arguments) -> list[str]:
     """
-    Paths of all weight files, safetensors before `.bin`. Where the Hub does not answer, those in the cache.
+    Paths of all weight files, safetensors before `.bin`. If the Hub does not respond, those in the cache.
 
     Raises:
-        OSError: there are none, or an index names one that is not there; see also [`find_file`].
+        OSError: there are none, or an index names a missing one; see also [`find_file`].
     """
     try:
         return _weight_files(path_or_id, hub_arguments)
@@ -288,8 +292,8 @@ def _weight_files(path_or_id: str, hub_arguments: dict) -> list[str]:
 
 def share_weights(folder: str | Path, neighbour: str = CONFIG_NAME) -> None:
     """
-    Weight files in `folder` may be read by whoever may read the file `neighbour` beside them: safetensors writes them
-    for their owner alone, whatever the umask.
+    Give weight files in `folder` the permissions of the file `neighbour`: safetensors ignores the umask and makes them
+    readable by their owner only.
     """
     for file in Path(folder).glob("*.safetensors"):
         shutil.copymode(Path(folder, neighbour), file)

@@ -1,7 +1,7 @@
-"""`Eagle3Config`: the shape of a draft model and what it reads of its target.
+"""`Eagle3Config`: the sizes of a draft model and what it reads from its target.
 
-Knows the plain `config.json` that SGLang, vLLM and the original EAGLE code read, and writes nothing else. Reading the
-other dialects is `dialects.py`'s work. Does not know any target model beyond its configuration's numbers.
+Writes the plain `config.json` that SGLang, vLLM and the original EAGLE code read; other dialects are read by
+`dialects.py`. Knows of the target only the numbers in its configuration.
 """
 
 import copy
@@ -15,12 +15,12 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from .compat.models import commit_of, known_activations, known_rope_types
+from .compat.models import commit_of, known_activations, known_rope_types, optional_field
 from .dialects import read_config
 
 
 ARCHITECTURE = "LlamaForCausalLMEagle3"
-# Far beyond any model: what a broken or hostile file may not ask for.
+# Upper bounds far beyond any real model, against broken or hostile files.
 LARGEST = {
     "vocab_size": 2**24,
     "hidden_size": 2**20,
@@ -34,46 +34,44 @@ LARGEST = {
     "max_position_embeddings": 2**31,
 }
 NUM_TAPPED_LAYERS = 3  # low, middle, high: EAGLE-3, section 3.1
-# Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence, so they are written only if
-# set.
+# Flags of later checkpoints (EAGLE-3.1, speculators). Engines test for their presence: written only if set.
 OPTIONAL_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "use_qk_norm", "embed_trained")
-# Stands where transformers alone looks for a weight file's name, and is refused as it is none: files say `llama` for
-# the engines' sake, so that a draft of the whole vocabulary would load as a Llama with random layers.
+# Written to `transformers_weights`, which only transformers reads: the invalid file name stops AutoModel. Files say
+# `llama` for the engines, so a draft of the whole vocabulary would otherwise load as a Llama with random layers.
 NOT_A_MODEL = "none for transformers' own classes: this is an EAGLE-3 draft, load it with hf_eagle3.Eagle3DraftModel"
-# What transformers keeps in every configuration and no reader of a draft needs.
-HOST_BOOKKEEPING = ("_name_or_path", "id2label", "label2id")
+# Fields of every transformers configuration that no reader of a draft needs.
+UNUSED_FIELDS = ("_name_or_path", "id2label", "label2id")
 
 
 def num_decoder_layers(config: PreTrainedConfig) -> int:
-    """Layers that can be tapped. Longcat counts each of its layers twice in `num_hidden_layers`, for its cache."""
-    return getattr(config, "num_layers", None) or config.num_hidden_layers
+    """Number of layers that can be tapped. Longcat counts each layer twice in `num_hidden_layers`, for its cache."""
+    return optional_field(config, "num_layers") or config.num_hidden_layers
 
 
 def default_target_layer_ids(num_target_layers: int) -> list[int]:
     """
-    Layers (zero-based, their outputs) that a checkpoint without ids means: `hidden_states` [2, n//2, n-3].
+    Zero-based layers whose outputs a checkpoint without ids reads: `hidden_states` [2, n//2, n-3].
 
-    Source: the original code's `modeling_llama_kv.py` and both serving engines, which all read these literally.
+    Source: the original code's `modeling_llama_kv.py` and both serving engines, which hard-code them.
     """
     return [1, num_target_layers // 2 - 1, num_target_layers - 4]
 
 
 def spread_target_layer_ids(num_target_layers: int, num_tapped_layers: int = NUM_TAPPED_LAYERS) -> list[int]:
     """
-    Distinct layers to tap for a target of any depth: the usual ones where they are distinct, evenly spread ones
-        otherwise.
+    Distinct layers to tap for a target of any depth: the default ones if they are distinct, else evenly spaced ones.
 
-    The last layer is never chosen: `hidden_states[n]` is taken after the final norm. Targets of fewer than four layers
-    get fewer taps.
+    The last layer is never chosen, because `hidden_states[n]` is taken after the final norm. Targets with fewer than
+    four layers get fewer taps.
     """
     if num_target_layers < 2:
         raise ValueError(
             f"`target_config` has num_hidden_layers={num_target_layers}; a draft model needs a target of at least 2 "
             "layers, since the last layer is never tapped."
         )
-    usual = default_target_layer_ids(num_target_layers)
-    if num_tapped_layers == NUM_TAPPED_LAYERS and 0 <= usual[0] < usual[1] < usual[2]:
-        return usual
+    default = default_target_layer_ids(num_target_layers)
+    if num_tapped_layers == NUM_TAPPED_LAYERS and 0 <= default[0] < default[1] < default[2]:
+        return default
     taps, last = min(num_tapped_layers, num_target_layers - 1), num_target_layers - 2
     return [last] if taps == 1 else [int(i * last / (taps - 1) + 0.5) for i in range(taps)]
 
@@ -85,7 +83,7 @@ class Eagle3Config(PreTrainedConfig):
 
     Args:
         vocab_size: Vocabulary of the target (V).
-        draft_vocab_size: Vocabulary the draft predicts over (D). Equal to `vocab_size` means no mapping.
+        draft_vocab_size: Vocabulary that the draft predicts (D). Equal to `vocab_size` means no mapping.
         hidden_size: Width of the draft (H).
         target_hidden_size: Width of the target. `None` means `hidden_size`.
         num_hidden_layers: Decoder layers of the draft; the first reads 2H, further ones are plain.
@@ -98,19 +96,18 @@ class Eagle3Config(PreTrainedConfig):
         norm_output: The state that is fed back is the normed one (EAGLE-3.1).
         use_qk_norm: RMSNorm on queries and keys (Qwen3-shaped drafts).
         embed_trained: The checkpoint's own `embed_tokens` was trained and is used instead of the target's.
-        has_embed_tokens: The checkpoint carries `embed_tokens.weight`.
-        has_lm_head: The checkpoint carries `lm_head.weight`; otherwise the target's rows serve.
-        sliding_window: How many of the latest positions each one attends to, itself included (what speculators trains
-            by default). `None`: all.
-        target_name_or_path, target_revision: Hub id and commit of the target that the draft was made for, if known.
-        chat_template_kwargs: Further arguments that the target's chat template was given for the training text; the
-            model card names them.
-        rope_parameters: As in transformers. Published drafts trained by the original code used theta 10000 whatever
-            their target has; pass an override to `from_pretrained` if a file says otherwise.
-        max_position_embeddings: A cache hint, not a limit.
+        has_embed_tokens: The checkpoint has `embed_tokens.weight`.
+        has_lm_head: The checkpoint has `lm_head.weight`; otherwise the target's rows are used.
+        sliding_window: Number of latest positions that a query attends to, its own included (speculators trains with
+            one by default). `None`: all.
+        target_name_or_path, target_revision: Hub id and commit of the target the draft was trained for, if known.
+        chat_template_kwargs: Extra arguments of the target's chat template in training; the model card lists them.
+        rope_parameters: As in transformers. Drafts trained with the original code use theta 10000 regardless of their
+            target; pass an override to `from_pretrained` if a file says otherwise.
+        max_position_embeddings: A hint for caches, not a limit.
 
     Raises:
-        ValueError: sizes that cannot be.
+        ValueError: invalid or inconsistent sizes.
 
     Source: EAGLE-3 (arXiv 2503.01840), section 3; field names as in the original repository and vLLM.
     """
@@ -172,14 +169,15 @@ class Eagle3Config(PreTrainedConfig):
 
     def _check_fields_together(self) -> None:
         """
-        What one field alone cannot show. Not a `@strict` validator: those wrap the error in one that is no ValueError.
+        Checks across fields. Not a `@strict` validator, which would wrap the error in one that is no ValueError.
         """
         for name, most in LARGEST.items():
-            if not 0 < getattr(self, name) <= most:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must lie between 1 and {most}.")
+            value = vars(self)[name]
+            if not 0 < value <= most:
+                raise ValueError(f"`{name}` is {value}; it must be between 1 and {most}.")
         if not 0 < self.draft_vocab_size <= self.vocab_size:
             raise ValueError(
-                f"`draft_vocab_size` is {self.draft_vocab_size}; it must lie between 1 and `vocab_size` "
+                f"`draft_vocab_size` is {self.draft_vocab_size}; it must be between 1 and `vocab_size` "
                 f"({self.vocab_size})."
             )
         if self.num_attention_heads % self.num_key_value_heads != 0:
@@ -190,31 +188,31 @@ class Eagle3Config(PreTrainedConfig):
         ids = self.target_layer_ids
         if ids is not None and (len(set(ids)) != len(ids) or min(ids, default=-1) < 0):
             raise ValueError(
-                f"`target_layer_ids` is {ids}; give at least one layer, each once, counted from 0 (layer i's "
+                f"`target_layer_ids` is {ids}; pass at least one layer, without repeats, counted from 0 (layer i's "
                 "output is `hidden_states[i + 1]`)."
             )
         if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"`sliding_window` is {self.sliding_window}; give at least 1, or None for no window.")
+            raise ValueError(f"`sliding_window` is {self.sliding_window}; pass at least 1, or None for no window.")
         self._check_numerics()
         if self.norm_before_fc and self.fc_norm:
-            raise ValueError("`norm_before_fc` and `fc_norm` are both set; a checkpoint carries one of them.")
+            raise ValueError("`norm_before_fc` and `fc_norm` are both set; a checkpoint has at most one of them.")
 
     def _check_numerics(self) -> None:
-        """What would otherwise be a bare KeyError while the model is built, or NaN and no rotation while it runs."""
+        """Values that would otherwise fail with a bare KeyError, or silently give NaN or no rotation."""
         rope = self.rope_parameters
         for name, value, known in (
             ("hidden_act", self.hidden_act, known_activations()),
             ("rope_parameters['rope_type']", rope.get("rope_type", "default"), known_rope_types()),
         ):
             if known and value not in known:
-                raise ValueError(f"`{name}` is {value!r}; transformers knows {', '.join(known)}.")
+                raise ValueError(f"`{name}` is {value!r}; transformers supports {', '.join(known)}.")
         for name, value in (("rope_theta", rope["rope_theta"]), ("rms_norm_eps", self.rms_norm_eps)):
             if not 0 < value < math.inf:
-                raise ValueError(f"`{name}` is {value}; give a positive number, e.g. the target's.")
+                raise ValueError(f"`{name}` is {value}; pass a positive number, e.g. the target's.")
 
     @property
     def fused_features_size(self) -> int:
-        """Width of `target_features`: the tapped layers' outputs side by side."""
+        """Width of `target_features`, the concatenated outputs of the tapped layers."""
         return self.num_tapped_layers * self.target_hidden_size
 
     @property
@@ -225,24 +223,24 @@ class Eagle3Config(PreTrainedConfig):
     @classmethod
     def from_target(cls, target: PreTrainedConfig | PreTrainedModel, **overrides) -> "Eagle3Config":
         """
-        A draft configuration that fits `target`: its sizes, RoPE, special ids, and distinct tapped layers.
+        A draft configuration for `target`, with its sizes, RoPE and special ids, and distinct tapped layers.
 
         Args:
             target: The target model or its configuration.
             overrides: Any field of this class, e.g. `draft_vocab_size=32000` or `intermediate_size=...`.
 
         Returns:
-            A configuration with `target_layer_ids` always written out.
+            A configuration whose `target_layer_ids` are always set.
         """
         config = target.config if isinstance(target, PreTrainedModel) else target
         text = config.get_text_config(decoder=True)
         values = text.to_dict()
         width = text.hidden_size
-        heads = _first_int(values, "num_attention_heads") or max(1, width // 64)  # a recurrent target has none
+        heads = _first_int(values, "num_attention_heads") or max(1, width // 64)  # recurrent targets have no heads
         rope = values.get("rope_parameters") or {}
-        if not isinstance(rope.get("rope_theta", 0), (int, float)):  # nested by layer type: take the full attention's
+        if not isinstance(rope.get("rope_theta", 0), (int, float)):  # nested by layer type: use full attention's
             rope = {}
-        rope = rope.get("full_attention", rope) or {}  # none at all: layers without positions
+        rope = rope.get("full_attention", rope) or {}  # empty for targets without RoPE
         fields = {
             "vocab_size": text.vocab_size,
             "hidden_size": width,
@@ -261,7 +259,7 @@ class Eagle3Config(PreTrainedConfig):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             fields[name] = values.get(name)
         fields["target_name_or_path"], fields["target_revision"] = hub_identity(config)
-        if "partial_rotary_factor" in fields["rope_parameters"]:  # the draft rotates the whole head
+        if "partial_rotary_factor" in fields["rope_parameters"]:  # the draft rotates all dimensions of a head
             fields["rope_parameters"].pop("partial_rotary_factor")
         fields.update(overrides)
         if "target_layer_ids" in overrides:
@@ -274,24 +272,24 @@ class Eagle3Config(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs) -> tuple[dict, dict]:
-        """The host's look-up; files of drafts say `llama` or nothing, which is no mistake."""
+        """As in transformers, but with our `model_type`: draft files say `llama` or nothing, which would warn."""
         raw, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         return raw | {"model_type": cls.model_type}, kwargs
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs) -> "Eagle3Config":
         """
-        A configuration from a parsed `config.json` of any dialect; fields given as `kwargs` stand whatever it says.
+        A configuration from a parsed `config.json` of any dialect; fields passed as `kwargs` override it.
         """
         source = config_dict.get("_name_or_path") or "the dictionary"
         overrides = {name: kwargs.pop(name) for name in own_fields() & kwargs.keys()}
         try:
             return super().from_dict(read_config(config_dict, source, overrides), **kwargs)
         except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(f"{source} is no configuration of a draft: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{source} is not a draft configuration: {' '.join(str(error).split())}") from error
 
     def changed(self, fields: dict) -> "Eagle3Config":
-        """A copy with other values of some fields, checked."""
+        """A validated copy with `fields` replaced."""
         out = copy.deepcopy(self)
         fields = dict(fields)
         if "rope_theta" in fields:
@@ -310,7 +308,7 @@ class Eagle3Config(PreTrainedConfig):
             out.pop(name, None)
         out["architectures"] = [ARCHITECTURE]
         out["model_type"] = "llama"
-        out["use_cache"] = True  # a Trainer switches it off while it trains
+        out["use_cache"] = True  # a Trainer disables it during training
         rope = dict(self.rope_parameters)
         out["rope_parameters"] = rope
         out["rope_theta"] = rope["rope_theta"]  # engines read it at top level
@@ -323,39 +321,39 @@ class Eagle3Config(PreTrainedConfig):
         if self.num_tapped_layers != NUM_TAPPED_LAYERS:
             out["num_aux_hidden_states"] = self.num_tapped_layers
         if self.target_layer_ids is not None:
-            # vLLM reads indices into `hidden_states`, SGLang one less.
+            # vLLM reads indices into `hidden_states` from the top level, SGLang layer indices from `eagle_config`.
             out["eagle_aux_hidden_state_layer_ids"] = [i + 1 for i in self.target_layer_ids]
             out["eagle_config"] = {
                 "eagle_aux_hidden_state_layer_ids": list(self.target_layer_ids),
                 "use_aux_hidden_state": True,
             }
-        out.update({name: True for name in OPTIONAL_FLAGS if getattr(self, name)})
+        out.update({name: True for name in OPTIONAL_FLAGS if vars(self)[name]})
         out["transformers_weights"] = NOT_A_MODEL
         if not self.has_lm_head and self.has_vocabulary_mapping:
-            out["has_lm_head"] = False  # else a reader cannot tell whether it was lost
+            out["has_lm_head"] = False  # so that readers do not take it for a missing tensor
         return out
 
     def to_diff_dict(self) -> dict:
         """
-        Everything a reader may need, not only what differs from our defaults: other readers' defaults are not ours.
+        All fields a reader may need, not only those that differ from our defaults, since other readers have others.
         """
         base = PreTrainedConfig().to_dict()
         return {
             key: value
             for key, value in self.to_dict().items()
-            if value is not None and not (key in base and value == base[key]) and key not in HOST_BOOKKEEPING
+            if value is not None and not (key in base and value == base[key]) and key not in UNUSED_FIELDS
         }
 
 
 @functools.cache
 def own_fields() -> frozenset[str]:
-    """Fields of `Eagle3Config` that may be given where a draft is loaded, and `rope_theta`, a part of one."""
+    """Fields of `Eagle3Config` that `from_pretrained` accepts as overrides, and `rope_theta`, which is part of one."""
     names = {f.name for f in fields(Eagle3Config)} - {f.name for f in fields(PreTrainedConfig)}
     return frozenset(names - {"dtype", "torch_dtype"} | {"rope_theta"})
 
 
 def hub_identity(config: PreTrainedConfig) -> tuple[str | None, str | None]:
-    """(Hub id, commit) that a model's configuration was loaded from; a local path is nobody else's business."""
+    """(Hub id, commit) that a configuration was loaded from; (None, None) for local paths, which stay private."""
     name = config.name_or_path
     if not name or Path(name).exists() or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         return None, None

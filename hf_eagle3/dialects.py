@@ -1,8 +1,8 @@
-"""Checkpoint dialects: what the `config.json` of others means in fields of `Eagle3Config`.
+"""Checkpoint dialects: maps the `config.json` of other projects to fields of `Eagle3Config`.
 
-Read are SafeAILab, SpecForge/SGLang, NVIDIA ModelOpt, speculators, DeepSpec and EAGLE-3.1. A key that changes what a
-draft computes and is not supported is an error; a key of unknown meaning is a warning. Does not know files, tensors or
-the model class.
+Supported are SafeAILab, SpecForge/SGLang, NVIDIA ModelOpt, speculators, DeepSpec and EAGLE-3.1. An unsupported key
+that changes what a draft computes is an error; an unknown key is a warning. Does not know files, tensors or the model
+class.
 """
 
 import functools
@@ -37,7 +37,7 @@ SHARED_FIELDS = (
     "torch_dtype",
     "quantization_config",
 )
-# ModelOpt and SGLang put some of them into `eagle_config`.
+# ModelOpt and SGLang store some of them in `eagle_config`.
 EXTRA_FIELDS = (
     "draft_vocab_size",
     "target_hidden_size",
@@ -52,17 +52,17 @@ EXTRA_FIELDS = (
     "target_revision",
     "chat_template_kwargs",
 )
-OTHER_NAMES = {"embed_requires_grad": "embed_trained", "use_aux_norm": "fc_norm"}  # speculators'; SGLang's older one
+OTHER_NAMES = {"embed_requires_grad": "embed_trained", "use_aux_norm": "fc_norm"}  # speculators; older SGLang
 IDS_KEY = "eagle_aux_hidden_state_layer_ids"
-# Keys that make a draft of another kind, by what it then is.
+# Keys that identify another kind of drafter.
 OTHER_KINDS = {
     "dflash_config": "a block drafter (DFlash, JetSpec)",
-    "ptd_token_id": "a drafter of several positions per pass (P-EAGLE)",
-    "pard_token": "a drafter of several positions per pass (PARD)",
+    "ptd_token_id": "a parallel drafter (P-EAGLE)",
+    "pard_token": "a parallel drafter (PARD)",
     "medusa_num_heads": "a set of Medusa heads",
     "hydra_num_heads": "a set of Hydra heads",
 }
-# Read elsewhere, told by the tensors, or without effect on what a draft computes.
+# Read elsewhere, determined by the tensors, or without effect on what a draft computes.
 OTHER_KNOWN_KEYS = (
     "eagle_config",
     "layer_types",
@@ -102,18 +102,18 @@ def read_config(raw: dict, source: str, overrides: dict | None = None) -> dict:
 
     Args:
         raw: The parsed file.
-        source: Where it came from, for error messages.
-        overrides: Fields that stand whatever the file says; what the file says of them is not looked at.
+        source: Its origin, for error messages.
+        overrides: Fields that replace the file's values, which are then not validated.
 
     Raises:
-        ValueError: not an EAGLE-3 draft, a kind of draft that is not supported, or keys that contradict each other.
+        ValueError: not an EAGLE-3 draft, an unsupported kind of draft, or contradictory keys.
     """
     overrides = dict(overrides or {})
     is_speculators = "speculators_model_type" in raw or "transformer_layer_config" in raw
     layer = raw.get("transformer_layer_config") if is_speculators else raw
     kind = raw.get("speculators_model_type", "eagle3")
     if kind != "eagle3" or layer is None:
-        raise ValueError(f"{source} is a speculators `{kind}` checkpoint; only `eagle3` drafts are read here.")
+        raise ValueError(f"{source} is a speculators `{kind}` checkpoint; only `eagle3` drafts are supported.")
     nested = raw.get("eagle_config") or {}
     extra = nested | {name: value for name, value in raw.items() if value is not None}
     _refuse_other_kinds(extra, overrides, source)
@@ -138,7 +138,7 @@ def read_config(raw: dict, source: str, overrides: dict | None = None) -> dict:
         raise ValueError(f"`vocab_size` is missing from {source}.")
     if fields.get("draft_vocab_size") is None:
         fields["draft_vocab_size"] = _whole_vocabulary(raw, fields["vocab_size"], source)
-    # The original code's file has no `rope_theta` and its trainer always used 10000.
+    # Files of the original code have no `rope_theta`; its trainer always used 10000.
     if theta is None and not (fields.get("rope_parameters") or fields.get("rope_theta")):
         theta = 10000.0
     if theta is not None:
@@ -151,7 +151,7 @@ def read_config(raw: dict, source: str, overrides: dict | None = None) -> dict:
 def _refuse_other_kinds(extra: dict, overrides: dict, source: str) -> None:
     for name, kind in OTHER_KINDS.items():
         if extra.get(name) is not None:
-            raise ValueError(f"{source} has `{name}`, so it is {kind}; only EAGLE-3 drafts are read here.")
+            raise ValueError(f"{source} has `{name}`, so it is {kind}; only EAGLE-3 drafts are supported.")
     if (extra.get("parallel_draft_step") or 1) > 1:
         raise ValueError(
             f"{source}: `parallel_draft_step` is {extra['parallel_draft_step']}; a draft that predicts several "
@@ -160,8 +160,8 @@ def _refuse_other_kinds(extra: dict, overrides: dict, source: str) -> None:
     if extra.get("use_aux_hidden_state") is False and "target_layer_ids" not in overrides:
         raise ValueError(
             f"{source}: `use_aux_hidden_state` is false, so the draft reads the target's last hidden state after the "
-            "final norm and fuses nothing; such drafts are not supported. If the file is wrong, say which layers it "
-            "reads with target_layer_ids=[...]."
+            "final norm and fuses nothing; such drafts are not supported. If the file is wrong, pass the tapped "
+            "layers as target_layer_ids=[...]."
         )
 
 
@@ -172,14 +172,14 @@ def _warn_of_unknown_keys(found: dict, source: str) -> None:
     if unknown:
         names = ", ".join(f"`{name}`" for name in sorted(unknown))
         logger.warning(
-            f"{source} has keys that are not known here and may change what the draft computes: {names}. If few of "
-            "its tokens are accepted, look there."
+            f"{source} has unknown keys that may change what the draft computes: {names}. Check them if few tokens "
+            "are accepted."
         )
 
 
 @functools.cache
 def known_keys() -> frozenset[str]:
-    """Keys of a `config.json` that are read, or known to change nothing."""
+    """Keys of a `config.json` that are read or known to have no effect."""
     configs = (PreTrainedConfig(), LlamaConfig(), Qwen3Config(), GenerationConfig())
     kept = {name for config in configs for name in config.to_dict()}
     return frozenset({*kept, *SHARED_FIELDS, *EXTRA_FIELDS, *OTHER_NAMES, IDS_KEY, *OTHER_KNOWN_KEYS, "_name_or_path"})
@@ -187,19 +187,18 @@ def known_keys() -> frozenset[str]:
 
 def _whole_vocabulary(raw: dict, vocab_size: int, source: str) -> int:
     """
-    `draft_vocab_size` of a file that names none. SGLang's reading of null, and drafts of DeepSpec: all that the target
-    knows.
+    `draft_vocab_size` of a file without one: the target's whole vocabulary, as in SGLang (null) and DeepSpec (absent).
     """
     architectures = raw.get("architectures") or ()
     if "draft_vocab_size" in raw or any("eagle3" in name.lower() for name in architectures):
         return vocab_size
     what = f" (`architectures`: {', '.join(architectures)})" if architectures else ""
     if any("eagle" in name.lower() for name in architectures) or raw.get("model_type") == "eagle":
-        hint = "It says that it is an EAGLE-1 or EAGLE-2 draft, which is not supported."
+        hint = "It declares an EAGLE-1 or EAGLE-2 draft, which is not supported."
     elif raw.get("num_hidden_layers") == 1:
         hint = "With its one layer it may be an EAGLE-1 or EAGLE-2 draft, which is not supported."
     else:
-        hint = "An ordinary model is loaded with AutoModelForCausalLM and is a target."
+        hint = "Load an ordinary model with AutoModelForCausalLM and use it as the target."
     raise ValueError(
         f"`draft_vocab_size` is missing from {source}{what}, so this is not an EAGLE-3 draft model. {hint} If it is "
         f"an EAGLE-3 draft that predicts the whole vocabulary, pass draft_vocab_size={vocab_size}."
@@ -208,8 +207,8 @@ def _whole_vocabulary(raw: dict, vocab_size: int, source: str) -> int:
 
 def _sliding_window(layer: dict, source: str) -> int | None:
     """
-    The window of the draft's attention. A file may state one that no layer uses: `layer_types` decides, or what
-    Qwen3's configuration makes of `use_sliding_window` and `max_window_layers`.
+    The window of the draft's attention. A file may have one that no layer uses: `layer_types` decides, or its default
+    in Qwen3's configuration, from `use_sliding_window` and `max_window_layers`.
     """
     window, count = layer.get("sliding_window"), layer.get("num_hidden_layers", 1)
     first = layer.get("max_window_layers", 28)
@@ -220,14 +219,14 @@ def _sliding_window(layer: dict, source: str) -> int | None:
         return None
     if not all(sliding):
         raise ValueError(
-            f"{source}: `layer_types` {kinds} mixes full and sliding attention in one draft, which is not supported; "
-            "layers of one kind are."
+            f"{source}: `layer_types` {kinds} mixes full and sliding attention, which is not supported; all layers "
+            "must be of one kind."
         )
     return window
 
 
 def _target_layer_ids(raw: dict, nested: dict, source: str) -> list[int] | None:
-    """Tapped layers (zero-based, their outputs); an empty list, as ModelOpt writes it, names none."""
+    """Zero-based tapped layers, or `None`; ModelOpt writes an empty list for none."""
     found = {}
     if raw.get(IDS_KEY):
         found[f"`{IDS_KEY}` {raw[IDS_KEY]} (indices into hidden_states)"] = [i - 1 for i in raw[IDS_KEY]]  # vLLM's
@@ -238,7 +237,7 @@ def _target_layer_ids(raw: dict, nested: dict, source: str) -> list[int] | None:
     ids = next(iter(found.values()), None)
     if any(other != ids for other in found.values()):
         raise ValueError(
-            f"{source}: {' and '.join(found)} do not name the same layers; pass `target_layer_ids=[...]` (zero-based "
-            "layers) to say which are right."
+            f"{source}: {' and '.join(found)} do not name the same layers; pass the right ones as "
+            "`target_layer_ids=[...]` (zero-based)."
         )
     return ids

@@ -1,6 +1,6 @@
-"""An untrained draft for a target: sizes from the target, a draft vocabulary from token counts, initial weights.
+"""An untrained draft for a target: its sizes, its vocabulary, and weights initialised from the target.
 
-Does not know training or data files. Shape letters: V target vocabulary, D draft vocabulary.
+Does not know data sets or training. Shape letters: H hidden, V target vocabulary, D draft vocabulary.
 """
 
 from collections.abc import Iterable
@@ -18,11 +18,11 @@ from .target.parts import unwrap_peft
 from .target.target import Target
 
 
-FC_SCALE = 0.3  # of the random part of `fc` beside the identity on the deepest tap
+FC_SCALE = 0.3  # of the random part of `fc`, relative to the identity on the deepest tapped layer
 
 
 def count_tokens(samples: Iterable[dict], vocab_size: int) -> torch.Tensor:
-    """How often each token is to be predicted in tokenised samples ({"input_ids", "loss_mask"}), (V,) int64."""
+    """How often each token has loss in tokenised samples ({"input_ids", "loss_mask"}), (V,) int64."""
     counts = torch.zeros(vocab_size, dtype=torch.long)
     for sample in samples:
         ids, mask = torch.as_tensor(sample["input_ids"]).long(), torch.as_tensor(sample["loss_mask"]).bool()
@@ -47,10 +47,10 @@ def new_draft(
 
     Args:
         target_model: The target.
-        draft_vocab_size: Tokens the draft can propose (D). `None`: all that the target knows.
-        token_counts: How often each token is to be predicted, (V,), see [`count_tokens`]; needed when D < V.
-        from_target: Start `lm_head` from the target's rows, and `fc` as the identity on the deepest tapped layer
-            beside a smaller random part. `False`: random, as the original code.
+        draft_vocab_size: Tokens the draft can propose (D). `None`: the target's whole vocabulary.
+        token_counts: How often each token has loss, (V,), from [`count_tokens`]; required when D < V.
+        from_target: Initialise `lm_head` from the target's rows, and `fc` as the identity on the deepest tapped layer
+            plus small random weights. `False`: random, as in the original code.
         overrides: Fields of [`Eagle3Config`].
 
     Raises:
@@ -67,7 +67,8 @@ def new_draft(
         raise ValueError(" ".join(str(error).split())) from None
     if config.has_vocabulary_mapping and token_counts is None:
         raise ValueError(
-            f"`draft_vocab_size` {config.draft_vocab_size} of {config.vocab_size} needs `token_counts`, to know which."
+            f"`draft_vocab_size` is {config.draft_vocab_size} of {config.vocab_size}; pass `token_counts` to choose "
+            "which."
         )
     draft = Eagle3DraftModel(config)
     if config.has_vocabulary_mapping:
@@ -76,17 +77,18 @@ def new_draft(
         draft.d2t.copy_(offsets)
         draft.t2d.copy_(mask)
     if from_target:
-        start_from_target(draft, Target(base, config))
+        initialise_from_target(draft, Target(base, config))
     return draft
 
 
 @torch.no_grad()
-def start_from_target(draft: Eagle3DraftModel, target: Target) -> None:
-    """Head and fusion that already say something; only where widths allow it."""
+def initialise_from_target(draft: Eagle3DraftModel, target: Target) -> None:
+    """Head rows and an identity-like `fc` from the target; a no-op where widths differ."""
     config = draft.config
     if config.hidden_size != config.target_hidden_size:
         return
     if draft.lm_head is not None:
         draft.lm_head.weight.copy_(target.head_rows(draft.target_token_ids))
     nn.init.normal_(draft.fc.weight, std=FC_SCALE / config.fused_features_size**0.5)
+    # The taps are concatenated shallow to deep: the last H columns of `fc` read the deepest one.
     draft.fc.weight[:, -config.hidden_size :] += torch.eye(config.hidden_size)

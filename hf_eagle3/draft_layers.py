@@ -1,6 +1,7 @@
-"""Layers of the draft: attention, MLP, the decoder layer, and causal attention over one pass.
+"""Layers of the draft: attention, MLP, decoder layer, and plain causal attention.
 
-Attention is a function handed in (`attend`), so that drafting, training and a plain causal pass share one layer.
+The attention function is an argument (`attend`), so that drafting, training and a causal pass share the same layers.
+Does not know caches, trees or masks other than the causal one.
 
 Shape letters: B batch, L sequence, H hidden.
 """
@@ -15,14 +16,14 @@ from .compat.models import activation
 from .configuration_eagle3 import Eagle3Config
 
 
-# attend(query (B, heads, L, d), key (B, kv heads, L, d), value, layer_index) -> (B, heads, L, d); RoPE is applied.
+# attend(query (B, heads, L, d), key (B, kv heads, L, d), value, layer_index) -> (B, heads, L, d), after RoPE.
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor]
 Rotary = tuple[torch.Tensor, torch.Tensor]  # cos, sin: (B or 1, 1, L, d)
 
 
 def causal_attend(attention_mask: torch.Tensor | None = None, window: int | None = None) -> Attend:
     """
-    Plain causal attention over the pass itself; `attention_mask` (B, L) is 0 at padding, `window` counts positions.
+    Causal attention within one pass, without a cache. `attention_mask` (B, L) is 0 at padding; `window` is in tokens.
     """
 
     def attend(query, key, value, layer_index):
@@ -31,10 +32,10 @@ def causal_attend(attention_mask: torch.Tensor | None = None, window: int | None
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
         allowed = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
         if window is not None:
-            allowed = allowed.triu(1 - window)
+            allowed = allowed.triu(1 - window)  # the window includes the query's own position
         if attention_mask is not None:
             allowed = allowed & attention_mask.bool()[:, None, None, :]
-        # A padded query sees itself, so that no row is empty.
+        # Padding attends to itself: a row without any key would be NaN.
         allowed = allowed | torch.eye(length, dtype=torch.bool, device=query.device)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=allowed, enable_gqa=grouped)
 
@@ -42,26 +43,26 @@ def causal_attend(attention_mask: torch.Tensor | None = None, window: int | None
 
 
 def at_places(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """(B, n, W) of `states` (B, L, W) at `places` (B, n)."""
+    """Entries of `states` (B, L, W) at the indices `places` (B, n), as (B, n, W)."""
     return states.gather(1, places[:, :, None].expand(-1, -1, states.shape[2]))
 
 
 def rotate_half(states: torch.Tensor) -> torch.Tensor:
-    """The second half of the last axis, negated, before the first: the partner of each pair that RoPE turns."""
+    """(-second half, first half) of the last axis: RoPE rotates pairs (i, i + d/2), the Llama layout."""
     first, second = states.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
 
 
 class RMSNorm(nn.RMSNorm):
-    """Runs in its input's precision also where autocast leaves the weight in another, so that it stays one kernel."""
+    """RMSNorm in its input's precision, even if autocast keeps the weight in another, so that it stays one kernel."""
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Normalised states, same shape and precision as `states` (..., H)."""
+        """Normalised states, with the shape and dtype of `states` (..., H)."""
         return F.rms_norm(states, self.normalized_shape, self.weight.to(states.dtype), self.eps)
 
 
 class Eagle3Attention(nn.Module):
-    """Self-attention whose projections read `input_size` columns: 2H in the first layer."""
+    """Self-attention whose q, k, v projections read `input_size` features: 2H in the first layer."""
 
     def __init__(self, config: Eagle3Config, input_size: int, layer_index: int):
         super().__init__()
@@ -80,10 +81,11 @@ class Eagle3Attention(nn.Module):
     def forward(
         self, states: torch.Tensor, rotary: Rotary, attend: Attend, places: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Mixed states (B, L, H) of `states` (B, L, input_size); with `places` (B, n) only of these, (B, n, H)."""
+        """Output (B, L, H) for `states` (B, L, input_size); with `places` (B, n), only at these, (B, n, H)."""
         batch, length, _ = states.shape
-        asking = states if places is None else at_places(states, places)
-        query = self.q_proj(asking).view(batch, asking.shape[1], -1, self.head_dim)
+        # With `places`, keys and values are still made for all L states, for later passes to attend to.
+        query_states = states if places is None else at_places(states, places)
+        query = self.q_proj(query_states).view(batch, query_states.shape[1], -1, self.head_dim)
         key = self.k_proj(states).view(batch, length, -1, self.head_dim)
         value = self.v_proj(states).view(batch, length, -1, self.head_dim).transpose(1, 2)
         if self.q_norm is not None:
@@ -91,15 +93,15 @@ class Eagle3Attention(nn.Module):
         cos, sin = rotary
         query, key = query.transpose(1, 2), key.transpose(1, 2)
         key = key * cos + rotate_half(key) * sin
-        if places is not None:
+        if places is not None:  # queries rotate by the angles at their own positions
             cos, sin = (at_places(angles[:, 0], places)[:, None] for angles in (cos, sin))
         query = query * cos + rotate_half(query) * sin
-        mixed = attend(query, key, value, self.layer_index)
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        output = attend(query, key, value, self.layer_index)
+        return self.o_proj(output.transpose(1, 2).flatten(2))
 
 
 class Eagle3MLP(nn.Module):
-    """The gated MLP of Llama."""
+    """Llama's gated MLP."""
 
     def __init__(self, config: Eagle3Config):
         super().__init__()
@@ -109,12 +111,12 @@ class Eagle3MLP(nn.Module):
         self.act_fn = activation(config.hidden_act)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """(B, L, H) of `states` (B, L, H)."""
+        """(B, L, H) from `states` (B, L, H)."""
         return self.down_proj(self.act_fn(self.gate_proj(states)) * self.up_proj(states))
 
 
 class Eagle3DecoderLayer(nn.Module):
-    """The first layer reads [embedding ; feature] (2H); further layers are plain pre-norm layers."""
+    """A pre-norm decoder layer; the first one reads [embedding ; feature] (2H)."""
 
     def __init__(self, config: Eagle3Config, layer_index: int):
         super().__init__()
@@ -135,10 +137,10 @@ class Eagle3DecoderLayer(nn.Module):
         places: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
-        States after the layer from h (`hidden`) and, in the first layer, embedding rows `embeds`, all (B, L, H); with
-        `places` (B, n) only those of these, (B, n, H).
+        Output states from h (`hidden`) and, in the first layer, the embedding rows `embeds`, all (B, L, H); with
+        `places` (B, n), only the states there, (B, n, H).
         """
-        residual = hidden
+        residual = hidden  # the feature only: the embedding enters through attention
         if self.hidden_norm is None:
             states = self.input_layernorm(hidden)
         else:

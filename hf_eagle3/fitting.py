@@ -1,7 +1,7 @@
-"""A draft beside a target that is not quite the one it was trained for: resized embeddings, another name.
+"""Adapts a draft to a target with resized embeddings, and reports what else differs from its own target.
 
-A vocabulary that was resized after training has the same ids in front. The draft proposes the tokens that both know,
-and the walk takes what the target takes, so the text stays the target's own. Does not know generation or training.
+Resizing embeddings keeps the ids of existing tokens. The fitted draft proposes the tokens that both vocabularies have;
+verification keeps the output the target's own. Does not know generation or training.
 
 Shape letters: V target vocabulary, D draft vocabulary, H hidden.
 """
@@ -22,40 +22,40 @@ logger = logging.get_logger(__name__)
 
 
 class SelectedOutputs(nn.Module):
-    """Some outputs of a head whose rows cannot be taken apart (quantised, or with an adapter)."""
+    """Selected outputs of a head whose weight cannot be indexed (quantised, or with an adapter)."""
 
     def __init__(self, head: nn.Module, places: torch.Tensor):
         super().__init__()
         self.head, self.places = head, places
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """(..., D) of states (..., H)."""
+        """Logits (..., D) of states (..., H)."""
         return self.head(states)[..., self.places]
 
 
 def fit_notes(target: PreTrainedConfig, draft: Eagle3Config, name: str | None = None) -> list[str]:
     """
-    What does not match although the draft can run, one sentence each; `name` is the target's Hub id, if `target` does
-    not tell.
+    Mismatches that do not prevent the draft from running, one message each. `name` is the target's Hub id, if `target`
+    does not have it.
     """
     notes = []
     name, made_for = name or hub_identity(target)[0], draft.target_name_or_path
     if name and made_for and name.lower() != made_for.lower():
         notes.append(
-            f"The draft was made for `{made_for}`, the target is `{name}`. The text is the target's own all the same; "
-            "if few tokens are accepted, this is why."
+            f"The draft was made for `{made_for}`, the target is `{name}`. The output is still the target's own; if "
+            "few tokens are accepted, this is the likely cause."
         )
     size = target.get_text_config(decoder=True).vocab_size
     if size != draft.vocab_size:
         notes.append(
-            f"The draft was made for a target of {draft.vocab_size} tokens, this one has {size}: taken for the same "
-            "with resized embeddings, whose ids in front are the same. If they are not, few tokens are accepted."
+            f"The draft was made for a target of {draft.vocab_size} tokens, this one has {size}: assumed to be the "
+            "same target with resized embeddings and unchanged token ids. If it is not, few tokens will be accepted."
         )
     return notes
 
 
 def fit_to(draft: Eagle3DraftModel, target: PreTrainedModel) -> Eagle3DraftModel:
-    """`draft` for the vocabulary of `target`; says once what does not match."""
+    """`draft` fitted to the vocabulary of `target`; logs each mismatch once."""
     for note in fit_notes(target.config, draft.config):
         logger.warning_once(note)
     return fitted(draft, target.config.get_text_config(decoder=True).vocab_size)
@@ -64,7 +64,7 @@ def fit_to(draft: Eagle3DraftModel, target: PreTrainedModel) -> Eagle3DraftModel
 @torch.no_grad()
 def fitted(draft: Eagle3DraftModel, vocab_size: int) -> Eagle3DraftModel:
     """
-    `draft` itself, or a view that shares its weights, for a target of `vocab_size` tokens (V).
+    `draft`, or a view that shares its weights, for a target of `vocab_size` tokens (V).
 
     Raises:
         ValueError: the target has none of the draft's tokens.
@@ -75,11 +75,12 @@ def fitted(draft: Eagle3DraftModel, vocab_size: int) -> Eagle3DraftModel:
     ids = draft.target_token_ids
     if ids is None:
         ids = torch.arange(config.draft_vocab_size, device=draft.norm.weight.device)
+    # `mapping_from_target_ids` sorts, so the head's outputs are reordered alike.
     ids, places = ids.sort()
     kept = ids < vocab_size
     ids, places = ids[kept], places[kept]
     if not len(ids):
-        raise ValueError(f"The target has {vocab_size} tokens, and none of those that the draft can propose.")
+        raise ValueError(f"The target has {vocab_size} tokens, none of which the draft can propose.")
     view = copy.copy(draft)
     view._modules, view._buffers = dict(draft._modules), dict(draft._buffers)
     changes = {"vocab_size": vocab_size, "draft_vocab_size": len(ids)}
@@ -99,7 +100,7 @@ def fitted(draft: Eagle3DraftModel, vocab_size: int) -> Eagle3DraftModel:
 
 
 def _selected(head: nn.Module, places: torch.Tensor) -> nn.Module:
-    """A head with the outputs `places` (D,) of `head`, no copy where they are its first ones."""
+    """A head with the outputs `places` (D,) of `head`, without a copy if they are the first D."""
     first = torch.equal(places, torch.arange(len(places), device=places.device))
     if first and len(places) == head.out_features:
         return head
@@ -112,7 +113,7 @@ def _selected(head: nn.Module, places: torch.Tensor) -> nn.Module:
 
 
 def _with_rows(embedding: nn.Embedding, count: int) -> nn.Embedding:
-    """The first `count` rows, no copy, or all of them and zeros for the ids that came later."""
+    """The first `count` rows without a copy, or all rows followed by zeros for added ids."""
     rows = embedding.weight[:count]
     if len(rows) < count:
         rows = torch.cat((rows, rows.new_zeros(count - len(rows), rows.shape[1])))

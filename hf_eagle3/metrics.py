@@ -1,6 +1,6 @@
-"""Definitions of what is reported: acceptance length, acceptance rates, speedup, intervals. Pure Python.
+"""Definitions of the reported metrics: acceptance length, acceptance rates, speedup, confidence intervals.
 
-Does not know models or tensors. A *cycle* is one drafting and one verification of one row.
+Pure Python; does not know models or tensors. A *cycle* is one drafting and one verification of one sequence.
 """
 
 import random
@@ -13,21 +13,22 @@ Sample = TypeVar("Sample")
 
 
 def acceptance_length(num_committed_tokens: int, num_cycles: int) -> float:
-    """tau: committed tokens per cycle, the target's own token included, so at least 1. NaN before the first cycle."""
+    """tau: committed tokens per cycle including the target's own token, so at least 1. NaN without cycles."""
     return num_committed_tokens / num_cycles if num_cycles else float("nan")
 
 
 def acceptance_rates(accepted: Iterable[tuple[int, int]], max_depth: int) -> list[float]:
     """
-    n-alpha: probability that the n+1-th draft token is accepted, given that the n before it were.
+    n-alpha: probability that the (n+1)-th draft token is accepted, given that the n before it were. Meaningful on
+    chains.
 
     Args:
-        accepted: Per cycle (accepted draft tokens, draft tokens that could have been accepted). Cycles cut by the end
-            of a row are to be left out by the caller; meaningful on chains.
-        max_depth: How many rates to give.
+        accepted: Per cycle, (accepted draft tokens, draft tokens that could have been accepted). The caller excludes
+            cycles cut short by the end of a sequence.
+        max_depth: Number of rates.
 
     Returns:
-        One rate per n; NaN where no cycle got that far.
+        One rate per n; NaN where no cycle reached n.
     """
     cycles = list(accepted)
     rates = []
@@ -50,11 +51,11 @@ def speedup(plain_seconds: float, seconds: float) -> float:
 
 def paired_speedup(calls: Sequence[Sequence[tuple[float, float]]]) -> float:
     """
-    Speedup over several calls that were each measured several times, plain and sped up side by side.
+    Speedup over several calls, each measured several times with plain `generate` and the method in turns.
 
-    A call's ratio is the median over its repetitions of plain seconds / seconds, so that a slow moment of the machine,
-    which hits both of a pair, cancels. Calls are weighted by their plain time: the result is the time all of them take
-    plainly over the time they take at those ratios.
+    A call's ratio is the median of plain seconds / seconds over its repetitions, so that a slow phase of the machine,
+    which affects both, cancels out. Calls are weighted by their plain time: the result is the total plain time over
+    the total time at those ratios.
 
     Args:
         calls: Per call, per repetition, (plain seconds, seconds).
@@ -75,18 +76,18 @@ def bootstrap_interval(
     seed: int = 0,
 ) -> tuple[float, float] | None:
     """
-    Percentile bootstrap of `statistic` over calls: clusters are drawn with replacement, and within each call its
-    repetitions, so that the interval covers both which prompts were asked and how the machine felt.
+    Percentile bootstrap of `statistic` over calls. Clusters are resampled, and repetitions within each call, so that
+    the interval covers both the choice of prompts and timing noise.
 
     Args:
-        clusters: What is independent (prompts), each with its calls (turns, seeds), each with its repetitions.
+        clusters: Independent units (prompts), each with its calls (turns, seeds), each with its repetitions.
         statistic: A function of calls.
-        level: Probability that the interval is to cover.
-        resamples: Draws.
-        seed: Of the draws; the same seed gives the same interval.
+        level: Coverage probability of the interval.
+        resamples: Number of resamples.
+        seed: Random seed of the resampling.
 
     Returns:
-        (low, high); `None` from one cluster measured once, which says nothing about spread.
+        (low, high); `None` for a single cluster measured once, which has no spread.
     """
     if len(clusters) == 1 and all(len(call) == 1 for call in clusters[0]):
         return None

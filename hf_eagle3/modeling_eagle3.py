@@ -1,7 +1,7 @@
 """`Eagle3DraftModel`: feature fusion, one decoder layer, draft head.
 
-Knows nothing of trees, caches or training: attention is a function handed in (`attend`), so that drafting, training
-and a plain causal pass share one layer. Knows no target: embedding rows and features are arguments.
+Does not know trees, caches or training: the attention function is an argument (`attend`), so that drafting, training
+and a causal pass share the same layers. Does not know the target: embedding rows and features are arguments.
 
 Shape letters: B batch, L sequence, H hidden, V target vocabulary, D draft vocabulary, F width of the tapped features.
 """
@@ -31,9 +31,9 @@ class Eagle3DraftOutput(ModelOutput):
     Output of [`Eagle3DraftModel`].
 
     Args:
-        logits (`torch.FloatTensor` of shape `(B, L, D)`): Scores over the draft vocabulary. Index i predicts x_{i+2}.
-        draft_hidden_states (`torch.FloatTensor` of shape `(B, L, H)`): The draft's own state a, to be fed back in
-            place of features that the target has not computed yet.
+        logits (`torch.FloatTensor` of shape `(B, L, D)`): Logits over the draft vocabulary. Index i predicts x_{i+2}.
+        draft_hidden_states (`torch.FloatTensor` of shape `(B, L, H)`): The draft's own states a, fed back in place of
+            features that the target has not computed yet.
     """
 
     logits: torch.FloatTensor | None = None
@@ -42,21 +42,21 @@ class Eagle3DraftOutput(ModelOutput):
 
 class Eagle3DraftModel(PreTrainedModel):
     """
-    The EAGLE-3 draft model: proposes tokens for a target model, read through three of its hidden states.
+    The EAGLE-3 draft model: proposes tokens for a target model from its tapped hidden states (usually three layers).
 
     Use it as `target.generate(**inputs, assistant_model=draft)`. It has no `generate` of its own.
 
     Args:
-        config: An [`Eagle3Config`]; `Eagle3Config.from_target(target)` makes one that fits.
+        config: An [`Eagle3Config`]; `Eagle3Config.from_target(target)` makes one for a target.
 
-    Source: EAGLE-3 (arXiv 2503.01840), section 3; the residual and the feedback as in the original repository's
-    `cnets.py` (the figure's extra 2H -> H projection does not exist there).
+    Source: EAGLE-3 (arXiv 2503.01840), section 3; residual and feedback as in the original repository's `cnets.py`,
+    which does not have the 2H -> H projection of the paper's figure.
     """
 
     config_class = Eagle3Config
     base_model_prefix = ""
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True  # read by training-time test: every step is computed again
+    supports_gradient_checkpointing = True  # used by training-time test, which recomputes every step
     _supports_sdpa = True
     _no_split_modules = ["Eagle3DecoderLayer"]
 
@@ -70,6 +70,7 @@ class Eagle3DraftModel(PreTrainedModel):
             if config.fc_norm
             else None
         )
+        # Named as in the original checkpoints: `midlayer` is layer 0, so further ones start at "1".
         self.midlayer = Eagle3DecoderLayer(config, 0)
         self.layers = nn.ModuleDict(
             {str(i): Eagle3DecoderLayer(config, i) for i in range(1, config.num_hidden_layers)}
@@ -79,7 +80,7 @@ class Eagle3DraftModel(PreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, size) if config.has_embed_tokens else None
         self.rotary_emb = rotary_embedding(config)
         if config.has_vocabulary_mapping:
-            # Until a vocabulary is chosen: the first D ids.
+            # Default until a vocabulary is chosen: the first D target ids.
             self.register_buffer("d2t", torch.zeros(config.draft_vocab_size, dtype=torch.long))
             self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
         self.gradient_checkpointing = False
@@ -98,12 +99,12 @@ class Eagle3DraftModel(PreTrainedModel):
 
     @property
     def tree_config(self) -> TreeConfig:
-        """What is drafted per cycle: the validated view of `generation_config`."""
+        """The tree drafted per cycle, validated from `generation_config`."""
         return TreeConfig.read_from(self.generation_config)
 
     def with_tree(self, tree_mode: str, **sizes) -> "Eagle3DraftModel":
         """
-        A view of this draft that shares the weights and drafts differently; nothing shared is mutated.
+        A view of this draft with another tree; it shares the weights and does not modify this draft.
 
         Args:
             tree_mode: "auto", "static", "chain" or "host_chain".
@@ -112,24 +113,25 @@ class Eagle3DraftModel(PreTrainedModel):
         Example:
             `fast = draft.with_tree("static", num_draft_tokens=24, tree_depth=6, tree_top_k=6)`
         """
-        view = copy.copy(self)
+        view = copy.copy(self)  # shallow: modules and parameters are the same objects
         view.generation_config = copy.deepcopy(self.generation_config)
         self.tree_config.with_changes(tree_mode, **sizes).write_to(view.generation_config)
         return view
 
     def fuse(self, target_features: torch.Tensor) -> torch.Tensor:
-        """g (B, L, H) from the tapped layers side by side (B, L, F)."""
+        """Fused features g (B, L, H) from the concatenated outputs of the tapped layers (B, L, F)."""
         if self.input_norm is not None:
             target_features = self.input_norm(target_features)
         if self.fc_norm is not None:
+            # One norm per tapped layer, each over that layer's H_target features.
             parts = target_features.split(self.config.target_hidden_size, dim=-1)
             target_features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return self.fc(target_features)
 
     def rotary(self, position_ids: torch.Tensor, dtype: torch.dtype) -> Rotary:
         """cos and sin for positions (B, L), with a heads axis: (B, 1, L, head_dim)."""
-        like = torch.empty(0, dtype=dtype, device=position_ids.device)
-        cos, sin = self.rotary_emb(like, position_ids)
+        reference = torch.empty(0, dtype=dtype, device=position_ids.device)  # only its dtype and device are used
+        cos, sin = self.rotary_emb(reference, position_ids)
         return cos[:, None], sin[:, None]
 
     def decode(
@@ -141,16 +143,18 @@ class Eagle3DraftModel(PreTrainedModel):
         places: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        (fed-back state, normed state for the head), both (B, L, H), from embedding rows and h, both (B, L, H).
+        (states to feed back, normed states for the head), both (B, L, H), from embedding rows and h, both (B, L, H).
 
-        With `places` (B, n) only the states there, (B, n, H): of the others the last layer makes keys and values, and
-        `attend` gets n queries there. `rotary` then has B rows.
+        With `places` (B, n), only the states there, (B, n, H): for the others the last layer computes keys and values
+        only, and `attend` gets n queries. `rotary` must then have batch size B.
         """
+        # Only the last layer may skip queries: the layers before it feed its keys at all L positions.
         *others, last = (self.midlayer, *self.layers.values())
         for layer in others:
             hidden = layer(embeds, hidden, rotary, attend)
         hidden = last(embeds, hidden, rotary, attend, places)
         normed = self.norm(hidden)
+        # The head always reads normed states; what is fed back depends on the checkpoint's training.
         return (normed if self.config.norm_output else hidden), normed
 
     def forward(
@@ -172,28 +176,28 @@ class Eagle3DraftModel(PreTrainedModel):
 
         Args:
             inputs_embeds: The target's embedding rows of x_1..x_L, raw, (B, L, H).
-            target_features: Outputs of the tapped layers at positions 0..L-1, side by side, (B, L, F).
-            draft_hidden_states: Instead of features: the draft's own states, (B, L, H). They skip `fc`.
-            input_ids: Instead of `inputs_embeds`, for drafts that carry `embed_tokens`: x_1..x_L, (B, L).
-            attention_mask: 0 at padding, (B, L). Only for the default attention.
-            position_ids: RoPE positions, (B, L) or (1, L). Default 0..L-1.
-            attend: Attention of the pass; the default is causal. Training-time test passes its own.
-            rotary: cos and sin from `rotary`, to share them over several passes.
+            target_features: Concatenated outputs of the tapped layers at positions 0..L-1, (B, L, F).
+            draft_hidden_states: Alternative to features: the draft's own states, (B, L, H), which skip `fc`.
+            input_ids: Alternative to `inputs_embeds` for drafts with `embed_tokens`: x_1..x_L, (B, L).
+            attention_mask: 0 at padding, (B, L). Used by the default attention only.
+            position_ids: RoPE positions, (B, L) or (1, L). Default: 0..L-1.
+            attend: Attention of the pass. Default: causal.
+            rotary: cos and sin from `rotary`, to share them between passes.
             return_dict: Whether to return an [`Eagle3DraftOutput`].
-            procedure: Instead of one pass: `procedure(self, **procedure_inputs)`, whose result is returned. Training
-                unrolls the draft here, so that whatever wraps a forward (DDP, FSDP, autocast) wraps it all as one.
+            procedure: If given, return `procedure(self, **procedure_inputs)` instead of running a pass. Training
+                unrolls the draft in it, so that wrappers of a forward (DDP, FSDP, autocast) see one forward.
 
         Raises:
-            ValueError: not exactly one of features and hidden states, or of embeddings and ids, or a wrong width.
+            ValueError: not exactly one of features and hidden states, or of embeddings and ids; or a wrong width.
         """
         if procedure is not None:
             return procedure(self, **procedure_inputs)
         if procedure_inputs:
             raise TypeError(f"Unknown arguments {', '.join(map(repr, procedure_inputs))}.")
         if (target_features is None) == (draft_hidden_states is None):
-            raise ValueError("Give exactly one of `target_features` and `draft_hidden_states`.")
+            raise ValueError("Pass exactly one of `target_features` and `draft_hidden_states`.")
         if (inputs_embeds is None) == (input_ids is None):
-            raise ValueError("Give exactly one of `inputs_embeds` (the target's embedding rows) and `input_ids`.")
+            raise ValueError("Pass exactly one of `inputs_embeds` (the target's embedding rows) and `input_ids`.")
         if inputs_embeds is None:
             if self.embed_tokens is None:
                 raise ValueError(
@@ -226,7 +230,7 @@ class Eagle3DraftModel(PreTrainedModel):
         return Eagle3DraftOutput(logits, fed_back) if return_dict else (logits, fed_back)
 
     def generate(self, *args, **kwargs):
-        """Raises: a draft cannot generate by itself."""
+        """Raises TypeError: a draft cannot generate on its own."""
         raise TypeError(
             "An Eagle3DraftModel only proposes tokens. Call `target.generate(..., assistant_model=draft)` with "
             "the model it was trained for."
@@ -235,17 +239,17 @@ class Eagle3DraftModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs) -> "Eagle3DraftModel":
         """
-        Load a draft of any dialect: SafeAILab, SpecForge/SGLang, ModelOpt, speculators, EAGLE-3.1.
+        Load a draft of any dialect: SafeAILab, SpecForge/SGLang, ModelOpt, speculators, DeepSpec, EAGLE-3.1.
 
         Args:
             pretrained_model_name_or_path: Directory or Hub id.
-            config: Instead of the stored configuration.
+            config: Replaces the stored configuration.
             kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...), any
                 [`Eagle3Config`] field as an override (e.g. `rope_theta=10000.0`, `target_layer_ids=[1, 15, 28]`), and
-                what transformers' `from_pretrained` takes (`dtype`, `device_map`, `quantization_config`, ...).
+                arguments of transformers' `from_pretrained` (`dtype`, `device_map`, `quantization_config`, ...).
 
         Raises:
-            ValueError: every missing, surplus, mis-shaped or non-finite tensor is named; nothing is filled in.
+            ValueError: missing, unexpected, mis-shaped or non-finite tensors, all named; none is initialised instead.
             OSError: no configuration or no weights.
         """
         source = str(pretrained_model_name_or_path)
@@ -261,11 +265,12 @@ class Eagle3DraftModel(PreTrainedModel):
         )
         if mapping is not None:
             tensors["d2t"], tensors["t2d"] = mapping
+        # Compared before loading: transformers would initialise missing tensors and only warn.
         with torch.device("meta"):
             expected = cls(config).state_dict()
         checkpoint.check_tensors(tensors, expected, source)
         model = super().from_pretrained(None, *model_args, config=config, state_dict=tensors, **kwargs)
-        model.config.name_or_path = model.name_or_path = source  # PEFT names an adapter's base by the latter
+        model.config.name_or_path = model.name_or_path = source  # PEFT stores the latter as an adapter's base
         model._read_generation_config(source, hub)
         return model
 
@@ -275,10 +280,10 @@ class Eagle3DraftModel(PreTrainedModel):
                 stored = GenerationConfig.from_pretrained(source, **hub)
                 TreeConfig.read_from(stored).write_to(self.generation_config)
         except checkpoint.HubUnreachableError as error:
-            logger.warning(f"The default tree of `{source}` is not known and ours stands in for it. {error}")
+            logger.warning(f"The default tree of `{source}` is unknown; using the package's default. {error}")
 
     def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Write the plain directory that SGLang, vLLM and the original code read, and `generation_config.json`."""
+        """Write the plain format that SGLang, vLLM and the original code read, and `generation_config.json`."""
         super().save_pretrained(save_directory, **kwargs)
         self.generation_config.save_pretrained(save_directory)
         checkpoint.share_weights(save_directory)

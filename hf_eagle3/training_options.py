@@ -1,15 +1,15 @@
-"""`TrainingOptions`: what training of a draft adds to transformers' `TrainingArguments` and the defaults it changes.
+"""`TrainingOptions`: fields that draft training adds to transformers' `TrainingArguments`, and defaults it changes.
 
-Each field's help is its documentation; the command line and the tests read it. Imports no torch, so that `hf-eagle3
-train --help` need not.
+Each field's help is its only documentation; the command line and the tests read it. Does not know how options are
+used, and does not import torch, to keep `hf-eagle3 train --help` fast.
 """
 
 from dataclasses import dataclass, field
 
 
 LOSSES = ("soft_cross_entropy", "kl", "lk_alpha", "lk_lambda")
-# Whole recipes as values of fields. Facts: reading SpecForge (git a6b6b023) and speculators 0.9.0; their recorded
-# losses and gradients are in tests/data/parity.
+# Recipes as field values, from the sources of SpecForge (git a6b6b023) and speculators 0.9.0, whose recorded losses
+# and gradients are in tests/data/parity.
 RECIPES: dict[str, dict] = {
     "paper": {},
     "specforge": {
@@ -40,7 +40,7 @@ RECIPES: dict[str, dict] = {
 
 @dataclass
 class TrainingOptions:
-    """The fields alone; [`Eagle3TrainingArguments`] checks them."""
+    """The fields; [`Eagle3TrainingArguments`] validates them."""
 
     # Defaults that differ from transformers'
     learning_rate: float = field(
@@ -49,18 +49,19 @@ class TrainingOptions:
     adam_beta2: float = field(default=0.95, metadata={"help": "AdamW's beta2. EAGLE-3, section 4: betas (0.9, 0.95)."})
     max_grad_norm: float = field(default=0.5, metadata={"help": "Gradient clipping. EAGLE-3, section 4: 0.5."})
     remove_unused_columns: bool = field(
-        default=False, metadata={"help": "Off: the draft's forward does not name the data's columns."}
+        default=False, metadata={"help": "Must be off: the draft's forward has no arguments for the data's columns."}
     )
 
     # Training-time test
     training_time_test_steps: int = field(
         default=7,
         metadata={
-            "help": "Times the draft is unrolled over its own outputs. Original code: 7; 1 is EAGLE's training."
+            "help": "Number of steps the draft is unrolled over its own outputs. Original code: 7; 1 is EAGLE's "
+            "training."
         },
     )
     step_decay: float = field(
-        default=0.8, metadata={"help": "Step k's loss weighs step_decay^k. Original code and SpecForge: 0.8."}
+        default=0.8, metadata={"help": "Weight of step k's loss: step_decay^k. Original code and SpecForge: 0.8."}
     )
     loss: str = field(
         default="soft_cross_entropy",
@@ -73,24 +74,24 @@ class TrainingOptions:
     loss_mask_shift: int = field(
         default=1,
         metadata={
-            "help": "Target position j counts where loss_mask[j + shift] is set: 1, the token predicted there, is "
-            "right; 0 (speculators) and -1 (SpecForge) reproduce the peers.",
+            "help": "Target position j has loss where loss_mask[j + shift] is set. 1, the mask of the predicted "
+            "token, is correct; 0 (speculators) and -1 (SpecForge) reproduce other implementations.",
             "choices": [-1, 0, 1],
         },
     )
     mask_outside_vocabulary: bool = field(
         default=True,
         metadata={
-            "help": "Leave out positions whose target argmax the draft cannot propose: nothing it says there can be "
-            "accepted at temperature 0. Original code and SpecForge: true; speculators: false."
+            "help": "Exclude positions whose target argmax is outside the draft vocabulary, where no draft token "
+            "can be accepted at temperature 0. Original code and SpecForge: true; speculators: false."
         },
     )
     mean_over: str = field(
         default="loss_mask",
         metadata={
-            "help": "loss_mask: mean over positions whose token is loss-masked, over all processes and accumulated "
-            "batches (those left out by mask_outside_vocabulary count as 0, so losses of different draft "
-            "vocabularies do not compare); all: over every position of the batch, padding too (SpecForge).",
+            "help": "loss_mask: mean over positions selected by the loss mask, over all processes and accumulated "
+            "batches (those excluded by mask_outside_vocabulary count as 0, so losses with different draft "
+            "vocabularies are not comparable); all: over all positions of the batch, including padding (SpecForge).",
             "choices": ["loss_mask", "all"],
         },
     )
@@ -98,51 +99,54 @@ class TrainingOptions:
         default=0.0,
         metadata={
             "help": "Weight of EAGLE's regression of the target's last hidden states (EAGLE and EAGLE-2: 1, with the "
-            "cross-entropy at 0.1). EAGLE-3 dropped it: 0. Needs a draft as wide as the target."
+            "cross-entropy at 0.1). EAGLE-3 dropped it: 0. Requires a draft as wide as the target."
         },
     )
     train_lm_head: bool = field(
         default=True,
-        metadata={"help": "Train the draft's head. speculators keeps the target's rows frozen: false."},
+        metadata={"help": "Train the draft's head. speculators freezes it at the target's rows: false."},
     )
 
     # Cost
     head_chunk_size: int = field(
         default=256,
         metadata={
-            "help": "Positions per application of the two heads, which run again in the backward pass; lower it if "
-            "memory is short. 0 keeps the logits of all positions and steps instead: faster, where they fit."
+            "help": "Positions per pass through the two heads, which are recomputed in the backward pass; lower it "
+            "to save memory. 0 stores the logits of all positions and steps instead: faster, if they fit."
         },
     )
     max_length: int = field(
         default=2048,
-        metadata={"help": "Longer samples are cut, in tokens. Original code: 2048. Also the length of packed rows."},
+        metadata={
+            "help": "Maximum length in tokens; longer samples are truncated. Original code: 2048. Also the length "
+            "of packed sequences."
+        },
     )
     chat_template_kwargs: dict | str | None = field(
         default=None,
         metadata={
-            "help": 'Further arguments of the chat template, as a JSON object, e.g. {"enable_thinking": false}; the '
-            "draft's card names them."
+            "help": 'Extra arguments of the chat template, as a JSON object, e.g. {"enable_thinking": false}; the '
+            "draft's card lists them."
         },
     )
     packing: bool = field(
         default=False,
-        metadata={"help": "Pack several samples into rows of max_length. They do not see each other."},
+        metadata={"help": "Pack several samples into sequences of max_length. They do not attend to each other."},
     )
 
     # Evaluation by speculative generation
     num_generation_prompts: int = field(
         default=8,
         metadata={
-            "help": "At evaluation, generate speculatively for so many samples of the evaluation set and report the "
-            "true acceptance length. 0: off."
+            "help": "At evaluation, number of evaluation samples to generate speculatively for, to report the true "
+            "acceptance length. 0: off."
         },
     )
-    generation_max_new_tokens: int = field(default=64, metadata={"help": "New tokens per prompt of that measurement."})
+    generation_max_new_tokens: int = field(default=64, metadata={"help": "New tokens per prompt in that measurement."})
     generation_tree: str = field(
         default="chain:5",
         metadata={
-            "help": "Draft shape of that measurement: chain:DEPTH, static:NODES,DEPTH,TOP_K, or default for the "
+            "help": "Draft tree of that measurement: chain:DEPTH, static:NODES,DEPTH,TOP_K, or default for the "
             "draft's own."
         },
     )

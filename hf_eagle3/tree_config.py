@@ -1,4 +1,4 @@
-"""`TreeConfig`: what a draft proposes per cycle. Validated once; nothing else knows the defaults."""
+"""`TreeConfig`: the sizes of the draft tree, validated, with their defaults. Does not know how trees are drafted."""
 
 from dataclasses import asdict, dataclass, fields, replace
 
@@ -6,7 +6,7 @@ from transformers import GenerationConfig
 
 
 MODES = ("auto", "static", "chain", "host_chain")
-# Verification needs a mask of num_draft_tokens x num_draft_tokens and a target pass of as many tokens.
+# Bounds the (nodes, nodes) mask and the target pass of a verification.
 MAX_DRAFT_TOKENS = 1024
 
 
@@ -16,19 +16,19 @@ class TreeConfig:
     Sizes of the draft tree.
 
     Args:
-        tree_mode: "auto" (as many levels and nodes in each cycle as pay on this machine, none where none do; the sizes
-            are its limits), "static" (EAGLE-2's tree: the best `num_draft_tokens` nodes), "chain" (one child per
-            level), or "host_chain" (a chain inside transformers' own assisted decoding, with that loop's limits).
-        num_draft_tokens: Nodes verified per cycle, the root not counted. The original code's `total_token` 60 counts
-            the root. For chains it is `tree_depth`.
-        tree_depth: Levels below the root: the most draft tokens one cycle can accept. The original code's `depth` 7
-            drafts 8 levels.
-        tree_top_k: Children drawn per node, and nodes expanded per level.
-        shared_noise: When sampling, rank children by the noise that the coming steps will use, so that the draft
-            predicts the sample and not the mode. Never changes the output.
+        tree_mode: "auto" (in each cycle, the number of levels and nodes that is fastest on this machine, possibly
+            none; the sizes are upper limits), "static" (EAGLE-2's tree: the best `num_draft_tokens` nodes), "chain"
+            (one child per level), or "host_chain" (a chain in transformers' own assisted decoding, with its limits).
+        num_draft_tokens: Nodes verified per cycle, without the root. The original code's `total_token` 60 counts the
+            root. For chains it equals `tree_depth`.
+        tree_depth: Levels below the root: the most draft tokens that one cycle can accept. The original code's
+            `depth` 7 drafts 8 levels.
+        tree_top_k: Children per node, and nodes expanded per level.
+        shared_noise: When sampling, rank children with the noise that the coming steps will use, so that the draft
+            predicts the sample instead of the mode. Never changes the output.
 
     Raises:
-        ValueError: sizes that no tree can have.
+        ValueError: impossible sizes.
 
     Source: EAGLE-2 (arXiv 2406.16858); defaults of the original repository.
     """
@@ -46,13 +46,13 @@ class TreeConfig:
             object.__setattr__(self, "tree_top_k", 1)
             object.__setattr__(self, "num_draft_tokens", self.tree_depth)
         for name in ("num_draft_tokens", "tree_depth", "tree_top_k"):
-            value = getattr(self, name)
+            value = vars(self)[name]
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` is {value!r}; give a whole number of at least 1.")
+                raise ValueError(f"`{name}` is {value!r}; pass an integer of at least 1.")
         if self.num_draft_tokens > MAX_DRAFT_TOKENS or self.tree_depth > MAX_DRAFT_TOKENS:
             raise ValueError(
                 f"`num_draft_tokens` {self.num_draft_tokens} or `tree_depth` {self.tree_depth} exceeds "
-                f"{MAX_DRAFT_TOKENS}; trees that pay have 5 to 100 nodes."
+                f"{MAX_DRAFT_TOKENS}; useful trees have 5 to 100 nodes."
             )
         if self.tree_mode == "auto":  # sizes are limits
             object.__setattr__(self, "num_draft_tokens", min(self.num_draft_tokens, self.pool_size))
@@ -64,17 +64,18 @@ class TreeConfig:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every node has one child at most."""
+        """Whether every node has at most one child."""
         return self.tree_mode in ("chain", "host_chain")
 
     @property
     def pool_size(self) -> int:
-        """Nodes seen while drafting: k children of the root, then k children of k nodes per further level."""
+        """Nodes scored while drafting: k children of the root, then k children of k nodes per further level."""
         return self.tree_top_k + (self.tree_depth - 1) * self.tree_top_k**2
 
     def with_changes(self, tree_mode: str, **sizes) -> "TreeConfig":
         """
-        A copy in another mode; unknown names raise TypeError. Sizes not given are kept within a mode, else defaults.
+        A copy in `tree_mode` with other sizes; unknown names raise TypeError. Sizes not given keep their values if the
+        mode stays the same, else they get the defaults.
         """
         kept = self if tree_mode == self.tree_mode else TreeConfig(shared_noise=self.shared_noise)
         if tree_mode in ("chain", "host_chain"):
@@ -85,7 +86,7 @@ class TreeConfig:
         return replace(kept, tree_mode=tree_mode, **sizes)
 
     def shallower(self, tree_depth: int) -> "TreeConfig":
-        """The same tree cut to fewer levels, with no more nodes than those can hold."""
+        """A copy with at most `tree_depth` levels, and no more nodes than they can have."""
         if tree_depth >= self.tree_depth:
             return self
         pool = self.tree_top_k + (tree_depth - 1) * self.tree_top_k**2
@@ -93,22 +94,22 @@ class TreeConfig:
 
     def limited(self, num_tokens: int) -> "TreeConfig":
         """
-        The same with at most `num_tokens` drafted per cycle, `generate`'s `num_assistant_tokens`.
+        A copy that drafts at most `num_tokens` per cycle, for `generate`'s `num_assistant_tokens`.
 
         Raises:
-            ValueError: it is less than 1.
+            ValueError: `num_tokens` is less than 1.
         """
         if num_tokens < 1:
-            raise ValueError(f"`num_assistant_tokens` is {num_tokens}; a draft proposes at least one token.")
+            raise ValueError(f"`num_assistant_tokens` is {num_tokens}; it must be at least 1.")
         shallow = self.shallower(num_tokens)
         return replace(shallow, num_draft_tokens=min(num_tokens, shallow.num_draft_tokens))
 
     def fitted(self, draft_vocab_size: int) -> "TreeConfig":
         """
-        The same for a draft vocabulary that may be smaller than `tree_top_k`, and no deeper than its nodes can reach.
+        A copy for a draft vocabulary of the given size, no deeper than the number of nodes allows.
 
         Raises:
-            ValueError: it is, and the size was asked for.
+            ValueError: `tree_top_k` exceeds the vocabulary (mode "auto" lowers it instead).
         """
         if self.tree_mode == "auto":
             return replace(self, tree_top_k=min(self.tree_top_k, draft_vocab_size))
@@ -119,12 +120,12 @@ class TreeConfig:
         return self.shallower(self.num_draft_tokens)
 
     def write_to(self, generation_config: GenerationConfig) -> None:
-        """Store the fields in `generation_config`."""
+        """Store the fields in `generation_config`, as extra attributes."""
         for name, value in asdict(self).items():
             setattr(generation_config, name, value)
 
     @classmethod
     def read_from(cls, generation_config: GenerationConfig) -> "TreeConfig":
-        """The fields stored in `generation_config`, defaults for the rest."""
+        """The fields stored in `generation_config`, with defaults for missing ones."""
         stored = generation_config.to_dict()
         return cls(**{f.name: stored[f.name] for f in fields(cls) if stored.get(f.name) is not None})

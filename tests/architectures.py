@@ -13,11 +13,11 @@ from models import VOCAB, WINDOW
 from packaging.version import Version
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers import __version__ as host_version
+from transformers import __version__ as version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-NEWER = Version(host_version) >= Version("5.17")  # than the floor, where some layers have other names
+NEWER = Version(version) >= Version("5.17")  # than the floor, where some layers have other names
 LAYERS = 4
 # What a configuration's fields are set to, where their default is a number. `None` means that a part is unused.
 SIZES = {
@@ -227,7 +227,7 @@ NOT_DECODER_ONLY = {
     "prophetnet": DECODER,
     "trocr": DECODER,
     "whisper": DECODER,
-    "xlm": "an encoder: the host does not build it as a decoder",
+    "xlm": "an encoder: transformers does not build it as a decoder",
 }
 NOT_TINY = {
     "blt": "plain generate fails: its configuration has no `num_hidden_layers`",

@@ -18,7 +18,7 @@ TOLERANCE = {"float32": 5e-5, "float64": 1e-5, "bfloat16": math.inf}  # relative
 REFUSALS = (
     r"`assistant_model` cannot speed up \w+: ",
     r"`output_attentions` with (sliding-window layers|layers that do not attend to every token)",
-    r"so that tapped ones cannot be told",
+    r"so the tapped ones cannot be identified",
     r"`output_attentions` with `cache_implementation` 'static' does not go with a draft",
     r"`cache_implementation` 'static' does not go with a draft on \w+",
     r"`cache_implementation` 'static' does not go with the tree mode 'host_chain'",

@@ -16,7 +16,7 @@ from architectures import NEWER, NOT_DECODER_ONLY, NOT_TINY, architecture_names,
 from models import VOCAB, left_padded, tiny_draft
 from node_criterion import worst_node_error
 from packaging.version import Version
-from transformers import __version__ as host_version
+from transformers import __version__ as version
 
 import hf_eagle3
 from hf_eagle3.cli.inspect import empty_cache
@@ -54,9 +54,9 @@ ALWAYS_TESTED = (
 )
 REFUSED = {
     "cpmant": "sees those behind it",
-    "dory[last_loop]": "first loops see",
+    "dory[last_loop]": "earlier loops read",
     "openai-gpt": "reads no cache",
-    "recurrent_gemma": "starts afresh",
+    "recurrent_gemma": "over several tokens resets",
     "reformer": "no transformers `Cache`",
     "rembert[narrow embedding]": "rows are 16 wide",
     "rwkv": "no transformers `Cache`",
@@ -68,7 +68,7 @@ if not NEWER:
 # The floor's generate gives these a cache that is not theirs as soon as there is a draft.
 PLAIN_CACHE = () if NEWER else ("deepseek_v4",)
 # Before 5.18 a prompt without padding runs without a mask, so that rows of a batch are not what they are alone.
-UNPADDED = (*UNPADDED_ONLY, "doge") if Version(host_version) < Version("5.18") else UNPADDED_ONLY
+UNPADDED = (*UNPADDED_ONLY, "doge") if Version(version) < Version("5.18") else UNPADDED_ONLY
 
 
 def architecture(name: str):
@@ -137,7 +137,7 @@ def test_every_node(name):
 @pytest.mark.parametrize("name", [architecture(name) for name in architecture_names() if name not in REFUSED])
 def test_text_is_identical(name):
     if name in PLAIN_CACHE:
-        with pytest.raises(ValueError, match="a plain cache beside a draft"):
+        with pytest.raises(ValueError, match="a plain cache when a draft"):
             compare_texts(model_or_skip(name), prompts(name))
         return
     found = compare_texts(model_or_skip(name), prompts(name))
@@ -257,17 +257,17 @@ def write_table(path: Path) -> None:
     path.write_text(
         f"""# Architectures
 
-What `generate(assistant_model=draft)` does with every entry of the causal-LM mapping of transformers {host_version}
+What `generate(assistant_model=draft)` does with every entry of the causal-LM mapping of transformers {version}
 ({counted(rows, False)}),
-and with some of their options, in brackets ({counted(rows, True)}).
+and with some of their options, given in square brackets ({counted(rows, True)}).
 Written by `python tests/test_architectures.py --table docs/architectures.md` from tiny random models in float32; the
 same runs are tests.
 
 - *tree*, *chain*: what the target verifies in one pass. *refused*: an error with the reason. *left out*: not tested.
-- *node error*: the largest difference between the logits of a drafted node and those of plain `generate` made to write
-  the path to it, relative to the largest logit; over several cycles of random trees or chains, one row and three of
-  different lengths, longer than windows and chunks.
-- *text*: against plain `generate`, greedy and sampled with the same seed, and how many drafted tokens were accepted.
+- *node error*: the largest difference between the logits of a drafted node and those of plain `generate` forced along
+  the path to it, relative to the largest logit; over several cycles of random trees or chains, for one sequence and
+  for three of different lengths, longer than windows and chunks.
+- *text*: comparison with plain `generate`, greedy and sampled with the same seed, and the number of accepted tokens.
 
 | architecture | mode | reason | node error | text |
 | --- | --- | --- | --- | --- |
@@ -279,7 +279,7 @@ same runs are tests.
 
 def test_the_table_has_every_architecture():
     text = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text()
-    if f"transformers {host_version}" not in text:
+    if f"transformers {version}" not in text:
         pytest.skip("written with another transformers")
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     assert {row[0].removeprefix("| ") for row in rows} == {*architecture_names(), *NOT_DECODER_ONLY, *NOT_TINY}

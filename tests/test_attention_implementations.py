@@ -90,7 +90,7 @@ def test_where_sdpa_cannot_stand_in_flash_attention_verifies_chains(changes, fla
     assert_text(target, draft, mode="chain")
     assert not flash.warned
     mode = decoding_mode(target, DynamicCache(config=target.config))
-    assert "flash_attention_2 takes no tree mask, and sdpa cannot stand in" in mode.reason
+    assert "flash_attention_2 takes no tree mask, and sdpa cannot replace it" in mode.reason
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def biases_by_slot(patch):
 
 
 def windows_by_slot(patch):
-    patch.setattr(attention_inputs, "_open_buffer", lambda module, name: nullcontext())
+    patch.setattr(attention_inputs, "_all_true", lambda module, name: nullcontext())
 
 
 def one_mask_for_all_layers(patch):
@@ -132,7 +132,7 @@ def test_other_threads_keep_a_buffer_that_is_open_here():
         seen.append(block.bias[:, :, 4:8, :8])
 
     closed = block.bias[:, :, 4:8, :8].clone()
-    with attention_inputs._open_buffer(block, "bias"), attention_inputs._open_buffer(block, "bias"):
+    with attention_inputs._all_true(block, "bias"), attention_inputs._all_true(block, "bias"):
         other = threading.Thread(target=look)
         other.start()
         other.join()

@@ -68,7 +68,7 @@ def test_a_whole_repository_in_a_folder(tmp_path, benchmark_file, capsys):
         "| code | static | 0.7 | 1 | 1.84x | 3.46 | 18 | no |",
         "On processor two cores; torch 2.13.0; max new tokens 128.",
         "| draft vocabulary | 896 of 1,024 tokens |",
-        "| default tree | as much as pays, at most 59 nodes, 8 levels, top-k 10 |",
+        "| default tree | adaptive, at most 59 nodes, 8 levels, top-k 10 |",
         """vllm serve org/target --speculative-config '{"method": "eagle3", "model": "user/pair", "num_speculative""",
         "--speculative-num-steps 8 --speculative-eagle-topk 10",
         "--speculative-num-draft-tokens 60",  # SGLang counts the root
@@ -104,7 +104,7 @@ def test_nothing_is_made_up(tmp_path, capsys):
         ({"rows": [ROW, {k: v for k, v in ROW.items() if k != "num_prompts"}]}, "row 1 has no `num_prompts`"),
         ({"rows": [ROW | {"speedup": float("nan")}]}, "`speedup` is nan, not a number"),
         ({"rows": [ROW | {"speedup": "fast"}]}, "`speedup` is 'fast', not a number"),
-        ({"rows": [ROW | {"speedup_interval": [2.0, 3.0]}]}, "does not hold its `speedup`"),
+        ({"rows": [ROW | {"speedup_interval": [2.0, 3.0]}]}, "does not contain its `speedup`"),
         ({"rows": ["fast"]}, "row 0 is 'fast'"),
     ],
     ids=str,
@@ -125,7 +125,7 @@ def test_the_file_must_be_one(tmp_path, capsys):
 def test_a_benchmark_of_the_published_names_counts(benchmark_file):
     path = benchmark_file(settings={"target": "org/target", "draft": "user/pair"})
     assert len(read_benchmark(path, ["user/pair", None], [None, "org/target"]).rows) == 2
-    with pytest.raises(ValueError, match="this target is of unknown name"):
+    with pytest.raises(ValueError, match="this target is unknown"):
         read_benchmark(path, ["user/pair"], [None])
 
 
@@ -147,7 +147,7 @@ def test_a_benchmark_is_matched_by_weights_wherever_it_was_run(tmp_path, benchma
         assert message in capsys.readouterr().err
     again = BENCHMARK["settings"] | prints | {"draft_fingerprint": "0" * 16}  # trained anew at the same path
     assert dry_run(tmp_path / "three", *TARGET, "--benchmark", str(benchmark_file(settings=again))) == 2
-    assert "when it had other weights. Measure it again" in capsys.readouterr().err
+    assert "with other weights. Measure it again" in capsys.readouterr().err
 
 
 def card_of(**changes) -> str:
@@ -162,7 +162,7 @@ def card_of(**changes) -> str:
 def test_an_engine_that_would_mis_serve_gets_no_command():
     text = card_of(norm_before_residual=True)
     sglang = text.split("## SGLang")[1].split("## The original")[0]
-    assert "Do not serve this draft there" in sglang
+    assert "Do not serve this draft here" in sglang
     assert "launch_server" not in text
     assert "vllm serve" in text
     assert "Does not read this file format" in card_of(dialect=SPECULATORS).split("## SGLang")[1]
@@ -238,7 +238,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(capsys, monkeypatch):
         (["user/pair", "--dry-run", "{folder}"], "is not empty"),
         (["a/b/c", "--dry-run", "{folder}/new"], "a/b/c"),
         (["user/pair", "--dry-run", "{folder}/new", "--target", "/nowhere/at/all"], "nowhere"),
-        (["user/pair", "--dry-run", "{folder}/new", "--to", "speculators"], "give --target"),
+        (["user/pair", "--dry-run", "{folder}/new", "--to", "speculators"], "pass --target"),
         (["user/pair"], "ffline mode"),
     ],
     ids=str,

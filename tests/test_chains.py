@@ -17,8 +17,8 @@ FORGETFUL = "jamba"  # its scan starts afresh in a pass over several tokens
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_forgotten_states_are_told_from_rounding(dtype):
-    assert chains._finding(tiny_target("qwen3_next").to(dtype)) == chains.Finding(None, one_by_one=False)
-    assert chains._finding(tiny_model(FORGETFUL).to(dtype)) == chains.Finding(None, one_by_one=True)
+    assert chains._support(tiny_target("qwen3_next").to(dtype)) == chains.MultiTokenSupport(None, one_by_one=False)
+    assert chains._support(tiny_model(FORGETFUL).to(dtype)) == chains.MultiTokenSupport(None, one_by_one=True)
 
 
 def test_a_forgetful_layer_gets_tokens_one_by_one():
@@ -39,7 +39,7 @@ def test_a_forgetful_layer_gets_tokens_one_by_one():
 
 
 def test_tokens_at_once_would_be_wrong(monkeypatch):
-    monkeypatch.setattr(chains, "_finding", lambda model: chains.Finding())
+    monkeypatch.setattr(chains, "_support", lambda model: chains.MultiTokenSupport())
     assert worst_node_error(tiny_model(FORGETFUL), left_padded([12])) > 0.01
 
 

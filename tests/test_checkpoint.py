@@ -232,25 +232,28 @@ BROKEN = {
     "renamed": (lambda t: t.update(fcc=t.pop("fc.weight")), "`fc.weight` is missing"),
     "surplus": (lambda t: t.update(extra=torch.ones(2)), "`extra` .* is not part of this draft"),
     "mis-shaped": (lambda t: t.update({"norm.weight": torch.ones(7)}), "`norm.weight` has shape"),
-    "NaN": (lambda t: t["norm.weight"].fill_(torch.nan), "`norm.weight` .* holds NaN"),
+    "NaN": (lambda t: t["norm.weight"].fill_(torch.nan), "`norm.weight` .* contains NaN"),
     "no d2t": (lambda t: (t.pop("d2t"), t.pop("t2d")), r"`d2t` is missing from \S*draft"),
     "foreign t2d": (lambda t: t["t2d"].logical_not_(), r"`t2d` of \S*draft does not mark"),
     "no lm_head": (lambda t: t.pop("lm_head.weight"), r"`lm_head.weight` is missing .*has_lm_head=False"),
     "d2t out of range": (
         lambda t: t["d2t"].add_(1000),
-        r"`d2t` of \S*draft maps 64 draft ids outside the target's 0..127, first of them 0 to \d",
+        r"`d2t` of \S*draft maps 64 draft ids outside the target's 0..127; the first is 0, mapped to \d",
     ),
-    "d2t below zero": (lambda t: t["d2t"].select(0, 5).fill_(-7), "maps 1 draft ids outside .* first of them 5 to -2"),
+    "d2t below zero": (
+        lambda t: t["d2t"].select(0, 5).fill_(-7),
+        "maps 1 draft ids outside .* the first is 5, mapped to -2",
+    ),
     "d2t twice the same": (
         lambda t: t["d2t"].select(0, 1).fill_(int(t["d2t"][0]) - 1),
         "maps 2 draft ids to the same",
     ),
-    "d2t of ids": (lambda t: t["d2t"].add_(torch.arange(64)), "holds target ids where offsets belong"),
+    "d2t of ids": (lambda t: t["d2t"].add_(torch.arange(64)), "contains target ids instead of offsets"),
     "d2t of ids, no t2d": (
         lambda t: (t["d2t"].add_(torch.arange(64)), t.pop("t2d")),
-        "holds target ids where offsets",
+        "contains target ids instead",
     ),
-    "d2t that was cast": (lambda t: t.update(d2t=t["d2t"] * 1.37), r"`d2t` .*holds fractions \(torch.float32\)"),
+    "d2t that was cast": (lambda t: t.update(d2t=t["d2t"] * 1.37), r"`d2t` .*contains fractions \(torch.float32\)"),
     "twice": (
         lambda t: t.update({"layers.0.mlp.up_proj.weight": torch.ones(2)}),
         "stores `midlayer.mlp.up_proj.weight` twice",
@@ -302,8 +305,8 @@ def test_a_pickle_with_code_is_not_run(folder, tmp_path):
 def test_configurations_that_cannot_be(folder):
     cases = [
         ({"draft_vocab_size": ..., "architectures": ["LlamaForCausalLM"]}, "`draft_vocab_size` is missing"),
-        ({"draft_vocab_size": 1000}, "must lie between 1 and `vocab_size`"),
-        ({"eagle_aux_hidden_state_layer_ids": [2, 2, 5]}, "each once"),
+        ({"draft_vocab_size": 1000}, "must be between 1 and `vocab_size`"),
+        ({"eagle_aux_hidden_state_layer_ids": [2, 2, 5]}, "without repeats"),
         ({IDS: [2, 4, 5], "eagle_config": {IDS: [2, 4, 5]}},
          "do not name the same layers"),
         ({"speculators_model_type": "dflash", "transformer_layer_config": {}}, "speculators `dflash`"),

@@ -97,13 +97,13 @@ NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has
             ["`--target` {pair}/target-eps has `rms_norm_eps` nan", "fix the file"],
         ),
         (["--target", "{pair}/target-cut"], ["`--target` {pair}/target-cut cannot be loaded", "complete files"]),
-        (["--draft", "{pair}/draft-act"], ["{pair}/draft-act: `hidden_act` is 'banana'; transformers knows gelu,"]),
+        (["--draft", "{pair}/draft-act"], ["{pair}/draft-act: `hidden_act` is 'banana'; transformers supports gelu,"]),
         (
             ["--draft", "{pair}/draft-rope"],
-            ["{pair}/draft-rope: `rope_parameters['rope_type']` is 'banana'; transformers knows default, "],
+            ["{pair}/draft-rope: `rope_parameters['rope_type']` is 'banana'; transformers supports default, "],
         ),
-        (["--draft", "{pair}/draft-theta"], ["{pair}/draft-theta: `rope_theta` is inf; give a positive number"]),
-        (["--draft", "{pair}/draft-eps"], ["{pair}/draft-eps: `rms_norm_eps` is nan; give a positive number"]),
+        (["--draft", "{pair}/draft-theta"], ["{pair}/draft-theta: `rope_theta` is inf; pass a positive number"]),
+        (["--draft", "{pair}/draft-eps"], ["{pair}/draft-eps: `rms_norm_eps` is nan; pass a positive number"]),
     ],
     ids=lambda value: " ".join(value) if value[0].startswith("--") else "",
 )

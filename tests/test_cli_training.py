@@ -245,7 +245,7 @@ def test_an_adapter_whose_base_is_gone_says_which(adapter, tmp_path, capsys):
         assert message in error
         assert "--base" in error
     assert main(["convert", str(tmp_path / "adapter"), str(tmp_path / "out"), "--base", str(adapter[0])]) == 0
-    with pytest.raises(OSError, match=r"holds a LoRA adapter, not a draft; .*hf-eagle3 convert"):
+    with pytest.raises(OSError, match=r"is a LoRA adapter, not a draft; .*hf-eagle3 convert"):
         hf_eagle3.Eagle3DraftModel.from_pretrained(adapter[1])
 
 

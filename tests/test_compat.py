@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from models import CACHE
 from packaging.version import Version
-from transformers import __version__ as host_version
+from transformers import __version__ as transformers_version
 
 from hf_eagle3.compat import contract, versions
 from hf_eagle3.compat.calls import CACHE_NAMES
@@ -168,7 +168,7 @@ def test_which_versions_are_proved(version, is_proved):
 
 def test_this_version_is_proved():
     """A release newer than `NEWEST_PROVED` passes all tests but this one: run the nightly ones, then raise it."""
-    assert versions.is_proved() or Version(host_version).is_prerelease
+    assert versions.is_proved() or Version(transformers_version).is_prerelease
 
 
 @pytest.fixture
@@ -201,7 +201,7 @@ def test_a_failure_is_looked_for_again_and_said_once_per_process(unproved, caplo
         mine.refuses()
     assert len(tried) == 2
     assert len(said) == 2
-    assert host_version in said[0]
+    assert transformers_version in said[0]
     assert "pip install 'transformers" in said[0]
 
 
@@ -231,7 +231,7 @@ def test_a_disk_that_cannot_be_written_costs_the_time_only(unproved, tmp_path):
 
 
 def test_older_transformers_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(versions, "host_version", "5.7.0")
+    monkeypatch.setattr(versions, "transformers_version", "5.7.0")
     with pytest.raises(ImportError, match=r"^hf_eagle3 needs transformers>=5.8, found 5.7.0: `pip install -U .*`\.$"):
         versions.refuse_older()
 

@@ -236,9 +236,9 @@ def test_positions_of_the_loss():
     batch = Eagle3DataCollator()(SAMPLES[:2])
     positions = Positions.from_masks(batch["loss_mask"], batch["document_ids"], batch["position_ids"], 1)
     assert positions.index.tolist() == [1, 6, 7, 8]  # x_2 of row 0; x_2, x_3, x_4 of row 1
-    assert positions.rows(0).tolist() == [0, 5, 6, 7]
-    assert positions.has_row(1).tolist() == [False, False, True, True]
-    assert positions.rows(1)[2:].tolist() == [5, 6]
+    assert positions.draft_indices(0).tolist() == [0, 5, 6, 7]
+    assert positions.has_draft_index(1).tolist() == [False, False, True, True]
+    assert positions.draft_indices(1)[2:].tolist() == [5, 6]
 
 
 def test_packed_documents_do_not_reach_into_each_other():

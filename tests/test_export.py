@@ -144,7 +144,7 @@ def test_what_the_target_tells_is_written_out(tmp_path):
     """Layers that the file left open, and the length it serves."""
     draft = Eagle3DraftModel.from_pretrained(embedded.DRAFT, target_layer_ids=None)
     draft.config.target_layer_ids, draft.config.max_position_embeddings = None, 64
-    with pytest.raises(ValueError, match=r"tapped-layers-unknown.*give --target"):
+    with pytest.raises(ValueError, match=r"tapped-layers-unknown.*pass --target"):
         export(draft, tmp_path)
     export(draft, tmp_path, target=ExportTarget.load(str(embedded.TARGET), "org/target"), only=[VLLM, SGLANG])
     config = Eagle3Config.from_pretrained(tmp_path)
@@ -227,12 +227,13 @@ def test_every_rule_of_every_engine(tmp_path, rule):
     assert found_by(Case(Eagle3Config(**SHAPE), PLAIN, FACTS), rule) == {}
     for engine, kind in expected.items():
         with pytest.raises(ValueError, match=rf"`{rule}`\); .*"):
-            engines.check(Case(config, PLAIN, FACTS), [engine])
+            engines.check_export(Case(config, PLAIN, FACTS), [engine])
         others = {f.rule.name for f in findings(Case(config, PLAIN, FACTS))} - {rule}
-        assert rule in {f.rule.name for f in engines.check(Case(config, PLAIN, FACTS), [engine], [rule, *others])}
+        found = engines.check_export(Case(config, PLAIN, FACTS), [engine], [rule, *others])
+        assert rule in {f.rule.name for f in found}
         if kind == "!":  # refused also where no engine was named
             with pytest.raises(ValueError, match=rf"`{rule}`"):
-                engines.check(Case(config, PLAIN, FACTS), allow=others)
+                engines.check_export(Case(config, PLAIN, FACTS), allow=others)
 
 
 def test_the_rules_are_all_tested():
@@ -245,9 +246,9 @@ def test_dialects_differ():
     """Qwen3-shaped drafts and flags are vLLM's by speculators' files, not by plain ones."""
     config = Eagle3Config(**SHAPE, use_qk_norm=True, norm_before_residual=True)
     case = Case(config, SPECULATORS, FACTS)
-    assert engines.check(case, [VLLM]) == []
+    assert engines.check_export(case, [VLLM]) == []
     with pytest.raises(ValueError, match="SGLang does not read the speculators dialect"):
-        engines.check(case, [SGLANG])
+        engines.check_export(case, [SGLANG])
     written = speculators_config(config, FACTS)
     assert written["transformer_layer_config"]["model_type"] == "qwen3"
     assert written["norm_before_residual"] is True
@@ -286,9 +287,9 @@ def test_a_round_trip_that_changes_a_weight_is_seen(tmp_path, mutation):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{pair}/draft", "{out}", "--to", "speculators"], "give --target"),
+        (["{pair}/draft", "{out}", "--to", "speculators"], "pass --target"),
         (["{pair}/draft", "{out}", "--to", "speculators", "--target", "{pair}/target"], "--target-name ID"),
-        (["{pair}/draft", "{out}", "--allow", "everything"], "`--allow everything` is no rule; known are"),
+        (["{pair}/draft", "{out}", "--allow", "everything"], "`--allow everything` is not a rule; known are"),
         (["{pair}/draft", "{out}", "--engine", "original"], "`head-dim`"),
         (["{pair}/draft", "{pair}/target"], "is not empty"),
         (["{pair}/draft", "{pair}/README.md"], "is a file"),

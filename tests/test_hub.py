@@ -206,7 +206,7 @@ def test_custom_generate_of_a_directory(pair, tmp_path, monkeypatch):
 def test_a_name_cannot_become_code(tmp_path, name):
     with pytest.raises(ValueError, match=r"[Rr]epo id"):
         custom_generate.write_custom_generate(tmp_path, name)
-    assert not (tmp_path / custom_generate.FOLDER / "generate.py").exists()
+    assert not (tmp_path / custom_generate.SUBFOLDER / "generate.py").exists()
 
 
 def test_no_code_of_a_repository_is_run(hub, pair, tmp_path):  # noqa: F811
@@ -256,7 +256,7 @@ def test_a_hub_that_does_not_answer_is_not_a_hub_without_a_card(hub, pair, is_ca
         files["README.md"] += b"\nAnd care.\n"
     before = dict(files)
     hub.silent.add("README.md")
-    with pytest.raises(OSError, match=r"does not tell whether `user/draft` has a README.md already.*504"):
+    with pytest.raises(OSError, match=r"whether `user/draft` already has a README.md.*504"):
         pair[1].push_to_hub("user/draft", target=pair[0])
     assert files == before
     hub.silent.clear()
@@ -276,7 +276,7 @@ def test_metadata_that_cannot_be_read_is_not_dropped(hub, pair):  # noqa: F811
     files = pushed_with_a_word_of_mine(hub, pair)
     files["README.md"] = files["README.md"].replace(b"---\n", b"---\nmodel-index: [{results: []}]\n", 1)
     before = dict(files)
-    with pytest.raises(ValueError, match="metadata of the card that is there cannot be read"):
+    with pytest.raises(ValueError, match="metadata of the existing card cannot be parsed"):
         pair[1].push_to_hub("user/draft", target=pair[0])
     assert files == before
 
@@ -301,7 +301,7 @@ def test_a_tree_that_the_hub_keeps_silent_about_is_said(hub, pair, caplog):  # n
     hub.silent = {"generation_config.json"}
     loaded = Eagle3DraftModel.from_pretrained("user/draft")
     assert loaded.tree_config == TreeConfig() != draft.tree_config
-    assert "The default tree of `user/draft` is not known" in caplog.text
+    assert "The default tree of `user/draft` is unknown" in caplog.text
 
 
 def test_a_cached_draft_needs_no_hub(hub, pair, tmp_path, caplog):  # noqa: F811

@@ -23,7 +23,7 @@ def test_draft_vocabulary_offsets():
 
 @pytest.mark.parametrize("ids", [[1, 1], [8], [-1], []])
 def test_impossible_draft_vocabularies(ids):
-    with pytest.raises(ValueError, match=r"distinct ids of 0\.\.7"):
+    with pytest.raises(ValueError, match=r"distinct ids in 0\.\.7"):
         vocabulary.mapping_from_target_ids(torch.tensor(ids, dtype=torch.long), 8)
 
 

@@ -289,7 +289,7 @@ def test_the_recipe_with_arguments_of_the_template(tmp_path, capsys):
     push = ["push", str(folder / "draft"), "user/draft", "--dry-run", str(folder / "out"), *measured]
     assert main([*push, "--target", str(folder / "target"), "--target-name", "org/target"]) == 0
     card = (folder / "out" / "README.md").read_text()
-    assert """| chat template | trained on text written with `{"enable_thinking": false}` |""" in card
+    assert """| chat template | trained with `{"enable_thinking": false}` |""" in card
     assert """chat template kwargs {"enable_thinking": false}""" in card
     written = speculators_config(draft.config, UNKNOWN_TARGET.facts)
     assert "chat_template_kwargs" not in written["transformer_layer_config"]

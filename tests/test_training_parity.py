@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 import hf_eagle3
 from hf_eagle3.training.arguments import RECIPES
-from hf_eagle3.training.objective import ObjectiveConfig, Positions, count_positions, measure
+from hf_eagle3.training.objective import ObjectiveConfig, Positions, compute_objective, count_positions
 from hf_eagle3.training.training_time_test import training_time_test
 
 
@@ -49,9 +49,9 @@ def run(case: str, all_rows: bool = False):
     rows = load_file(PARITY / "speculators_tiny" / "model.safetensors")["embed_tokens.weight"][ids]
     mask = inputs["loss_mask"].view(1, -1).long()
     positions = Positions.from_masks(mask, torch.zeros_like(ids), torch.arange(48)[None], config.loss_mask_shift)
-    later = None if all_rows else positions.later_rows(steps)
-    normed = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps, rows=later)
-    measured = measure(
+    later = None if all_rows else positions.later_indices(steps)
+    normed = training_time_test(draft, rows, inputs["aux_hidden_states"].view(1, 48, -1), steps, later_indices=later)
+    measured = compute_objective(
         config,
         normed,
         inputs["target_logits"].view(1, 48, -1),

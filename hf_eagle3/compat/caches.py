@@ -1,6 +1,7 @@
-"""Cache layers of transformers: their kinds, their fields, and the base of ours.
+"""Cache layers of transformers: their kinds, their fields, and the base class of ours. Does not know trees.
 
-Shape letters: B batch, C cached columns, n new columns, h key/value heads, d head size.
+A column is an index on the cache's sequence axis, padding included. Shape letters: B batch, C cached columns, n new
+columns, A sequences to keep, h key/value heads, d head size.
 """
 
 from typing import Any
@@ -14,15 +15,15 @@ from .versions import is_at_least
 
 CACHE_UTILS = "transformers.cache_utils"
 SLIDING = f"{CACHE_UTILS}.DynamicSlidingWindowLayer"
-CacheLayer = uses(CACHE_UTILS, "CacheLayerMixin", "base of the layers that hold a tree")
+CacheLayer = uses(CACHE_UTILS, "CacheLayerMixin", "base class of layers that hold a tree")
 DynamicLayer = uses(CACHE_UTILS, "DynamicLayer", "keys and values of the prompt")
 SlidingLayer = uses(CACHE_UTILS, "DynamicSlidingWindowLayer", "the same with a sliding window")
-StaticLayer = uses(CACHE_UTILS, "StaticLayer", "static caches handed in and back")
+StaticLayer = uses(CACHE_UTILS, "StaticLayer", "static caches passed in and returned")
 StaticSlidingLayer = uses(CACHE_UTILS, "StaticSlidingWindowLayer", "the same with a sliding window")
 StateLayer = uses(CACHE_UTILS, "LinearAttentionCacheLayerMixin", "states that cannot branch")
-# Layers without keys of their own; before 5.18 there are none.
+# Layers without keys of their own; none before 5.18.
 EmptyLayer = uses(CACHE_UTILS, "DummyLayer", "layers that share another's keys", since="5.18")
-# With the keys of an indexer, which chooses what queries attend to; before 5.13 indexers keep their keys themselves.
+# Also caches the keys of an indexer, which selects what queries attend to; before 5.13 the indexer stores them itself.
 IndexedLayer = uses(CACHE_UTILS, "DynamicIndexedLayer", "keys of an indexer", since="5.13")
 HAS_INDEXED_LAYERS = not is_missing(IndexedLayer) and issubclass(IndexedLayer, DynamicLayer)
 
@@ -53,7 +54,7 @@ def _sliding_layer():
     return SlidingLayer(sliding_window=2)
 
 
-_FIELDS = "what a cache holds"
+_FIELDS = "contents of a cache"
 for _name in ("layers", "offloading"):
     uses("transformers.Cache", _name, _FIELDS, holder=_filled_cache, is_word=True)
 for _name in (*KEYS_AND_VALUES, "device"):
@@ -88,16 +89,16 @@ uses(
     is_word=True,
 )
 uses("transformers.cache_utils.StaticLayer", "is_croppable", _FIELDS, holder=_static_layer, since="5.24")
-uses("transformers.Cache", "reorder_cache", "sequences that ended leave a cache with states")
+uses("transformers.Cache", "reorder_cache", "dropping finished sequences from a cache with states")
 
 
 class OwnLayer(CacheLayer):
     """
-    A cache layer of ours, under the names by which models and mask builders ask it. Subclasses have
+    Adapter from the interface that models and mask builders call to the methods of our cache layers:
 
-    - `write(keys, values)`: (B, h, n, d) of a pass; returns the keys and values to attend to,
-    - `write_indexer(keys)`: the same for an indexer's keys (B, n, d),
-    - `columns_of_pass(num_queries)`: (columns of its mask, the first one's number),
+    - `write(keys, values)`: stores those of a pass, (B, h, n, d), and returns the keys and values to attend to,
+    - `write_indexer(keys)`: the same for an indexer's keys, (B, n, d),
+    - `columns_of_pass(num_queries)`: (number of mask columns, index of the first one),
     - `columns_before()`: columns before the queries of the pass.
     """
 
@@ -108,7 +109,7 @@ class OwnLayer(CacheLayer):
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: storage exists from the start."""
+        """No-op: storage is allocated up front."""
 
     def update(self, key_states, value_states, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """See `write`."""
@@ -127,15 +128,15 @@ class OwnLayer(CacheLayer):
         return self.columns_before()
 
     def get_max_length(self) -> int:
-        """-1: as many as needed."""
+        """-1: unlimited."""
         return -1
 
-    # Before 5.13 models ask by this name.
+    # The name before 5.13.
     get_max_cache_shape = get_max_length
 
 
 def holds_columns(layer: CacheLayer) -> bool:
-    """Whether a layer has keys and values already."""
+    """Whether a layer already holds keys and values."""
     return not isinstance(layer, EmptyLayer) and layer.is_initialized
 
 
@@ -146,51 +147,51 @@ def is_unused(cache: Cache) -> bool:
 
 
 def window_of(layer: CacheLayer) -> int | None:
-    """Tokens that a layer's queries attend to at most, themselves included."""
+    """The sliding window of a layer in tokens, the query's own included; `None` without one."""
     return layer.sliding_window if isinstance(layer, SlidingLayer) else None
 
 
 def has_indexer(layer: CacheLayer) -> bool:
-    """Whether a layer holds keys of an indexer."""
+    """Whether a layer holds indexer keys."""
     return isinstance(layer, IndexedLayer) and layer.is_indexer_initialized
 
 
 def part_names(layer: CacheLayer) -> tuple[str, ...]:
-    """Names of the tensors of a layer, for `part` and `put_part`."""
+    """Names of a layer's tensors, for `part` and `put_part`."""
     return KEYS_AND_VALUES + (INDEXER_KEYS,) * has_indexer(layer)
 
 
 def part(layer: CacheLayer, name: str) -> torch.Tensor:
-    """A tensor of a layer as (B, h, C, d); an indexer's keys have one head."""
+    """A tensor of a layer as (B, h, C, d); indexer keys have h = 1."""
     found = getattr(layer, name)
     return found[:, None] if name == INDEXER_KEYS else found
 
 
 def put_part(layer: CacheLayer, name: str, tensor: torch.Tensor | None) -> None:
-    """Set what `part` reads; `None` frees it."""
+    """Set what `part` reads; `None` frees the memory."""
     setattr(layer, name, tensor[:, 0] if name == INDEXER_KEYS and tensor is not None else tensor)
 
 
 def make_empty(layer: CacheLayer) -> None:
-    """As before the first token."""
+    """Reset a layer to its state before the first token."""
     vars(layer).update(keys=None, values=None, is_initialized=False)
     if has_indexer(layer):
         vars(layer).update(indexer_keys=None, is_indexer_initialized=False)
 
 
 def set_length(layer: CacheLayer, length: int) -> None:
-    """Tell a layer with a window how many tokens it has seen."""
+    """Set how many tokens a sliding layer has seen; no-op for others."""
     if isinstance(layer, SlidingLayer):
         layer.cumulative_length = length
 
 
 def drop_columns(layer: CacheLayer, count: int) -> None:
-    """Forget the last `count` columns of a layer without a window."""
+    """Drop the last `count` columns of a layer without a window."""
     layer.keys, layer.values = layer.keys[..., :-count, :], layer.values[..., :-count, :]
 
 
 def cached_columns(cache: Cache | None, otherwise: int) -> int:
-    """Columns of the first layer that counts them; layers with states do not."""
+    """Columns of the first attention layer with content, or `otherwise`; layers with states have none."""
     for layer in cache.layers if isinstance(cache, Cache) else ():
         if isinstance(layer, (DynamicLayer, StaticLayer)) and layer.is_initialized:
             return int(layer.get_seq_length())
@@ -198,16 +199,16 @@ def cached_columns(cache: Cache | None, otherwise: int) -> int:
 
 
 def can_go_back(cache: Cache) -> bool:
-    """Whether transformers' own loop can drop rejected tokens: states of linear attention are recorded since 5.17."""
+    """Whether transformers' own loop can drop rejected tokens: since 5.17 it can record linear-attention states."""
     return hasattr(cache, "activate_past_recording") or not any(isinstance(part, StateLayer) for part in cache.layers)
 
 
 def select_sequences(cache: Cache, index: torch.Tensor) -> None:
-    """Keep the sequences at `index` (A,)."""
+    """Keep only the sequences at `index` (A,)."""
     cache.reorder_cache(index)
 
 
-# From 5.17 on `generate` marks a cache that the caller passed; before, any cache might be the caller's.
+# Since 5.17 `generate` marks a cache passed by the caller; before, any cache may be the caller's.
 _MARKS_CACHES = is_at_least("5.17")
 
 
@@ -227,7 +228,7 @@ def static_lengths(cache: StaticCache) -> list[int]:
 
 
 def keeps_every_column(cache: StaticCache) -> bool:
-    """Whether no layer of a static cache forgets columns. With a window it may; before 5.24 it does not tell."""
+    """Whether no layer of a static cache overwrites columns. Sliding layers may; before 5.24 they do not say."""
     return all(
         type(layer) is StaticLayer or (type(layer) is StaticSlidingLayer and getattr(layer, "is_croppable", False))
         for layer in cache.layers
@@ -235,7 +236,7 @@ def keeps_every_column(cache: StaticCache) -> bool:
 
 
 def dynamic_copy(cache: StaticCache | None) -> DynamicCache:
-    """The columns that a static cache holds, in a cache that grows and knows no windows."""
+    """A static cache's content as a growing cache without windows."""
     copy, length = DynamicCache(), cached_columns(cache, 0)
     for index, layer in enumerate(cache.layers if length else ()):
         copy.update(layer.keys[:, :, :length].clone(), layer.values[:, :, :length].clone(), index)

@@ -1,7 +1,7 @@
 """What `generate` prepares for a decoding method, and what a model's forward takes and returns.
 
-5.24 named the cache `cache` in arguments, model kwargs and outputs; before, it is `past_key_values`, in Mamba-like
-models `cache_params`.
+5.24 renamed the cache to `cache` in arguments, model kwargs and outputs; before, it is `past_key_values`, or
+`cache_params` in Mamba-like models. Does not know drafts.
 """
 
 import inspect
@@ -19,7 +19,7 @@ uses(MIXIN, "_prefill", "reading the prompt", parameters=("input_ids", "generati
 uses(
     MIXIN,
     "_sample",
-    "calls that run without a draft",
+    "decoding without a draft",
     parameters=("logits_processor", "stopping_criteria", "generation_config", "streamer"),
 )
 uses(
@@ -54,12 +54,12 @@ def _names_of_cache(function) -> list[str]:
     return [name for name in CACHE_NAMES if name in taken]
 
 
-# What `generate` calls the cache that is passed to it, and its output the one that it returns.
+# The cache's name among the arguments of `generate` and the fields of its output.
 CACHE = (_names_of_cache(_prepares_inputs) or ["past_key_values"])[0]
 
 
 def cache_argument(function) -> str | None:
-    """The argument by which a model's `forward` takes its cache; `None`: it takes none."""
+    """The cache argument of a model's `forward`, or `None`."""
     return next(iter(_names_of_cache(function)), None)
 
 
@@ -71,7 +71,7 @@ def _cache_key(model_kwargs: dict) -> str:
 
 
 def cache_of(model_kwargs: dict) -> Cache | None:
-    """The cache among the model kwargs that `generate` prepared, or among a model's outputs."""
+    """The cache in `generate`'s model kwargs or in a model's outputs."""
     return model_kwargs.get(_cache_key(model_kwargs))
 
 
@@ -80,7 +80,7 @@ def put_cache(model_kwargs: dict, cache: Cache) -> None:
     model_kwargs[_cache_key(model_kwargs)] = cache
 
 
-# Arguments that carry the sequence itself, its cache or its bookkeeping.
+# Arguments that carry the sequence itself, its cache or positions.
 BOOKKEEPING = (
     "input_ids",
     "inputs_embeds",
@@ -93,31 +93,31 @@ BOOKKEEPING = (
 
 
 def prefill(model: PreTrainedModel, input_ids: torch.Tensor, config: GenerationConfig, model_kwargs: dict):
-    """The outputs of the prompt's pass."""
+    """Run the prompt and return the model's outputs."""
     return model._prefill(input_ids, config, model_kwargs)
 
 
 def sample(model: PreTrainedModel, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
-    """Plain `generate` from here on; `prepared` holds processors, criteria, configuration and streamer."""
+    """Continue as plain `generate`; `prepared` holds processors, criteria, configuration and streamer."""
     return model._sample(input_ids, **prepared, **model_kwargs)
 
 
 def updated_kwargs(model: PreTrainedModel, outputs, model_kwargs: dict, num_new_tokens: int = 1) -> dict:
-    """The model kwargs for the pass after one that gave `outputs`."""
+    """The model kwargs after a pass that returned `outputs`."""
     return model._update_model_kwargs_for_generation(
         outputs, dict(model_kwargs), is_encoder_decoder=False, num_new_tokens=num_new_tokens
     )
 
 
 def pass_inputs(model: PreTrainedModel, ids: torch.Tensor, num_tokens: int, model_kwargs: dict) -> dict:
-    """Arguments of the model's forward over the last `num_tokens` of `ids`, behind the prompt."""
+    """Arguments of a forward over the last `num_tokens` of `ids`, after prefill."""
     return model.prepare_inputs_for_generation(
         ids, next_sequence_length=num_tokens, is_first_iteration=False, **model_kwargs
     )
 
 
 def pad_token_id(config: GenerationConfig) -> int:
-    """What stands behind a sequence's end: the padding token, else the first EOS token, else 0."""
+    """The token that fills finished sequences: the padding token, else the first EOS token, else 0."""
     if config.pad_token_id is not None:
         return int(config.pad_token_id)
     ends = config.eos_token_id if isinstance(config.eos_token_id, (list, tuple)) else [config.eos_token_id]
@@ -125,12 +125,12 @@ def pad_token_id(config: GenerationConfig) -> int:
 
 
 def makes_dynamic_cache(model: PreTrainedModel) -> bool:
-    """Whether `generate` begins with a `DynamicCache`."""
+    """Whether `generate` creates a `DynamicCache` for the model."""
     return model._supports_default_dynamic_cache()
 
 
 def would_compile(model: PreTrainedModel, cache: Cache, config: GenerationConfig) -> bool:
-    """Whether plain `generate` compiles its steps over this cache."""
+    """Whether plain `generate` would compile its steps with this cache."""
     return model._valid_auto_compile_criteria({CACHE: cache}, config)
 
 
@@ -140,10 +140,10 @@ def compiled_call(model: PreTrainedModel, config: GenerationConfig) -> Any:
 
 
 def compile_on_every_device(config: CompileConfig) -> None:
-    """Plain `generate` compiles its steps on accelerators only, unless it is made to."""
+    """Make plain `generate` compile its steps on CPUs too, which it skips by default."""
     config._compile_all_devices = True
 
 
 def optimised_for_decoding(model: PreTrainedModel) -> AbstractContextManager:
-    """Inside, experts run as plain `generate` runs them in single steps; before 5.10 there is no difference."""
+    """Inside the block, experts run as in plain `generate`'s single steps; a no-op before 5.10."""
     return getattr(model, "_optimize_model_for_decode", nullcontext)()

@@ -1,7 +1,7 @@
-"""The contract with transformers as a command: every point of contact, then drafting end to end on tiny models.
+"""Checks the contract with transformers: every point of contact, then drafting end to end on tiny models.
 
-`python -m hf_eagle3.compat` prints a table of both; its exit status says whether all holds. `guard.py` runs the
-end-to-end part on a version that is newer than the last proved one. Everything is compared with plain `generate`.
+`python -m hf_eagle3.compat` prints a table of both and exits with 1 if anything fails. `guard.py` runs the end-to-end
+checks on a version newer than the last proved one. The reference is always plain `generate`.
 """
 
 import argparse
@@ -27,10 +27,10 @@ from ..configuration_eagle3 import Eagle3Config
 from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
 
-# All of them, so that the table is complete.
+# Imported for their points, so that the table is complete.
 from . import caches, calls, hooks, models, outputs, processors, training  # noqa: F401
 from .points import GENERATE, POINTS
-from .versions import host_version, is_proved
+from .versions import is_proved, transformers_version
 
 
 VOCAB, COMMON, NEW_TOKENS = 20, 6, 8
@@ -68,15 +68,15 @@ CHANGES = {
 }
 TREE = {"tree_mode": "static", "num_draft_tokens": 20, "tree_depth": 3, "tree_top_k": 4}
 CHAIN = {"tree_mode": "chain", "tree_depth": 2}
-GREEDY = {"do_sample": False}
-# Hot, so that the step's noise decides, which the draft knows: its chains are accepted.
-SAMPLING = {"do_sample": True, "temperature": 8.0, "top_k": 12, "top_p": 0.95}
-EVERYTHING = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
+GREEDY_OPTIONS = {"do_sample": False}
+# A high temperature lets the noise decide, which the draft shares: its chains are accepted.
+SAMPLING_OPTIONS = {"do_sample": True, "temperature": 8.0, "top_k": 12, "top_p": 0.95}
+ALL_OUTPUTS = {"return_dict_in_generate": True, "output_scores": True, "output_hidden_states": True}
 TOLERANCE = 1e-3  # relative, float32
 
 
 class Broken(Exception):
-    """What does not hold, in a few words."""
+    """A check failed; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Row:
 @cache
 def pair(model_type: str) -> tuple[PreTrainedModel, Eagle3DraftModel]:
     """
-    A tiny random target that writes few tokens, and a draft that knows just these: often enough it is right. Weights
-    are large: with the usual ones the next token depends on the current one alone, and a wrong mask goes unnoticed.
+    A tiny random target that prefers a few tokens, and a draft that predicts only these, so that many are accepted.
+    Weights are large: with the default ones, logits depend on the current token alone and a wrong mask goes unnoticed.
     """
     generator = torch.Generator().manual_seed(0)
     config = AutoConfig.for_model(model_type, **SIZES, **CHANGES.get(model_type, {}))
@@ -111,8 +111,8 @@ def pair(model_type: str) -> tuple[PreTrainedModel, Eagle3DraftModel]:
     return target, draft
 
 
-def prompts(*lengths: int) -> dict[str, torch.Tensor]:
-    """Random prompts, padded on the left."""
+def padded_prompts(*lengths: int) -> dict[str, torch.Tensor]:
+    """Random prompts with left padding."""
     width = max(lengths)
     ids = torch.randint(3, VOCAB, (len(lengths), width), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(width) >= width - torch.tensor(lengths)[:, None]).long()
@@ -121,10 +121,10 @@ def prompts(*lengths: int) -> dict[str, torch.Tensor]:
 
 def same(target: PreTrainedModel, draft: Eagle3DraftModel, inputs: dict, mode: str = "tree", **options) -> None:
     """
-    Compare a call with a draft with plain `generate`: all that is returned, and the random numbers after it.
+    Compare a call with a draft to plain `generate`: all outputs, and the random state after the call.
 
     Raises:
-        Broken: what differs, or the draft was not used.
+        Broken: something differs, or the draft was not used.
     """
     options = {"max_new_tokens": NEW_TOKENS, "eos_token_id": None, "pad_token_id": 0} | options
 
@@ -138,7 +138,7 @@ def same(target: PreTrainedModel, draft: Eagle3DraftModel, inputs: dict, mode: s
     if mode and (stats.mode != mode or not stats.num_draft_tokens):
         raise Broken(f"nothing was drafted ({stats.reason or stats.mode or 'no stats'})")
     if not torch.equal(state, own_state) and mode:
-        raise Broken("the random numbers after the call differ")
+        raise Broken("the random state after the call differs")
     if isinstance(plain, torch.Tensor):
         _same_tensors("text", [plain], [ours])
         return
@@ -166,8 +166,8 @@ def _same_tensors(what: str, plain: list[torch.Tensor], ours: list[torch.Tensor]
             raise Broken(f"{what}: differs from plain `generate`'s")
 
 
-class _Seventh(StoppingCriteria):
-    """A criterion of a user's own: ends a sequence at certain tokens."""
+class _CustomCriterion(StoppingCriteria):
+    """A user-defined criterion that ends a sequence at certain tokens."""
 
     def __call__(self, input_ids, scores, **kwargs):
         return input_ids[:, -1] % 7 == 3
@@ -175,62 +175,70 @@ class _Seventh(StoppingCriteria):
 
 def _tree():
     target, draft = pair("llama")
-    same(target, draft.with_tree(**TREE), prompts(9, 4, 7), **GREEDY, **EVERYTHING)
+    same(target, draft.with_tree(**TREE), padded_prompts(9, 4, 7), **GREEDY_OPTIONS, **ALL_OUTPUTS)
 
 
 def _sampling():
     target, draft = pair("llama")
-    same(target, draft.with_tree(**TREE), prompts(9, 4), **SAMPLING)
+    same(target, draft.with_tree(**TREE), padded_prompts(9, 4), **SAMPLING_OPTIONS)
 
 
 def _auto():
     target, draft = pair("llama")
-    same(target, draft.with_tree("auto"), prompts(9), mode="", **GREEDY)
+    same(target, draft.with_tree("auto"), padded_prompts(9), mode="", **GREEDY_OPTIONS)
 
 
 def _chain():
     target, draft = pair("llama")
-    same(target, draft.with_tree(**CHAIN), prompts(9), mode="chain", **SAMPLING)
+    same(target, draft.with_tree(**CHAIN), padded_prompts(9), mode="chain", **SAMPLING_OPTIONS)
 
 
 def _options():
     target, draft = pair("llama")
     draft = draft.with_tree(**TREE)
-    same(target, draft, prompts(9, 5), eos_token_id=[5, 7], repetition_penalty=1.3, no_repeat_ngram_size=3, **GREEDY)
-    criteria = StoppingCriteriaList([_Seventh()])
-    same(target, draft, prompts(9, 5), eos_token_id=[5], stopping_criteria=criteria, mode="", **GREEDY)
+    same(
+        target,
+        draft,
+        padded_prompts(9, 5),
+        eos_token_id=[5, 7],
+        repetition_penalty=1.3,
+        no_repeat_ngram_size=3,
+        **GREEDY_OPTIONS,
+    )
+    criteria = StoppingCriteriaList([_CustomCriterion()])
+    same(target, draft, padded_prompts(9, 5), eos_token_id=[5], stopping_criteria=criteria, mode="", **GREEDY_OPTIONS)
 
 
 def _windows():
     target, draft = pair("gemma3_text")
-    same(target, draft.with_tree(**TREE), prompts(9, 4), **GREEDY)
+    same(target, draft.with_tree(**TREE), padded_prompts(9, 4), **GREEDY_OPTIONS)
 
 
 def _turns():
     target, draft = pair("llama")
     draft, texts = draft.with_tree(**TREE), []
     for assistant in ({}, {"assistant_model": draft}):
-        memory, ids = DynamicCache(config=target.config), prompts(7)["input_ids"]
+        memory, ids = DynamicCache(config=target.config), padded_prompts(7)["input_ids"]
         for _ in range(2):
             options = {"max_new_tokens": 6, "eos_token_id": None, "pad_token_id": 0, calls.CACHE: memory}
-            ids = target.generate(ids, **options, **GREEDY, **assistant)
+            ids = target.generate(ids, **options, **GREEDY_OPTIONS, **assistant)
         texts.append(ids)
     _same_tensors("second turn", texts[:1], texts[1:])
 
 
 def _static():
     target, draft = pair("llama")
-    same(target, draft.with_tree(**TREE), prompts(9, 4), cache_implementation="static", **GREEDY)
+    same(target, draft.with_tree(**TREE), padded_prompts(9, 4), cache_implementation="static", **GREEDY_OPTIONS)
 
 
 def _hybrid():
     target, draft = pair("qwen3_next")
-    same(target, draft.with_tree(**CHAIN), prompts(9), mode="chain", **SAMPLING)
+    same(target, draft.with_tree(**CHAIN), padded_prompts(9), mode="chain", **SAMPLING_OPTIONS)
 
 
 def _host_chain():
     target, draft = pair("llama")
-    same(target, draft.with_tree("host_chain", tree_depth=3), prompts(9), mode="", **GREEDY)
+    same(target, draft.with_tree("host_chain", tree_depth=3), padded_prompts(9), mode="", **GREEDY_OPTIONS)
 
 
 CHECKS: dict[str, Callable[[], None]] = {
@@ -249,7 +257,7 @@ CHECKS: dict[str, Callable[[], None]] = {
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Leaves the user's random numbers, default device, dtype and log alone."""
+    """Restore the user's random state, default device and dtype, and log level after the block."""
     dtype, verbosity = torch.get_default_dtype(), logging.get_verbosity()
     logging.set_verbosity_error()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -262,19 +270,19 @@ def _undisturbed() -> Iterator[None]:
 
 
 def fault_of(check: Callable[[], None]) -> str | None:
-    """What does not hold, or `None`."""
+    """The failure of a check, or `None`."""
     try:
         with _undisturbed():
             check()
     except Broken as broken:
         return str(broken)
-    except Exception as error:  # whatever a changed transformers raises is what is being looked for
+    except Exception as error:  # a changed transformers may raise anything
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return None
 
 
 def first_failure() -> str | None:
-    """The first end-to-end check that fails, and how; `None`: all hold."""
+    """The first end-to-end check that fails, with its failure; `None` if all pass."""
     for name, check in CHECKS.items():
         fault = fault_of(check)
         if fault is not None:
@@ -282,8 +290,8 @@ def first_failure() -> str | None:
     return None
 
 
-def table() -> list[Row]:
-    """All points and all checks."""
+def contract_table() -> list[Row]:
+    """One row per point and per check."""
     out = []
     for point in POINTS:
         fault = point.fault()
@@ -296,21 +304,23 @@ def table() -> list[Row]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0 if all holds."""
+    """The command line. Returns the exit status: 0 if everything holds."""
     parser = argparse.ArgumentParser(
         prog="python -m hf_eagle3.compat",
-        description="checks every point of contact with transformers, and drafting end to end on tiny models",
+        description="check every point of contact with transformers, and drafting end to end on tiny models",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of a table")
-    parser.add_argument("--failing", action="store_true", help="print what fails only")
+    parser.add_argument("--failing", action="store_true", help="print failures only")
     given = parser.parse_args(arguments)
-    rows = table()
+    rows = contract_table()
     failing = [row for row in rows if not row.holds]
     state = "proved" if is_proved() else "newer than the last proved version"
     if given.json:
-        print(json.dumps({"transformers": host_version, "state": state, "rows": [asdict(row) for row in rows]}))
+        print(
+            json.dumps({"transformers": transformers_version, "state": state, "rows": [asdict(row) for row in rows]})
+        )
     else:
         for row in failing if given.failing else rows:
             print(f"{'ok  ' if row.holds else 'FAIL'}  {row.point:58s}  {row.found}  [{row.expected}]")
-        print(f"transformers {host_version} ({state}): {len(rows) - len(failing)} of {len(rows)} points hold")
+        print(f"transformers {transformers_version} ({state}): {len(rows) - len(failing)} of {len(rows)} points hold")
     return 1 if failing else 0

@@ -1,8 +1,8 @@
-"""Whether drafts may be used with this transformers at all.
+"""Whether drafts may be used with the installed transformers at all.
 
-On a proved version: yes, unless a point of contact is missing (a fork). On a newer one the end-to-end part of the
-contract runs at the first call of a process, in under a second, and a success is remembered on disk. Where something
-fails, `generate` runs without the draft: the same text, not faster.
+On a proved version: yes, unless a point of contact is missing (a fork). On a newer one, the end-to-end checks of the
+contract run at the first call of a process, in under a second, and a success is stored on disk. If a check fails,
+`generate` runs without the draft: same text, no speedup. Does not know what the checks are.
 """
 
 import json
@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from .._version import __version__
 from .points import GENERATE, PROCESSORS, first_fault
-from .versions import NEWEST_PROVED, OLDEST, host_version, is_proved
+from .versions import NEWEST_PROVED, OLDEST, is_proved, transformers_version
 
 
 logger = logging.get_logger(__name__)
@@ -28,8 +28,8 @@ STRICT = "HF_EAGLE3_STRICT"  # 1: raise instead of running without the draft
 class Guard:
     """
     Args:
-        try_out: Runs the contract end to end; returns what fails, or `None`.
-        memory: File that remembers which versions passed.
+        try_out: Runs the end-to-end checks; returns the failure, or `None`.
+        memory: File that stores which versions passed.
     """
 
     def __init__(self, try_out: Callable[[], str | None], memory: Path | None = None):
@@ -40,10 +40,10 @@ class Guard:
 
     def refuses(self) -> str | None:
         """
-        Why drafts cannot be used here, said once per process; `None`: they can.
+        Why drafts cannot be used, logged once per process; `None` if they can.
 
         Raises:
-            RuntimeError: they cannot, and the environment variable `HF_EAGLE3_STRICT` is 1.
+            RuntimeError: they cannot be used and the environment variable `HF_EAGLE3_STRICT` is 1.
         """
         if not self._is_decided:
             self._decide()
@@ -53,26 +53,27 @@ class Guard:
             raise RuntimeError(f"{self._fault} ({STRICT}=1)")
         if not self._has_warned:
             self._has_warned = True
-            logger.warning(f"{self._fault} `generate` runs without the draft: the same text, not faster.")
+            logger.warning(f"{self._fault} `generate` runs without the draft: same text, no speedup.")
         return self._fault
 
     def _decide(self) -> None:
         with self._lock:
-            if self._is_decided or self._is_trying:  # trying out calls `generate` with a draft itself
+            if self._is_decided or self._is_trying:  # the checks call `generate` with a draft themselves
                 return
             self._is_trying = True
             try:
-                fault = self._found()
+                fault = self._find_fault()
             finally:
                 self._is_trying = False
             if fault is not None:
                 self._fault = (
-                    f"hf_eagle3 {__version__} cannot use a draft with transformers {host_version}: {fault}. Take a "
-                    f"newer hf_eagle3 or an older version: `pip install 'transformers>={OLDEST},<={NEWEST_PROVED}'`."
+                    f"hf_eagle3 {__version__} cannot use a draft with transformers {transformers_version}: {fault}. "
+                    "Install a newer hf_eagle3 or an older transformers: `pip install "
+                    f"'transformers>={OLDEST},<={NEWEST_PROVED}'`."
                 )
             self._is_decided = True
 
-    def _found(self) -> str | None:
+    def _find_fault(self) -> str | None:
         found = first_fault((GENERATE,))
         if found is not None:
             point, fault = found
@@ -81,35 +82,36 @@ class Guard:
             slower = first_fault((PROCESSORS,))
             if slower is not None:
                 logger.warning(
-                    f"transformers {host_version} is newer than hf_eagle3 {__version__} knows: {slower[0].path} is "
-                    f"{slower[1]}, so that calls with it are drafted more slowly. A newer hf_eagle3 may know it."
+                    f"transformers {transformers_version} is newer than hf_eagle3 {__version__} was tested with: "
+                    f"{slower[0].path} is {slower[1]}, so calls that use it are slower. A newer hf_eagle3 may "
+                    "support it."
                 )
-            if self._pair not in self._remembered():
+            if self._versions not in self._passed_versions():
                 fault = self._try_out()
                 if fault is not None:
                     return fault
-                self._remember()
+                self._store()
         return None
 
     @property
-    def _pair(self) -> str:
-        return f"transformers {host_version}, hf_eagle3 {__version__}, torch {torch.__version__}"
+    def _versions(self) -> str:
+        return f"transformers {transformers_version}, hf_eagle3 {__version__}, torch {torch.__version__}"
 
-    def _remembered(self) -> list[str]:
+    def _passed_versions(self) -> list[str]:
         try:
             found = json.loads(self._memory.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, not readable, or damaged
+        except (OSError, ValueError):  # missing, unreadable or damaged
             return []
         return found if isinstance(found, list) else []
 
-    def _remember(self) -> None:
-        """Only what passed and will not change: a development version may, and a failure is looked for again."""
-        if "dev" in host_version:
+    def _store(self) -> None:
+        """Store a success. Not of development versions, which may change; failures are checked again."""
+        if "dev" in transformers_version:
             return
         try:
             self._memory.parent.mkdir(parents=True, exist_ok=True)
             part = self._memory.with_suffix(f".{os.getpid()}")
-            part.write_text(json.dumps([*self._remembered(), self._pair], indent=1), encoding="utf-8")
+            part.write_text(json.dumps([*self._passed_versions(), self._versions], indent=1), encoding="utf-8")
             part.replace(self._memory)
-        except OSError:  # a disk that cannot be written costs the time again, nothing else
+        except OSError:  # not writable: the checks run again next time
             pass

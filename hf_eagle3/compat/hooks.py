@@ -1,8 +1,8 @@
-"""How a draft given to `generate` as `assistant_model` reaches this package.
+"""How a draft passed to `generate` as `assistant_model` reaches this package.
 
-Wraps methods of transformers' `GenerationMixin`, once per process. The outermost is the public `generate`: on a
-transformers that is not known, a draft goes no further. Inside, the validation of the generation mode, the decoding
-method for assistants, and the choice of a candidate generator.
+Wraps methods of transformers' `GenerationMixin`, once per process. The outermost is the public `generate`, where a
+draft is dropped if this transformers cannot be used. Inside it: validation of the generation mode, the decoding method
+for assistants, and the choice of a candidate generator. Does not know what the handler does with a draft.
 """
 
 import functools
@@ -17,11 +17,11 @@ from .calls import MIXIN
 from .points import uses
 
 
-WRAPPED = "_hf_eagle3_wrapped"
+WRAPPED_MARK = "_hf_eagle3_wrapped"
 uses(
     MIXIN,
     "_validate_generation_mode",
-    "refusing what does not go together",
+    "refusing incompatible options",
     parameters=("generation_mode", "generation_config", "generation_mode_kwargs"),
 )
 uses(
@@ -44,49 +44,49 @@ uses(
     parameters=("input_ids", "generation_config", "logits_processor", "assistant_model"),
 )
 _OWN: dict[str, Callable] = {}  # transformers' own methods, by name
-# Prepared by `generate` for assisted decoding, and of no use to ours.
+# Prepared by `generate` for its own assisted decoding; not used by ours.
 _FOR_ASSISTANTS = ("synced_gpus", "inputs_tensor", "assistant_tokenizer", "tokenizer")
 
 
 class Handler(Protocol):
-    """What is done with a draft."""
+    """Decisions about a draft; implemented by `generation/hook.py`."""
 
     def accepted(self, target: PreTrainedModel, assistant: Any, given: dict) -> Any:
         """
-        Our draft for what was given to `generate` as `assistant_model`, perhaps its name, beside the other arguments
-        `given`; `None` for any other assistant. Raises ValueError for a draft that was loaded as something else.
+        Our draft if `assistant` (a model or its name) is one, given the other arguments of `generate`; `None` for any
+        other assistant. Raises ValueError for a draft that was loaded as another class.
         """
 
     def draft_of(self, assistant: Any) -> Any:
-        """Our draft in an `assistant_model`; `None` for any other assistant, or none."""
+        """`assistant` if it is our draft, else `None`."""
 
     def plain(self, target: PreTrainedModel, generate, given: dict) -> Any:
-        """The result without a draft where drafts cannot be used; `None` where they can."""
+        """The result of plain `generate` if drafts cannot be used; `None` if they can."""
 
     def validate(self, target: PreTrainedModel, draft: Any, mode: Any, config: GenerationConfig, given: dict) -> None:
-        """Raises ValueError for what cannot be honoured."""
+        """Raises ValueError for options that cannot be honoured."""
 
     def fitted(self, target: PreTrainedModel, draft: Any) -> Any:
-        """The draft with the target's vocabulary, which transformers' own loop compares."""
+        """The draft with the target's vocabulary size, which transformers' own loop compares."""
 
     def decodes(self, draft: Any) -> bool:
-        """Whether our own loop decodes, not transformers'."""
+        """Whether our loop decodes, not transformers'."""
 
     def validate_cache(self, target: PreTrainedModel, input_ids: torch.Tensor, model_kwargs: dict) -> None:
         """Raises ValueError for a target or cache that transformers' own loop cannot draft for."""
 
     def decode(self, target: PreTrainedModel, draft: Any, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
-        """The result of the decoding method."""
+        """Decode with our loop; what the decoding method returns."""
 
     def candidates(self, target: PreTrainedModel, draft: Any, **prepared) -> Any:
         """The candidate generator for transformers' own loop."""
 
 
 def install(handler: Handler) -> None:
-    """Wrap; a second call does nothing."""
-    if WRAPPED in vars(GenerationMixin):
+    """Wrap the methods; a second call does nothing."""
+    if WRAPPED_MARK in vars(GenerationMixin):
         return
-    setattr(GenerationMixin, WRAPPED, True)
+    setattr(GenerationMixin, WRAPPED_MARK, True)
     _wrap_generate(handler)
     _wrap("_validate_generation_mode", functools.partial(_validation, handler))
     _wrap("_assisted_decoding", functools.partial(_decoding, handler))
@@ -94,7 +94,7 @@ def install(handler: Handler) -> None:
 
 
 def remove() -> None:
-    """Unwrap what lies behind `generate`."""
+    """Unwrap the methods inside `generate`."""
     for name in _OWN:
         setattr(GenerationMixin, name, _OWN[name])
     _OWN.clear()
@@ -102,7 +102,7 @@ def remove() -> None:
 
 def _wrap(name: str, wrapper) -> None:
     own = vars(GenerationMixin).get(name)
-    if own is not None:  # else it is a missing point, and no draft gets as far
+    if own is not None:  # else the guard reports a missing point, and no draft reaches it
         _OWN[name] = own
         setattr(GenerationMixin, name, functools.wraps(own)(wrapper(own)))
 
@@ -135,7 +135,7 @@ def _validation(handler: Handler, own):
         if handler.decodes(draft):
             return None
         given = generation_mode_kwargs | {"assistant_model": handler.fitted(self, draft)}
-        return own(self, generation_mode, generation_config, given)  # its own loop, whose refusals count then
+        return own(self, generation_mode, generation_config, given)  # transformers' loop decodes, so its checks apply
 
     return _validate_generation_mode
 

@@ -1,4 +1,4 @@
-"""What models say about themselves, attention functions and rotary embeddings."""
+"""Attributes of models and configurations, attention functions, rotary embeddings. Does not know drafts or trees."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ LlamaRotaryEmbedding = uses(
 )
 ACT2FN = uses("transformers.activations", "ACT2FN", "the draft's activation function")
 ROPE_INIT_FUNCTIONS = uses(
-    "transformers.modeling_rope_utils", "ROPE_INIT_FUNCTIONS", "`config.json` is checked", scope=COMMANDS
+    "transformers.modeling_rope_utils", "ROPE_INIT_FUNCTIONS", "checking `config.json`", scope=COMMANDS
 )
 AttentionInterface = uses("transformers", "AttentionInterface", "attention of verification passes")
 sdpa_attention_forward = uses(
@@ -34,9 +34,9 @@ uses("transformers.AutoModelForCausalLM", "_model_mapping", "`inspect` of a targ
 
 class _ExactRotaryEmbedding(LlamaRotaryEmbedding):
     """
-    Keeps the precision of its frequencies when the model around it is converted, e.g. by `draft.to(torch.bfloat16)`:
-    rounded ones turn by wrong angles at positions in the thousands. (transformers fills in what loading leaves empty
-    by "RotaryEmbedding" in the class's name.)
+    Keeps its frequencies in full precision when the model is converted, e.g. by `draft.to(torch.bfloat16)`: rounded
+    ones rotate by wrong angles at positions in the thousands. ("RotaryEmbedding" must stay in the class name: by it
+    transformers finds the buffers to initialise after loading.)
     """
 
     def _apply(self, fn, recurse: bool = True):
@@ -49,51 +49,56 @@ class _ExactRotaryEmbedding(LlamaRotaryEmbedding):
 
 
 class _NoRotaryEmbedding(nn.Module):
-    """Stands for a class that is gone, so that a draft can still be loaded (and `generate` run without it)."""
+    """Replaces a missing class, so that a draft still loads and `generate` can run without it."""
 
     def __init__(self, config: PreTrainedConfig):
         super().__init__()
 
     def forward(self, *args, **kwargs):
-        """Raises: there is nothing to compute with."""
+        """Raises `MissingPoint`."""
         LlamaRotaryEmbedding()
 
 
 def rotary_embedding(config: PreTrainedConfig) -> nn.Module:
     """
-    Called with (a tensor of some dtype and device, positions (B, L)), gives cos and sin (B, L, d), with every kind of
-    scaling that transformers knows. No parameters.
+    A module that maps (a tensor of the wanted dtype and device, positions (B, L)) to cos and sin (B, L, d), with every
+    RoPE scaling that transformers has. No parameters.
     """
     return (_NoRotaryEmbedding if is_missing(LlamaRotaryEmbedding) else _ExactRotaryEmbedding)(config)
 
 
 def activation(name: str) -> nn.Module:
-    """The activation function that model configurations call `name`."""
+    """The activation function called `name` in configurations."""
     return nn.SiLU() if is_missing(ACT2FN) else ACT2FN[name]
 
 
 def known_activations() -> tuple[str, ...]:
-    """What `activation` takes; empty: not known."""
+    """Names that `activation` accepts; empty if unknown."""
     return () if is_missing(ACT2FN) else tuple(ACT2FN)
 
 
 def known_rope_types() -> tuple[str, ...]:
-    """The `rope_type`s that `rotary_embedding` computes; empty: not known."""
+    """The `rope_type`s that `rotary_embedding` supports; empty if unknown."""
     return () if is_missing(ROPE_INIT_FUNCTIONS) else ("default", *ROPE_INIT_FUNCTIONS)
+
+
+def optional_field(config: PreTrainedConfig, name: str) -> Any:
+    """A field that only some architectures have, resolved through `attribute_map` too; `None` for the others."""
+    return getattr(config, name, None)
 
 
 def commit_of(config: PreTrainedConfig) -> str | None:
     """The Hub commit that a configuration was loaded from."""
-    return getattr(config, "_commit_hash", None)
+    return optional_field(config, "_commit_hash")
 
 
 def attention_name(config: PreTrainedConfig) -> str:
-    """The attention implementation that a model runs."""
+    """Name of the attention implementation that a model runs."""
     return config._attn_implementation
 
 
 def set_attention_name(config: PreTrainedConfig, name: str) -> None:
-    """Name an attention implementation without loading it."""
+    """Set the name of the attention implementation without loading it."""
     config._attn_implementation = name
 
 
@@ -103,15 +108,20 @@ def registered_attention(name: str) -> Any:
 
 
 def can_use_sdpa(model: PreTrainedModel) -> bool:
-    """Whether a model's attention is a function that sdpa could replace."""
+    """Whether sdpa could replace a model's attention function."""
     return model._supports_sdpa and model._supports_attention_backend
 
 
+def is_placed(model: PreTrainedModel) -> bool:
+    """Whether a model must not be moved: dispatched by a device map, or quantised."""
+    return bool(getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False))
+
+
 def is_stateful(model: PreTrainedModel) -> bool:
-    """Whether transformers refuses to draft for a model, because it cannot go back to an earlier state."""
+    """Whether transformers refuses assisted decoding for a model because its state cannot be rolled back."""
     return model._is_stateful
 
 
 def auto_class_of(config: PreTrainedConfig, classes: tuple) -> Any:
-    """The first of some auto classes that knows a model of this configuration; `None` without one."""
+    """The first of `classes` that has a model for this configuration, or `None`."""
     return next((auto for auto in classes if type(config) in auto._model_mapping), None)

@@ -9,7 +9,7 @@ from .points import is_missing, uses
 
 GENERATION = "transformers.generation"
 _DecoderOnlyOutput = uses(GENERATION, "GenerateDecoderOnlyOutput", "what `generate` returns")
-# A dataclass that takes any fields would do as little as nothing here: outputs are then plain `generate`'s own.
+# Any base class works if the name is missing: drafts are then refused, and outputs are plain `generate`'s own.
 DecoderOnlyOutput = ModelOutput if is_missing(_DecoderOnlyOutput) else _DecoderOnlyOutput
 BaseStreamer = uses("transformers.generation.streamers", "BaseStreamer", "streamers")
 CandidateGenerator = uses(
@@ -27,10 +27,10 @@ for _name in ("sequences", "scores", "logits", "attentions", "hidden_states", CA
 
 
 def is_assisted(mode) -> bool:
-    """Whether a generation mode is the one of assistants."""
+    """Whether a generation mode is assisted generation."""
     return mode == GenerationMode.ASSISTED_GENERATION
 
 
 def cache_field(cache) -> dict:
-    """The cache under the name that outputs have it by."""
+    """The cache under its field name in outputs."""
     return {CACHE: cache}

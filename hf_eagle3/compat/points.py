@@ -1,7 +1,7 @@
-"""Points of contact with transformers: names that it does not promise to its users, and how each is found.
+"""Points of contact with transformers: names that it does not promise to its users, and how each is looked up.
 
-The modules of this package declare theirs by `uses`, beside the code that needs them. What is not there becomes a
-stand-in that says so at its first use, so that importing always works. Does not know what the points are for.
+The modules of this package declare theirs with `uses`, next to the code that needs them. A missing name becomes a
+stand-in that raises at its first use, so that importing always works. Does not know what the points are for.
 """
 
 import importlib
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from .versions import host_version, is_at_least
+from .versions import is_at_least, transformers_version
 
 
-# What fails without a point: drafting altogether, drafting fast with a logits processor, training, a command.
+# What fails without a point: any drafting, fast drafting with a logits processor, training, a command.
 GENERATE, PROCESSORS, TRAINING, COMMANDS = "generate", "processors", "training", "commands"
 
 
 class MissingPoint(RuntimeError):
-    """Something of transformers is not where it was."""
+    """A name of transformers is missing in the installed version."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Point:
     A name of transformers.
 
     Attributes:
-        owner: Dotted path of the module or class that holds it.
-        name: The name there.
-        used_for: What it is needed for.
+        owner: Dotted path of the module or class that has it.
+        name: The attribute's name.
+        used_for: What needs it.
         scope: What fails without it.
-        since: The first version that has it; earlier ones do without.
-        parameters: Arguments that it must take.
-        holder: Makes an object that must have the attribute, instead of `owner` itself.
-        is_word: Whether `name` is an ordinary word, which other code may use as well.
+        since: The first version that has it; it is not needed in earlier ones.
+        parameters: Arguments that it must accept.
+        holder: Creates an object that must have the attribute, instead of `owner` itself.
+        is_word: Whether `name` is an ordinary word that unrelated code may use too.
     """
 
     owner: str
@@ -49,17 +49,17 @@ class Point:
 
     @property
     def path(self) -> str:
-        """Owner's and own name, without modules."""
+        """`Owner.name` without modules."""
         owner = self.owner.rsplit(".", 1)[-1]
         return f"{owner}.{self.name}" if owner[:1].isupper() else self.name
 
     def fault(self) -> str | None:
-        """What is wrong with the point in this transformers; `None`: nothing."""
+        """What is wrong with the point in the installed transformers, or `None`."""
         if self.since is not None and not is_at_least(self.since):
             return None
         try:
-            found = getattr(resolved(self.owner) if self.holder is None else self.holder(), self.name)
-        except Exception as error:  # whatever a changed transformers raises
+            found = getattr(resolve(self.owner) if self.holder is None else self.holder(), self.name)
+        except Exception as error:  # a changed transformers may raise anything
             return f"missing ({type(error).__name__}: {error})".replace("\n", " ")
         if not self.parameters:
             return None
@@ -72,19 +72,19 @@ POINTS: list[Point] = []
 
 
 def uses(owner: str, name: str, used_for: str, **details) -> Any:
-    """Declare a point (see [`Point`]) and return what stands there, a stand-in if nothing does."""
+    """Declare a point (see [`Point`]) and return the object, or a stand-in if it is missing."""
     point = Point(owner, name, used_for, **details)
     POINTS.append(point)
     if point.holder is not None:
         return None
     try:
-        return getattr(resolved(owner), name)
+        return getattr(resolve(owner), name)
     except (ImportError, AttributeError):
         return _stand_in(f"{owner}.{name}")
 
 
 def first_fault(scopes: tuple[str, ...]) -> tuple[Point, str] | None:
-    """The first of the declared points of `scopes` with something wrong, and what it is."""
+    """The first faulty point of `scopes` and its fault, or `None`."""
     for point in POINTS:
         if point.scope in scopes and (fault := point.fault()) is not None:
             return point, fault
@@ -92,12 +92,12 @@ def first_fault(scopes: tuple[str, ...]) -> tuple[Point, str] | None:
 
 
 @cache
-def resolved(path: str) -> Any:
+def resolve(path: str) -> Any:
     """
     The module, or class in a module, at a dotted `path`.
 
     Raises:
-        ImportError, AttributeError: there is none.
+        ImportError, AttributeError: it does not exist.
     """
     parts = path.split(".")
     for count in range(len(parts), 0, -1):
@@ -114,11 +114,11 @@ def resolved(path: str) -> Any:
 
 
 class _Missing(type):
-    """Of classes that stand for something missing: they can be subclassed, and have no instances of their own."""
+    """Metaclass of stand-ins: they can be subclassed, but creating an instance raises."""
 
     def __call__(cls, *args, **kwargs):
         if "stands_for" in vars(cls):
-            raise MissingPoint(f"transformers {host_version} has no `{vars(cls)['stands_for']}`.")
+            raise MissingPoint(f"transformers {transformers_version} has no `{vars(cls)['stands_for']}`.")
         return super().__call__(*args, **kwargs)
 
 
@@ -127,5 +127,5 @@ def _stand_in(path: str) -> type:
 
 
 def is_missing(found: Any) -> bool:
-    """Whether `uses` found nothing and returned a stand-in."""
+    """Whether `uses` returned a stand-in."""
     return isinstance(found, _Missing)

@@ -1,6 +1,7 @@
-"""Logits processors and stopping criteria of transformers, by what they look at, and what some keep inside.
+"""Logits processors and stopping criteria of transformers: which inputs they depend on, and attributes of some.
 
-A class that is gone is left out, and one that is unknown here is run step by step: right, only slower.
+A class that is missing is skipped; one that is not listed here runs step by step, which is correct but slower. Does
+not know how decoding uses them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ LOGITS, STOPPING = "transformers.generation.logits_process", "transformers.gener
 
 
 def _classes(owner: str, names: Iterable[str]) -> tuple[type, ...]:
-    found = [uses(owner, name, "drafting several steps at once under it", scope=PROCESSORS) for name in names]
+    found = [uses(owner, name, "drafting several steps at once with it", scope=PROCESSORS) for name in names]
     return tuple(cls for cls in found if not is_missing(cls))
 
 
@@ -34,7 +35,7 @@ uses(
 uses(LOGITS, "top_k", "the draft's own warping", scope=PROCESSORS, holder=lambda: _TopK(1), is_word=True)
 uses(LOGITS, "top_p", "the draft's own warping", scope=PROCESSORS, holder=lambda: _TopP(0.5), is_word=True)
 
-# Looks at scores only, at each sequence alone.
+# Depend on each sequence's scores only.
 PREFIX_FREE = (
     *(cls for cls in (_Temperature, _TopK, _TopP) if not is_missing(cls)),
     *_classes(
@@ -51,7 +52,7 @@ PREFIX_FREE = (
         ),
     ),
 )
-# Looks at the sequence's own prefix.
+# Depend on the sequence's own prefix too.
 SEQUENCE_WISE = (
     *_classes(
         LOGITS,
@@ -71,7 +72,7 @@ SEQUENCE_WISE = (
     *_classes(STOPPING, ("StopStringCriteria",)),
     *(cls for cls in (_MaxLength, _MaxTime, _Eos) if not is_missing(cls)),
 )
-# Looks at the sequence's own prefix and its number in the batch.
+# Depend on the sequence's own prefix and its index in the batch.
 SEQUENCE_IN_PLACE = _classes(
     LOGITS,
     (
@@ -83,7 +84,7 @@ SEQUENCE_IN_PLACE = _classes(
 
 
 def warping(processors: Sequence) -> dict[str, float | int]:
-    """`temperature`, `top_k` and `top_p` of transformers' own warpers among the processors; the last one counts."""
+    """`temperature`, `top_k` and `top_p` of transformers' warpers among the processors; the last of a kind wins."""
     warpers = {"temperature": _Temperature, "top_k": _TopK, "top_p": _TopP}
     return {
         name: getattr(processor, name)
@@ -94,12 +95,12 @@ def warping(processors: Sequence) -> dict[str, float | int]:
 
 
 def keep_top_k(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """`logits` (..., V), -inf outside the `top_k` best."""
+    """`logits` (..., V) with -inf outside the `top_k` largest."""
     return _TopK(top_k)(None, logits)
 
 
 def keep_top_p(logits: torch.Tensor, top_p: float) -> torch.Tensor:
-    """`logits` (B, V), -inf outside the nucleus of mass `top_p`."""
+    """`logits` (B, V) with -inf outside the nucleus of mass `top_p`."""
     return _TopP(top_p)(None, logits)
 
 
@@ -119,7 +120,7 @@ def is_end_of_sequence(criterion) -> bool:
 
 
 def length_limit(criteria: Sequence) -> float:
-    """The fewest tokens at which a length criterion ends a sequence, infinite without one."""
+    """The smallest `max_length` among the criteria, infinite without one."""
     return min((criterion.max_length for criterion in criteria if is_length_limit(criterion)), default=float("inf"))
 
 
@@ -129,5 +130,5 @@ def end_tokens(criteria: Sequence) -> set[int]:
 
 
 def pads_ended(criteria: Sequence) -> bool:
-    """Whether plain `generate` pads sequences behind their end, by its own test: a criterion has EOS tokens."""
+    """Whether plain `generate` pads finished sequences; its own test is whether a criterion has EOS tokens."""
     return any(hasattr(criterion, "eos_token_id") for criterion in criteria)

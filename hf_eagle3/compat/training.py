@@ -1,4 +1,4 @@
-"""What of transformers' `Trainer` its documentation does not name."""
+"""Undocumented parts of transformers' `Trainer`."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def prepared_inputs(trainer: Trainer, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def use_one_device(arguments: TrainingArguments) -> None:
-    """Keep the `Trainer` from splitting batches by `DataParallel`."""
+    """Keep the `Trainer` from wrapping the model in `DataParallel`."""
     arguments._n_gpu = 1
 
 

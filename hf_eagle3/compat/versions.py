@@ -1,39 +1,40 @@
-"""Which transformers this is. Imports nothing of it but its version."""
+"""The installed transformers version: too old, proved or newer. Imports nothing else of transformers."""
 
 from packaging.version import InvalidVersion, Version
-from transformers import __version__ as host_version
+from transformers import __version__ as transformers_version
 
 
 OLDEST = "5.8"
-# The whole test suite passed on it. Newer ones are tried out at the first call (`guard.py`).
+# The newest release on which the whole test suite passed; newer ones are tested at the first call (`guard.py`).
 NEWEST_PROVED = "5.24.0"
 
 
 def refuse_older() -> None:
     """
     Raises:
-        ImportError: this transformers is older than the oldest supported one.
+        ImportError: transformers is older than the oldest supported version.
     """
     if not is_at_least(OLDEST):
         raise ImportError(
-            f"hf_eagle3 needs transformers>={OLDEST}, found {host_version}: `pip install -U 'transformers>={OLDEST}'`."
+            f"hf_eagle3 needs transformers>={OLDEST}, found {transformers_version}: `pip install -U "
+            f"'transformers>={OLDEST}'`."
         )
 
 
-def is_proved(version: str = host_version) -> bool:
-    """Whether the test suite passed on a release as old or younger. Development versions and forks never are."""
+def is_proved(version: str = transformers_version) -> bool:
+    """Whether the release is not newer than the newest tested one. Development versions and forks never are."""
     found = parsed(version)
     return found is not None and not found.is_prerelease and found.local is None and found <= Version(NEWEST_PROVED)
 
 
 def is_at_least(version: str) -> bool:
-    """Whether this transformers is `version` or newer. What has no version number counts as new."""
-    found = parsed(host_version)
+    """Whether transformers is at least `version`. An unparsable version counts as new."""
+    found = parsed(transformers_version)
     return found is None or found.release >= Version(version).release
 
 
 def parsed(version: str) -> Version | None:
-    """The version, or `None` where a fork calls itself something else."""
+    """The parsed version; `None` for a fork with a version of another form."""
     try:
         return Version(version)
     except InvalidVersion:

@@ -1,4 +1,4 @@
 """Drafts on the Hub and in serving engines: export, engine rules, model card, publishing, known public drafts.
 
-Reading the dialects is `checkpoint.py`'s work, a layer below; running a draft is not known here.
+Does not know how checkpoints are read (`checkpoint.py`, `dialects.py`) or how a draft runs.
 """

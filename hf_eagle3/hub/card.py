@@ -1,8 +1,8 @@
-"""The model card of a draft: metadata, what it is, measured figures, and how to run it in each engine.
+"""The model card of a draft: metadata, description, measured figures, and how to run it in each engine.
 
-Nothing is invented: what was not given is left out, figures come from a benchmark's file or the card says "not
-measured", and an engine that would serve the draft wrongly gets the reason instead of a command. An author's own text
-around the generated part is kept when a card is written again.
+Unknown values are left out, figures come from a benchmark file or the card says "not measured", and an engine that
+would serve the draft wrongly gets the reason instead of a command. Rewriting a card keeps the author's text around the
+generated part. Does not know how figures are measured.
 """
 
 import json
@@ -27,7 +27,7 @@ BEGIN, END = "<!-- hf-eagle3: begin, written by the program -->", "<!-- hf-eagle
 @dataclass(frozen=True)
 class CardFacts:
     """
-    What a card says beyond the configuration.
+    What a card needs besides the draft's configuration.
 
     Args:
         repository: Hub id of the draft.
@@ -36,9 +36,9 @@ class CardFacts:
         dtype: Of the stored weights.
         num_parameters: Of the draft.
         dialect: "plain" or "speculators".
-        datasets, license: As Hub metadata has them; empty: not said.
-        tags: Besides the usual ones.
-        measured: Figures, if there are any.
+        datasets, license: As in Hub metadata; omitted if empty.
+        tags: In addition to the default ones.
+        measured: Benchmark figures, if any.
     """
 
     repository: str
@@ -59,9 +59,9 @@ def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = Non
 
     Args:
         config: The draft's configuration, as published.
-        facts: The rest.
-        earlier: The card that is there already; what its author wrote around the generated part is kept, and a card
-            without a generated part keeps its text below ours.
+        facts: Everything else.
+        earlier: The existing card. Text around its generated part is kept; a card without a generated part is kept
+            below the new one.
     """
     body = f"{BEGIN}\n{_body(config, facts)}\n{END}\n"
     data = ModelCardData(
@@ -90,8 +90,8 @@ def _readable(text: str) -> ModelCard:
         return ModelCard(text)
     except (ValueError, YAMLError) as error:
         raise ValueError(
-            f"The metadata of the card that is there cannot be read ({' '.join(str(error).split())}), and would be "
-            "lost; mend it on the Hub, or remove it."
+            f"The metadata of the existing card cannot be parsed ({' '.join(str(error).split())}) and would be lost; "
+            "fix it on the Hub, or remove it."
         ) from error
 
 
@@ -103,39 +103,39 @@ def _body(config: Eagle3Config, facts: CardFacts) -> str:
     parts = [
         f"# {title}\n\nAn EAGLE-3 draft model ([arXiv 2503.01840](https://arxiv.org/abs/2503.01840)) for "
         f"{target}{at}. It proposes a tree of next tokens which the target verifies in one pass: the text stays "
-        "the target's own, token for token in float32, and comes sooner.",
-        _shape(config, facts),
-        _figures(facts),
-        _transformers(facts),
-        *(_engine(engine, config, facts) for engine in (engines.VLLM, engines.SGLANG, engines.ORIGINAL)),
+        "the target's own, token for token in float32, and is generated faster.",
+        _draft_section(config, facts),
+        _figures_section(facts),
+        _transformers_section(facts),
+        *(_engine_section(engine, config, facts) for engine in (engines.VLLM, engines.SGLANG, engines.ORIGINAL)),
     ]
     return "\n\n".join(parts)
 
 
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def _markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     head = list(head)
     lines = [head, ["---"] * len(head), *map(list, rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _shape(config: Eagle3Config, facts: CardFacts) -> str:
+def _draft_section(config: Eagle3Config, facts: CardFacts) -> str:
     ids = config.target_layer_ids
     tree = facts.tree
-    limit = "as much as pays, at most " if tree.tree_mode == "auto" else ""
+    limit = "adaptive, at most " if tree.tree_mode == "auto" else ""
     rows = [
         ("parameters", f"{facts.num_parameters:,} in {facts.dtype}, {config.num_hidden_layers} decoder layer(s)"),
-        ("tapped layers", "the usual ones" if ids is None else f"outputs of layers {ids} of the target (from zero)"),
+        ("tapped layers", "the default ones" if ids is None else f"outputs of the target's layers {ids} (zero-based)"),
         ("draft vocabulary", f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens"),
         ("default tree", f"{limit}{tree.num_draft_tokens} nodes, {tree.tree_depth} levels, top-k {tree.tree_top_k}"),
     ]
     if config.sliding_window is not None:
-        rows.append(("attention", f"the latest {config.sliding_window} positions"))
+        rows.append(("attention", f"sliding window of {config.sliding_window} positions"))
     if config.chat_template_kwargs:
-        rows.append(("chat template", f"trained on text written with `{_cell(config.chat_template_kwargs)}`"))
-    return "## Draft\n\n" + _table(("", ""), rows)
+        rows.append(("chat template", f"trained with `{_table_cell(config.chat_template_kwargs)}`"))
+    return "## Draft\n\n" + _markdown_table(("", ""), rows)
 
 
-def _figures(facts: CardFacts) -> str:
+def _figures_section(facts: CardFacts) -> str:
     if facts.measured is None:
         return "## Figures\n\nNot measured."
     found = facts.measured
@@ -146,29 +146,30 @@ def _figures(facts: CardFacts) -> str:
         cells = (row["task"], row["method"], f"{row['temperature']:g}", row["batch_size"])
         cells += ("text differs" if speedup is None else f"{speedup:.2f}x{spread}",)
         cells += ("-" if row["acceptance_length"] is None else f"{row['acceptance_length']:.2f}", row["num_prompts"])
-        rows.append((*map(_cell, cells), "yes" if row["identical"] else "no"))
+        rows.append((*map(_table_cell, cells), "yes" if row["identical"] else "no"))
     head = ("task", "method", "temperature", "batch", "speedup", "acceptance length", "prompts", "identical text")
     chosen = {name: found.settings.get(name) or None for name in ("dtype", "max_new_tokens", "chat_template_kwargs")}
     parts = [(k, v) for part in (found.hardware, found.versions, chosen) for k, v in part.items() if v is not None]
-    where = "; ".join(f"{_cell(name).replace('_', ' ')} {_cell(value)}" for name, value in parts)
+    where = "; ".join(f"{_table_cell(name).replace('_', ' ')} {_table_cell(value)}" for name, value in parts)
     return (
         "## Figures\n\nMeasured by `hf-eagle3 benchmark`: speedup over plain `generate` in the same run, acceptance "
-        f"length in committed tokens per cycle, the target's own included.\n\n{_table(head, rows)}\n\nOn {where}."
+        f"length in committed tokens per cycle, the target's own included.\n\n{_markdown_table(head, rows)}\n\n"
+        f"On {where}."
     )
 
 
-def _cell(value: object) -> str:
-    """Text from a file that cannot leave its cell."""
+def _table_cell(value: object) -> str:
+    """Text from a file, without characters that would end its table cell."""
     text = json.dumps(value) if isinstance(value, dict) else str(value)
     return re.sub(r"[|\n\r<>]", " ", text).strip()
 
 
-def _transformers(facts: CardFacts) -> str:
+def _transformers_section(facts: CardFacts) -> str:
     target = facts.target.name or "TARGET"
     return f"""## Transformers
 
 ```python
-import hf_eagle3  # pip install {custom_generate.PACKAGE}
+import hf_eagle3  # pip install {custom_generate.PIP_NAME}
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 target = AutoModelForCausalLM.from_pretrained("{target}").to("cuda")  # or "mps", "cpu"
@@ -178,21 +179,23 @@ inputs = tokenizer("Once upon a time", return_tensors="pt").to(target.device)
 out = target.generate(**inputs, max_new_tokens=128, assistant_model=draft)
 ```
 
-Or, where the package is installed, without naming it:
+Or, with the package installed but not imported:
 `target.generate(**inputs, custom_generate="{facts.repository}", trust_remote_code=True)`."""
 
 
-def _engine(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
+def _engine_section(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
     title = {engines.VLLM: "vLLM", engines.SGLANG: "SGLang", engines.ORIGINAL: "The original EAGLE code"}[engine]
     if engine not in engines.READERS[facts.dialect]:
-        return f"## {title}\n\nDoes not read this file format; `hf-eagle3 convert --to plain` writes its own."
+        return (
+            f"## {title}\n\nDoes not read this file format; `hf-eagle3 convert --to plain` writes one that it reads."
+        )
     found = engines.findings(engines.Case(config, facts.dialect, facts.target), (engine,))
     if found:
         reasons = "\n".join(f"- It {f.rule.consequence}." for f in found)
-        return f"## {title}\n\nDo not serve this draft there:\n\n{reasons}"
+        return f"## {title}\n\nDo not serve this draft here:\n\n{reasons}"
     target, tree = facts.target.name or "TARGET", facts.tree
     if engine == engines.VLLM:
-        length = min(tree.tree_depth, 5)  # a chain there, which pays less deep than a tree
+        length = min(tree.tree_depth, 5)  # vLLM drafts a chain, whose deep tokens are rarely accepted
         settings = f'{{"method": "eagle3", "model": "{facts.repository}", "num_speculative_tokens": {length}}}'
         return f"## {title}\n\n```bash\nvllm serve {target} --speculative-config '{settings}'\n```"
     if engine == engines.SGLANG:

@@ -1,8 +1,8 @@
-"""The Hub's own extension point: `custom_generate/` of a draft's repository.
+"""`custom_generate/` of a draft's repository, transformers' extension point for code on the Hub.
 
-With it `target.generate(..., custom_generate="user/draft", trust_remote_code=True)` runs with the draft of that
-repository wherever hf_eagle3 is installed; where it is not, the host's error names the package. The code holds no
-drafting: it loads the draft and calls `generate` again.
+With it, `target.generate(..., custom_generate="user/draft", trust_remote_code=True)` uses the draft of that repository
+where hf_eagle3 is installed; elsewhere transformers raises an error that names the package. The code only loads the
+draft and calls `generate` again; it does not know how drafting works.
 """
 
 from pathlib import Path
@@ -12,14 +12,14 @@ from huggingface_hub.utils import validate_repo_id
 from .._version import __version__
 
 
-FOLDER = "custom_generate"
-PACKAGE = "hf-eagle3"
-# `import hf_eagle3` stands at the top on purpose: the host looks through imports first and says what to install.
-GENERATE = '''"""EAGLE-3 speculation with the draft of this repository: the same text, sooner.
+SUBFOLDER = "custom_generate"
+PIP_NAME = "hf-eagle3"
+# `import hf_eagle3` must stay at module level: transformers checks the file's imports and says what to install.
+GENERATE = '''"""EAGLE-3 speculation with the draft of this repository: the same text, faster.
 
     target.generate(**inputs, custom_generate="{repository}", trust_remote_code=True)
 
-Needs hf_eagle3 (`pip install {package}`). The same without remote code:
+Requires hf_eagle3 (`pip install {package}`). Without remote code:
 
     draft = hf_eagle3.Eagle3DraftModel.from_pretrained("{repository}").to(target.device, target.dtype)
     target.generate(**inputs, assistant_model=draft)
@@ -49,7 +49,7 @@ def generate(
     local_files_only=False,
     **kwargs,
 ):
-    """`model.generate` with this repository's draft; `draft` names another directory or Hub id to take it from."""
+    """`model.generate` with this repository's draft; `draft` overrides the directory or Hub id it is loaded from."""
     if assistant_model is None:
         hub = {{"revision": revision, "token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}}
         assistant_model = load(draft, model.device, model.dtype, **hub)
@@ -58,10 +58,10 @@ def generate(
 
 
 def write_custom_generate(folder: str | Path, repository: str) -> None:
-    """`custom_generate/generate.py` and `requirements.txt` in `folder`, for a draft that will lie at the Hub id."""
-    validate_repo_id(repository)  # it becomes part of a program
-    here = Path(folder) / FOLDER
-    here.mkdir(parents=True, exist_ok=True)
-    code = GENERATE.format(repository=repository, package=PACKAGE)
-    (here / "generate.py").write_text(code, encoding="utf-8")
-    (here / "requirements.txt").write_text(f"{PACKAGE}>={__version__}\n", encoding="utf-8")
+    """Write `custom_generate/generate.py` and `requirements.txt` into `folder`, for a draft at a Hub id."""
+    validate_repo_id(repository)  # it is inserted into source code
+    subfolder = Path(folder) / SUBFOLDER
+    subfolder.mkdir(parents=True, exist_ok=True)
+    code = GENERATE.format(repository=repository, package=PIP_NAME)
+    (subfolder / "generate.py").write_text(code, encoding="utf-8")
+    (subfolder / "requirements.txt").write_text(f"{PIP_NAME}>={__version__}\n", encoding="utf-8")

@@ -1,17 +1,18 @@
-"""What each engine does with a draft, as a table of rules: what it would serve wrongly, and what it cannot load.
+"""Which drafts each serving engine cannot load or would serve wrongly, as a table of rules.
 
-A *silent* rule is the dangerous kind: the engine starts and drafts nonsense, because it reads other layers, drops a
-tensor or leaves one random. Acceptance then falls to nothing and nobody is told. Such an export is refused. Where an
-engine refuses by itself, that is said and does not stop an export for the others.
+A *silent* rule is the dangerous kind: the engine starts, but it reads other layers, drops a tensor or leaves one
+uninitialised, so that acceptance collapses without any error. Such an export is refused. Where an engine raises an
+error itself, the finding is reported and does not block the export for other engines.
 
-Read in vLLM 0.33.0 (`models/llama_eagle3.py`, `qwen3_eagle3.py`, `transformers_utils/configs/speculators/`), SGLang
-0.5.23 (`srt/models/llama_eagle3.py`, `llama.py`, `eagle_worker_v2.py`) and the original repository (`cnets.py`). Knows
-configurations only, no weights.
+Derived from the sources of vLLM 0.33.0 (`models/llama_eagle3.py`, `qwen3_eagle3.py`,
+`transformers_utils/configs/speculators/`), SGLang 0.5.23 (`srt/models/llama_eagle3.py`, `llama.py`,
+`eagle_worker_v2.py`) and the original repository (`cnets.py`). Knows configurations only, not weights.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ..compat.models import optional_field
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config, default_target_layer_ids
 from .formats import NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
 
@@ -19,14 +20,14 @@ from .formats import NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
 @dataclass(frozen=True)
 class TargetFacts:
     """
-    What an export needs to know of the target.
+    What an export needs to know about the target.
 
     Args:
         name: Hub id.
         revision: Commit or tag, if known.
         architectures: As in its configuration.
-        num_layers: Decoder layers.
-        max_position_embeddings: Longest sequence it serves.
+        num_layers: Number of decoder layers.
+        max_position_embeddings: Longest sequence the target serves.
     """
 
     name: str | None = None
@@ -37,20 +38,20 @@ class TargetFacts:
 
     @classmethod
     def of(cls, config, name: str | None = None, revision: str | None = None) -> "TargetFacts":
-        """From a target's configuration (its text part where there are several)."""
+        """From a target's configuration (the text part of a multimodal one)."""
         text = config.get_text_config(decoder=True)
         return cls(
             name=name,
             revision=revision,
             architectures=tuple(config.architectures or ()),
             num_layers=text.num_hidden_layers,
-            max_position_embeddings=getattr(text, "max_position_embeddings", None),
+            max_position_embeddings=optional_field(text, "max_position_embeddings"),
         )
 
 
 @dataclass(frozen=True)
 class Case:
-    """One question to the rules: this draft, in this dialect, for this target."""
+    """The input of the rules: a draft, in a dialect, for a target."""
 
     draft: Eagle3Config
     dialect: str
@@ -58,20 +59,20 @@ class Case:
 
     @property
     def usual_layers(self) -> list[int] | None:
-        """Layers that an engine reads where a file names none."""
+        """Layers that an engine reads if the file names none."""
         return default_target_layer_ids(self.target.num_layers) if self.target.num_layers else None
 
 
 @dataclass(frozen=True)
 class Rule:
     """
-    One thing an engine cannot do.
+    A property of a draft that some engines do not support.
 
     Args:
-        name: For `--allow`.
-        engines: Who.
-        silent: The engine would serve it wrongly instead of refusing.
-        applies: Whether a draft has it.
+        name: Name for `--allow`.
+        engines: The engines without support.
+        silent: Whether they serve the draft wrongly instead of raising an error.
+        applies: Whether a draft has the property.
         consequence: What the engine does.
         remedy: What to do instead.
     """
@@ -86,7 +87,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that applies, for one engine."""
+    """A rule that applies for one engine."""
 
     engine: str
     rule: Rule
@@ -131,8 +132,8 @@ RULES = (
         (VLLM, SGLANG),
         True,
         lambda case: case.draft.target_layer_ids is None,
-        "falls back to layers of its own choice for each architecture where the file names none",
-        "give --target, so that they are written out",
+        "falls back to default layers of its own for each architecture where the file names none",
+        "pass --target, so that they are written to the file",
     ),
     Rule(
         "tapped-layers-order",
@@ -142,7 +143,7 @@ RULES = (
             case.draft.target_layer_ids != sorted(case.draft.target_layer_ids or [])
             and case.draft.target_layer_ids is not None
         ),
-        "gathers the tapped layers in ascending order, whatever order the file gives",
+        "concatenates the tapped layers in ascending order, regardless of the file's order",
         "train with ascending `target_layer_ids`",
     ),
     Rule(
@@ -150,7 +151,7 @@ RULES = (
         (ORIGINAL,),
         True,
         _unusual_layers,
-        "reads `hidden_states` [2, n//2, n-3] always",
+        "always reads `hidden_states` [2, n//2, n-3]",
         OTHER_ENGINE,
     ),
     Rule(
@@ -158,7 +159,7 @@ RULES = (
         (SGLANG,),
         False,
         _last_layer,
-        "gives the last layer's output for gpt-oss targets only, and stops at features of another width for others",
+        "provides the last layer's output for gpt-oss targets only; others fail with features of the wrong width",
         OTHER_ENGINE,
     ),
     Rule(
@@ -166,15 +167,16 @@ RULES = (
         (ORIGINAL,),
         False,
         _unchecked_layers,
-        "reads `hidden_states` [2, n//2, n-3] always; without the target nobody can say whether these are the draft's",
-        "give --target",
+        "always reads `hidden_states` [2, n//2, n-3]; whether these are the draft's layers depends on the unknown "
+        "target",
+        "pass --target",
     ),
     Rule(
         "fusion-skipped",
         (SGLANG, ORIGINAL),
         True,
         _skips_fusion,
-        "takes features as wide as the draft for fused ones and skips `fc`",
+        "treats features as wide as the draft as already fused and skips `fc`",
         OTHER_ENGINE,
     ),
     Rule(
@@ -182,7 +184,7 @@ RULES = (
         (SGLANG, ORIGINAL),
         True,
         lambda case: case.draft.norm_before_residual,
-        "has no `norm_before_residual`: its residual is the raw feature",
+        "does not implement `norm_before_residual`: its residual is the unnormalised feature",
         OTHER_ENGINE,
     ),
     Rule(
@@ -190,7 +192,7 @@ RULES = (
         (SGLANG, ORIGINAL),
         True,
         lambda case: case.draft.use_qk_norm,
-        "drops `q_norm` and `k_norm` without a word",
+        "silently drops `q_norm` and `k_norm`",
         OTHER_ENGINE,
     ),
     Rule(
@@ -198,7 +200,7 @@ RULES = (
         (VLLM,),
         False,
         lambda case: case.draft.use_qk_norm and _plain(case),
-        "knows `q_norm` in Qwen3-shaped drafts only, which the plain directory cannot say",
+        "supports `q_norm` only in Qwen3-shaped drafts, which the plain format cannot express",
         "convert --to speculators",
     ),
     Rule(
@@ -206,7 +208,7 @@ RULES = (
         (VLLM,),
         False,
         lambda case: case.draft.use_qk_norm and (case.draft.attention_bias or case.draft.mlp_bias),
-        "has no biases in Qwen3-shaped drafts",
+        "does not support biases in Qwen3-shaped drafts",
         TRAIN_WITHOUT,
     ),
     Rule(
@@ -214,7 +216,7 @@ RULES = (
         (SGLANG, ORIGINAL),
         True,
         lambda case: case.draft.attention_bias,
-        "drops the biases of the attention",
+        "drops the attention biases",
         OTHER_ENGINE,
     ),
     Rule(
@@ -222,7 +224,7 @@ RULES = (
         (SGLANG, ORIGINAL),
         True,
         lambda case: case.draft.mlp_bias,
-        "drops the biases of the MLP",
+        "drops the MLP biases",
         OTHER_ENGINE,
     ),
     Rule(
@@ -230,7 +232,7 @@ RULES = (
         (SGLANG, ORIGINAL),
         True,
         lambda case: case.draft.num_hidden_layers > 1,
-        "reads further layers differently or not at all",
+        "loads decoder layers after the first differently or not at all",
         OTHER_ENGINE,
     ),
     Rule(
@@ -238,7 +240,7 @@ RULES = (
         (SGLANG,),
         True,
         lambda case: case.draft.embed_trained and case.draft.hidden_size == case.draft.target_hidden_size,
-        "puts the target's embedding in place of the trained one",
+        "replaces the trained embedding by the target's",
         OTHER_ENGINE,
     ),
     Rule(
@@ -246,7 +248,7 @@ RULES = (
         (SGLANG, ORIGINAL),
         True,
         lambda case: not case.draft.has_lm_head,
-        "leaves a head that the file lacks uninitialised",
+        "leaves a missing head uninitialised",
         "convert with --target and --store-head",
     ),
     Rule(
@@ -254,7 +256,7 @@ RULES = (
         (VLLM,),
         True,
         lambda case: not case.draft.has_lm_head and case.draft.has_vocabulary_mapping,
-        "takes the target's first rows for a head that the file lacks, not those of the draft vocabulary",
+        "fills a missing head with the target's first rows instead of those of the draft vocabulary",
         "convert with --target and --store-head",
     ),
     Rule(
@@ -262,7 +264,7 @@ RULES = (
         (ORIGINAL,),
         True,
         lambda case: case.draft.norm_before_fc or case.draft.fc_norm or case.draft.norm_output,
-        "knows neither `norm_before_fc` nor `fc_norm` nor `norm_output`",
+        "implements neither `norm_before_fc` nor `fc_norm` nor `norm_output`",
         OTHER_ENGINE,
     ),
     Rule(
@@ -270,7 +272,7 @@ RULES = (
         (ORIGINAL,),
         False,
         lambda case: case.draft.num_tapped_layers != NUM_TAPPED_LAYERS,
-        f"reads {NUM_TAPPED_LAYERS} layers, neither more nor fewer",
+        f"reads exactly {NUM_TAPPED_LAYERS} layers",
         OTHER_ENGINE,
     ),
     Rule(
@@ -278,7 +280,7 @@ RULES = (
         (ORIGINAL,),
         False,
         lambda case: case.draft.head_dim * case.draft.num_attention_heads != case.draft.hidden_size,
-        "derives `head_dim` from width and heads",
+        "derives `head_dim` from the width and the number of heads",
         OTHER_ENGINE,
     ),
     Rule(
@@ -286,7 +288,7 @@ RULES = (
         (ORIGINAL,),
         False,
         lambda case: case.draft.rope_parameters.get("rope_type", "default") != "default",
-        "cannot read this kind of RoPE scaling",
+        "does not support this kind of RoPE scaling",
         OTHER_ENGINE,
     ),
     Rule(
@@ -294,7 +296,7 @@ RULES = (
         (SGLANG, ORIGINAL),
         True,
         lambda case: case.draft.sliding_window is not None,
-        "attends to every position where the draft was trained with a window",
+        "attends to all positions although the draft was trained with a window",
         OTHER_ENGINE,
     ),
     Rule(
@@ -302,7 +304,7 @@ RULES = (
         (VLLM, SGLANG),
         False,
         lambda case: case.draft.hidden_act != "silu",
-        "knows `silu` only",
+        "supports `silu` only",
         "train with hidden_act=silu",
     ),
     Rule(
@@ -310,8 +312,8 @@ RULES = (
         (SGLANG,),
         False,
         _short_positions,
-        "does not start a draft whose `max_position_embeddings` is below the target's",
-        "set SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1 there",
+        "refuses to start with a draft whose `max_position_embeddings` is below the target's",
+        "set SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1 for the server",
     ),
 )
 RULE_NAMES = tuple(rule.name for rule in RULES)
@@ -319,7 +321,7 @@ RULE_NAMES = tuple(rule.name for rule in RULES)
 
 def findings(case: Case, engines: Iterable[str] | None = None) -> list[Finding]:
     """
-    Every rule that applies, per engine.
+    All rules that apply, per engine.
 
     Args:
         case: Draft, dialect and target.
@@ -334,36 +336,37 @@ def findings(case: Case, engines: Iterable[str] | None = None) -> list[Finding]:
         if engine not in NAMES:
             raise ValueError(f"`--engine {engine}` is unknown; known are {', '.join(NAMES)}.")
         if engine not in readers:
-            raise ValueError(f"{NAMES[engine]} does not read the {case.dialect} dialect; convert --to plain.")
+            raise ValueError(f"{NAMES[engine]} does not read the {case.dialect} dialect; use --to plain.")
     return [
         Finding(engine, rule) for engine in engines for rule in RULES if engine in rule.engines and rule.applies(case)
     ]
 
 
-def check(case: Case, engines: Iterable[str] | None = None, allow: Iterable[str] = ()) -> list[Finding]:
+def check_export(case: Case, engines: Iterable[str] | None = None, allow: Iterable[str] = ()) -> list[Finding]:
     """
-    Refuse what an engine would serve wrongly.
+    Refuse an export that an engine would serve wrongly.
 
     Args:
         case: Draft, dialect and target.
-        engines: Engines to serve on; what they cannot load is then refused too. Default: all that read the dialect.
-        allow: Names of rules to pass over.
+        engines: Engines that will serve the draft; what they cannot load is then refused too. Default: all that read
+            the dialect.
+        allow: Names of rules to ignore.
 
     Returns:
-        Findings that do not stop the export: those allowed, and what engines refuse by themselves.
+        Findings that do not block the export: allowed ones, and those where the engine itself raises an error.
 
     Raises:
-        ValueError: an unknown name in `allow`, or findings that stop the export, each with its consequence and remedy.
+        ValueError: an unknown name in `allow`, or findings that block the export, each with consequence and remedy.
     """
     allow = tuple(allow)
     if unknown := [name for name in allow if name not in RULE_NAMES]:
-        raise ValueError(f"`--allow {unknown[0]}` is no rule; known are {', '.join(RULE_NAMES)}.")
+        raise ValueError(f"`--allow {unknown[0]}` is not a rule; known are {', '.join(RULE_NAMES)}.")
     found = findings(case, engines)
-    stopping = [f for f in found if (f.rule.silent or engines is not None) and f.rule.name not in allow]
-    if stopping:
-        lines = "\n  ".join(map(str, stopping))
+    blocking = [f for f in found if (f.rule.silent or engines is not None) and f.rule.name not in allow]
+    if blocking:
+        lines = "\n  ".join(map(str, blocking))
         raise ValueError(
             f"This draft cannot be exported as {case.dialect} without being served wrongly:\n  {lines}\n"
-            "Name the engines you will serve on with --engine, or pass --allow RULE to export it all the same."
+            "Name the engines that will serve it with --engine, or pass --allow RULE to export it anyway."
         )
     return found

@@ -1,8 +1,8 @@
-"""A draft written as a directory that engines read: the plain one or speculators'.
+"""Writes a draft as a directory that engines read, in the plain format or speculators'.
 
-Weights are never changed, only named and left out: an embedding that was not trained is the target's own and is left
-out of the plain directory, where vLLM would otherwise believe it; speculators' library has no other source for it, so
-it is stored there. What an engine would serve wrongly is refused (`engines.py`).
+Weights are never changed, only renamed or omitted: an untrained embedding is a copy of the target's and is omitted
+from the plain format, where vLLM would use it as the draft's own; speculators' format requires it. Exports that an
+engine would serve wrongly are refused (`engines.py`). Does not know the Hub.
 """
 
 import json
@@ -27,11 +27,11 @@ from . import engines
 
 logger = logging.get_logger(__name__)
 
-SHARD_SIZE = "50GB"  # transformers' own
-# RoPE kinds whose frequencies do not depend on `max_position_embeddings`: there it is a length of a table only.
+SHARD_SIZE = "50GB"  # transformers' default
+# RoPE types whose frequencies do not depend on `max_position_embeddings`, which then only sizes a table.
 LENGTH_FREE_ROPE = ("default", "linear", "llama3")
-SPECULATORS_VERSION = "0.9.0"  # whose format this is
-# Keys of the plain file that have a place of their own in speculators', or none.
+SPECULATORS_VERSION = "0.9.0"  # the format version written here
+# Keys of the plain config.json that speculators' stores outside `transformer_layer_config`, or not at all.
 NOT_OF_A_LAYER = (
     "architectures",
     "draft_vocab_size",
@@ -61,9 +61,9 @@ class ExportTarget:
     The target of an export.
 
     Args:
-        facts: What the engine rules ask.
-        config: Its configuration; `None` if it was not looked at.
-        source: Directory or Hub id to load it from when its weights are needed.
+        facts: Input of the engine rules.
+        config: The target's configuration, if it was loaded.
+        source: Directory or Hub id to load the weights from when needed.
     """
 
     facts: engines.TargetFacts
@@ -73,7 +73,7 @@ class ExportTarget:
     @classmethod
     def load(cls, source: str, name: str | None = None, revision: str | None = None) -> "ExportTarget":
         """
-        From a directory or Hub id; `name` is the Hub id that the files shall name, if `source` is a directory.
+        From a directory or Hub id. `name` is the Hub id to write into the files if `source` is a directory.
         """
         config = AutoConfig.from_pretrained(source, revision=revision)
         commit = commit_of(config) or revision
@@ -81,26 +81,26 @@ class ExportTarget:
         return cls(engines.TargetFacts.of(config, name, commit), config, source)
 
     def weights(self) -> PreTrainedModel:
-        """The target itself, on the CPU."""
+        """Load the target on the CPU."""
         if self.source is None:
-            raise ValueError("The target's weights are needed; give --target.")
+            raise ValueError("The target's weights are required; pass --target.")
         return AutoModelForCausalLM.from_pretrained(self.source, revision=self.facts.revision, dtype="auto")
 
 
 UNKNOWN_TARGET = ExportTarget(engines.TargetFacts())
 
 
-def resolved(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = False) -> Eagle3DraftModel:
+def with_target_facts(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = False) -> Eagle3DraftModel:
     """
-    A view of `draft` whose configuration says all that the target tells: tapped layers, name, served length.
+    A view of `draft` whose configuration is completed from the target: tapped layers, name, context length.
 
     Args:
-        draft: The draft; it is not changed.
+        draft: The draft, which is not modified.
         target: Its target.
-        store_head: Store the target's head rows where the draft has no head of its own.
+        store_head: Store the target's head rows if the draft has no head of its own.
 
     Raises:
-        ValueError: they do not fit.
+        ValueError: draft and target do not fit.
     """
     facts = target.facts
     if target.config is not None:
@@ -118,7 +118,7 @@ def resolved(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = F
     if config.max_position_embeddings < served and rope in LENGTH_FREE_ROPE:
         changes["max_position_embeddings"] = served
     tensors = draft.state_dict()
-    if _has_needless_embedding(config):
+    if _has_unused_embedding(config):
         changes["has_embed_tokens"] = False
         tensors.pop("embed_tokens.weight")
     if store_head and not config.has_lm_head:
@@ -133,8 +133,8 @@ def resolved(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = F
     return view
 
 
-def _has_needless_embedding(config: Eagle3Config) -> bool:
-    """A stored embedding that is not used, as it was not trained and the target's has the same width."""
+def _has_unused_embedding(config: Eagle3Config) -> bool:
+    """Whether the stored embedding is unused: it was not trained, and the target's has the same width."""
     return config.has_embed_tokens and not config.embed_trained and config.hidden_size == config.target_hidden_size
 
 
@@ -149,27 +149,27 @@ def export(
     max_shard_size: int | str = SHARD_SIZE,
 ) -> list[engines.Finding]:
     """
-    Write `draft` as a directory of `dialect`.
+    Write `draft` to a directory in `dialect`.
 
     Args:
-        draft: Any draft that loads here.
-        folder: Where to; created if need be.
+        draft: The draft.
+        folder: Output directory, created if missing.
         dialect: "plain" (SGLang, vLLM, the original code, ModelOpt) or "speculators" (vLLM, speculators).
-        target: The draft's target. Needed for "speculators", whose files name it and store its embedding.
-        only: Engines that must serve it. Default: whoever reads the dialect must not serve it wrongly.
-        allow: Names of rules to pass over.
-        store_head: Store the target's head rows where the draft has none of its own.
+        target: The draft's target. Required for "speculators", whose files name it and store its embedding.
+        only: Engines that must be able to serve it. Default: no engine that reads the dialect may serve it wrongly.
+        allow: Names of rules to ignore.
+        store_head: Store the target's head rows if the draft has no head of its own.
         max_shard_size: Largest weight file.
 
     Returns:
-        What engines refuse by themselves, or was allowed.
+        Findings that do not block the export, see [`engines.check_export`].
 
     Raises:
-        ValueError: an engine would serve it wrongly (every reason and remedy is named), or the target is missing.
+        ValueError: an engine would serve it wrongly (with every reason and remedy), or the target is missing.
     """
-    view = resolved(draft, target, store_head)
+    view = with_target_facts(draft, target, store_head)
     facts = replace(target.facts, name=target.facts.name or draft.config.target_name_or_path)
-    found = engines.check(engines.Case(view.config, dialect, facts), only, allow)
+    found = engines.check_export(engines.Case(view.config, dialect, facts), only, allow)
     folder = Path(folder)
     if dialect == engines.PLAIN:
         view.save_pretrained(folder, max_shard_size=max_shard_size)
@@ -179,13 +179,12 @@ def export(
 
 
 def _embedding(draft: Eagle3DraftModel, target: ExportTarget) -> torch.Tensor:
-    """Embedding rows to store, (V, H): the draft's own if it uses them, else the target's."""
-    if draft.embed_tokens is not None and not _has_needless_embedding(draft.config):
+    """The embedding to store, (V, H): the draft's own if it is used, else the target's."""
+    if draft.embed_tokens is not None and not _has_unused_embedding(draft.config):
         return draft.embed_tokens.weight
     if target.source is None:
         raise ValueError(
-            "speculators' files store the target's embedding and this draft carries none of its own that was trained; "
-            "give --target."
+            "speculators' format stores the embedding, and this draft has no trained one of its own; pass --target."
         )
     return target.weights().get_input_embeddings().weight.detach().to(draft.dtype)
 
@@ -195,8 +194,8 @@ def _save_speculators(
 ) -> None:
     if facts.name is None:
         raise ValueError(
-            "speculators' files name the target by its Hub id, by which `vllm serve` finds it; give --target ID, or "
-            "--target-name ID beside a directory."
+            "speculators' format names the target by its Hub id, which `vllm serve` loads it by; pass --target ID, or "
+            "--target-name ID with a directory."
         )
     tensors = {
         (name.replace("midlayer.", "layers.0.", 1) if name.startswith("midlayer.") else name): tensor.contiguous()
@@ -212,7 +211,7 @@ def _save_speculators(
 
 
 def speculators_config(config: Eagle3Config, facts: engines.TargetFacts) -> dict:
-    """`config.json` of speculators' dialect; every flag is written, since the readers' defaults differ."""
+    """`config.json` in speculators' dialect, with every flag, since readers have different defaults."""
     plain = config.to_diff_dict()
     layer = {name: value for name, value in plain.items() if name not in NOT_OF_A_LAYER}
     layer["model_type"] = "qwen3" if config.use_qk_norm else "llama"

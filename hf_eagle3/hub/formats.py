@@ -1,5 +1,5 @@
-"""The engines that serve drafts and the file formats that each one reads. Names only, so that listing them imports
-nothing; what an engine does with a draft is in `engines.py`."""
+"""Serving engines and the file formats that each reads. Names only, so that importing this is cheap; the rules about
+engines are in `engines.py`."""
 
 VLLM, SGLANG, ORIGINAL = "vllm", "sglang", "original"
 PLAIN, SPECULATORS = "plain", "speculators"

@@ -1,7 +1,7 @@
-"""Figures for a model card, from the JSON file that `hf-eagle3 benchmark` wrote and from nowhere else.
+"""Figures for a model card, read from the JSON file of `hf-eagle3 benchmark`.
 
-A file about another draft or target is refused: by their weights where it has fingerprints of them, else by name.
-Does not know how figures are made or shown.
+A file about another draft or target is refused: by fingerprints of the weights if the file has them, else by name.
+Does not know how figures are measured or displayed.
 """
 
 import json
@@ -27,11 +27,11 @@ NUMBERS = ("temperature", "batch_size", "speedup", "acceptance_length", "num_pro
 @dataclass(frozen=True)
 class Measured:
     """
-    A benchmark of one pair.
+    Benchmark results of one draft and target.
 
     Args:
-        versions, hardware, settings: As the file has them.
-        rows: One dictionary per task, method, temperature and batch size, with `ROW_FIELDS` and perhaps
+        versions, hardware, settings: As in the file.
+        rows: One dictionary per task, method, temperature and batch size, with `ROW_FIELDS` and optionally
             `speedup_interval`.
     """
 
@@ -49,41 +49,41 @@ def read_benchmark(
     target_fingerprint: Callable[[], str] | None = None,
 ) -> Measured:
     """
-    Read and check a benchmark's file.
+    Read and validate a benchmark file.
 
     Args:
         path: The JSON file of `hf-eagle3 benchmark`.
-        drafts: Names that the draft goes by: the directory it was loaded from, its Hub id.
-        targets: The same of the target.
-        draft_fingerprint: Of the draft's weights, which decides where the file has one.
-        target_fingerprint: Computes the target's, which decides where the names do not match.
+        drafts: Known names of the draft: the directory it was loaded from, its Hub id.
+        targets: Known names of the target.
+        draft_fingerprint: Fingerprint of the draft's weights, decisive if the file has one.
+        target_fingerprint: Computes the target's fingerprint, decisive if the names do not match.
 
     Raises:
-        ValueError: not such a file, a row without a figure, or figures of another pair (both names are given).
+        ValueError: not a benchmark file, a row with a missing figure, or figures of another draft or target.
     """
     try:
         raw = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(
-            f"`--benchmark {path}` is not JSON ({error}); give the file of `hf-eagle3 benchmark`."
+            f"`--benchmark {path}` is not JSON ({error}); pass the file of `hf-eagle3 benchmark`."
         ) from None
     parts = {"versions": dict, "hardware": dict, "settings": dict, "rows": list}
     for name, kind in parts.items():
         if not isinstance(raw, dict) or not isinstance(raw.get(name), kind):
-            raise ValueError(f"`--benchmark {path}` has no `{name}`; give the file of `hf-eagle3 benchmark`.")
+            raise ValueError(f"`--benchmark {path}` has no `{name}`; pass the file of `hf-eagle3 benchmark`.")
     for role, known in (("draft", tuple(drafts)), ("target", tuple(targets))):
         found, stored = raw["settings"].get(role), raw["settings"].get(f"{role}_fingerprint")
         is_same = any(_same(found, name) for name in known)
         if stored is not None and role == "draft" and draft_fingerprint is not None:
             if is_same and stored != draft_fingerprint:
                 raise ValueError(
-                    f"`--benchmark {path}` measured the draft `{found}` when it had other weights. Measure it again."
+                    f"`--benchmark {path}` measured the draft `{found}` with other weights. Measure it again."
                 )
             is_same = stored == draft_fingerprint
         elif stored is not None and role == "target" and not is_same and target_fingerprint is not None:
             is_same = stored == target_fingerprint()
         if not is_same:
-            names = ", ".join(dict.fromkeys(str(name) for name in known if name)) or "of unknown name"
+            names = ", ".join(dict.fromkeys(str(name) for name in known if name)) or "unknown"
             raise ValueError(
                 f"`--benchmark {path}` measured the {role} `{found}`; this {role} is {names}. Measure this one."
             )
@@ -103,11 +103,11 @@ def _same(found: str | None, name: str | None) -> bool:
 def _check_row(row: dict, where: str) -> None:
     if not isinstance(row, dict):
         raise ValueError(f"{where} is {row!r}; it must hold {', '.join(ROW_FIELDS)}.")
-    # The benchmark gives no speedup where the text differs, and no acceptance length where nothing was drafted.
+    # The benchmark reports no speedup if the text differs, and no acceptance length if nothing was drafted.
     allowed = ("acceptance_length", "speedup") if row.get("identical") is False else ("acceptance_length",)
     for name in ROW_FIELDS:
         if name not in row or (row[name] is None and name not in allowed):
-            raise ValueError(f"{where} has no `{name}`; nothing is filled in here. Measure again.")
+            raise ValueError(f"{where} has no `{name}`. Measure again.")
     for name in NUMBERS:
         value = row[name]
         if value is None:
@@ -118,4 +118,4 @@ def _check_row(row: dict, where: str) -> None:
     if (interval is not None and row["speedup"] is not None) and not (
         isinstance(interval, list) and len(interval) == 2 and interval[0] <= row["speedup"] <= interval[1]
     ):
-        raise ValueError(f"{where}: `speedup_interval` {interval} does not hold its `speedup` {row['speedup']}.")
+        raise ValueError(f"{where}: `speedup_interval` {interval} does not contain its `speedup` {row['speedup']}.")

@@ -1,4 +1,4 @@
-"""A draft's whole repository: weights, configurations, card, `custom_generate/`; and pushing it.
+"""Writes and uploads a draft's repository: weights, configurations, card and `custom_generate/`.
 
 Uploading, resuming, checksums and tokens are huggingface_hub's. Does not know the command line.
 """
@@ -28,7 +28,7 @@ from ..target.fingerprint import fingerprint
 from . import engines
 from .card import LIBRARY, CardFacts, write_card
 from .custom_generate import write_custom_generate
-from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, resolved
+from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, with_target_facts
 from .measured import read_benchmark
 
 
@@ -41,14 +41,14 @@ MESSAGE = "Upload EAGLE-3 draft"
 @dataclass(frozen=True)
 class Publication:
     """
-    What goes into a repository beside the draft itself.
+    Contents of a repository besides the draft itself.
 
     Args:
-        target: The target as a Hub id, a directory, a loaded model or its configuration. Default: the one that the
-            draft's configuration names.
-        target_name, target_revision: Hub id and commit for the card, where `target` does not tell.
+        target: The target as a Hub id, a directory, a loaded model or its configuration. Default: the one named in the
+            draft's configuration.
+        target_name, target_revision: Hub id and commit for the card, if `target` does not have them.
         benchmark: File of `hf-eagle3 benchmark`; without one the card says "not measured".
-        datasets, license, tags: Metadata; nothing is assumed.
+        datasets, license, tags: Hub metadata; no defaults.
         dialect: "plain" or "speculators".
     """
 
@@ -62,13 +62,13 @@ class Publication:
     dialect: str = engines.PLAIN
 
     def target_fingerprint(self, target: ExportTarget) -> Callable[[], str] | None:
-        """Computes the fingerprint of the target's weights, where they are at hand."""
+        """A function that computes the fingerprint of the target's weights, or `None` if they are not available."""
         if isinstance(self.target, PreTrainedModel):
             return partial(fingerprint, self.target)
         return None if target.source is None else lambda: fingerprint(target.weights())
 
     def export_target(self, draft: Eagle3DraftModel) -> ExportTarget:
-        """The target as far as it is known."""
+        """What is known about the target."""
         name, revision = self.target_name, self.target_revision
         if isinstance(self.target, (str, Path)):
             return ExportTarget.load(str(self.target), name, revision)
@@ -77,11 +77,11 @@ class Publication:
             revision = revision or draft.config.target_revision
             try:
                 return ExportTarget.load(name, name, revision) if name else UNKNOWN_TARGET
-            except (OSError, ValueError) as error:  # gated, offline, or with code of its own
+            except (OSError, ValueError) as error:  # gated, offline, or remote code
                 logger.warning(
-                    f"The configuration of `{name}`, the target that the draft names, could not be read "
-                    f"({' '.join(str(error).split())}). The card names it all the same; whether the draft fits it, "
-                    "which layers it taps and how long a text it serves are not checked. Give --target a directory."
+                    f"The configuration of `{name}`, the target named by the draft, could not be read "
+                    f"({' '.join(str(error).split())}). The card still names it, but fit, tapped layers and context "
+                    "length are not checked. Pass a directory as --target."
                 )
                 return ExportTarget(engines.TargetFacts(name, revision))
         config = self.target.config if isinstance(self.target, PreTrainedModel) else self.target
@@ -99,18 +99,18 @@ def write_repository(
     max_shard_size: int | str = SHARD_SIZE,
 ) -> list[engines.Finding]:
     """
-    Write what `repo_id` is to hold into `folder`; nothing is uploaded.
+    Write the contents of the repository `repo_id` into `folder`, without uploading.
 
     Returns:
-        What engines would not serve; the card says it too.
+        What engines would not serve correctly; the card lists it too.
 
     Raises:
-        ValueError: draft and target do not fit, or the benchmark is of another pair. Nothing is written then.
+        ValueError: draft and target do not fit, or the benchmark is of another draft or target. Nothing is written.
     """
     validate_repo_id(repo_id)
     publication = publication or Publication()
     target = publication.export_target(draft)
-    view = resolved(draft, target)
+    view = with_target_facts(draft, target)
     measured = None
     if publication.benchmark is not None:
         drafts = (repo_id, draft.config.name_or_path)
@@ -133,7 +133,7 @@ def write_repository(
     card = write_card(view.config, facts, earlier_card)
     case = engines.Case(view.config, publication.dialect, target.facts)
     found = engines.findings(case)
-    # Published for the engines that can serve it; the card tells which cannot, and why.
+    # Allowed: it is published for the engines that can serve it, and the card says which cannot and why.
     allowed = {f.rule.name for f in found}
     export(draft, folder, publication.dialect, target, allow=allowed, max_shard_size=max_shard_size)
     (Path(folder) / CARD).write_text(card, encoding="utf-8")
@@ -162,24 +162,24 @@ def push_to_hub(
     dialect: str = engines.PLAIN,
 ) -> CommitInfo:
     """
-    Upload this draft as a whole repository: weights, a configuration that SGLang, vLLM and the original code read,
+    Upload this draft as a complete repository: weights, a configuration that SGLang, vLLM and the original code read,
     the default tree, a model card, and `custom_generate/`.
 
     Args:
-        repo_id: Hub id; without a namespace it is yours.
+        repo_id: Hub id; your own namespace by default.
         commit_message, commit_description: Of the commit.
-        private: Whether a new repository is private; `None`: the Hub's default for you.
-        token: As in huggingface_hub, which alone keeps tokens.
-        revision: Branch to push to, created if need be.
+        private: Whether a new repository is private; `None`: your default on the Hub.
+        token: As in huggingface_hub.
+        revision: Branch to push to, created if missing.
         create_pr: Open a pull request instead of committing.
         max_shard_size: Largest weight file.
         tags, target, target_name, target_revision, benchmark, datasets, license, dialect: See [`Publication`].
 
     Returns:
-        The commit; its `repo_url` is where the draft lies.
+        The commit; `repo_url` is the repository's address.
 
     Raises:
-        ValueError: what cannot be published as asked; nothing is uploaded then.
+        ValueError: the draft cannot be published like this. Nothing is uploaded.
 
     Example:
         `draft.push_to_hub("user/my-draft", target="Qwen/Qwen3-1.7B", benchmark="figures.json", license="mit")`
@@ -209,17 +209,20 @@ def push_to_hub(
 
 def _earlier_card(api: HfApi, repo_id: str, revision: str | None) -> str | None:
     """
-    The card that an author may have written by hand; of a branch that is still to be made, what it will start with.
+    The existing card, or `None`. For a branch that does not exist yet, that of the default branch, which it will copy.
 
     Raises:
-        OSError: the Hub does not tell whether there is one.
+        OSError: it is unknown whether a card exists.
     """
-    with tempfile.TemporaryDirectory() as empty:  # a card in the usual cache may be older than the Hub's
+    with tempfile.TemporaryDirectory() as empty:  # the default cache may hold an older card
         try:
             path = api.hf_hub_download(repo_id, CARD, revision=revision, cache_dir=empty)
-        except (LocalEntryNotFoundError, GatedRepoError) as error:  # kinds of the two below that do not mean "none"
+        except (
+            LocalEntryNotFoundError,
+            GatedRepoError,
+        ) as error:  # subclasses of those below that do not mean "no card"
             raise OSError(
-                f"The Hub does not tell whether `{repo_id}` has a {CARD} already, which a push would replace "
+                f"Could not check whether `{repo_id}` already has a {CARD}, which a push would replace "
                 f"({' '.join(str(error.__cause__ or error).split())}); try again later."
             ) from error
         except RevisionNotFoundError:

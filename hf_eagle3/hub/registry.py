@@ -1,8 +1,8 @@
-"""Known public drafts, as data (`drafts.json`): what to suggest for a target.
+"""Known public drafts (`drafts.json`), to suggest one for a target.
 
-Every entry has the public page it was taken from. `checked` says whether its files were loaded here; `layers` is
-"usual" ([2, n//2, n-3] of `hidden_states`, where the file names none) or absent where the source does not tell.
-Knows names only; nothing is looked up on the Hub.
+Every entry names its public source. `checked`: its files were loaded with this package. `layers`: "usual" for
+[2, n//2, n-3] of `hidden_states` if the file names none; absent if the source does not say. Knows names only and does
+not access the Hub.
 """
 
 import functools
@@ -21,11 +21,11 @@ class PublicDraft:
 
     Args:
         draft, target: Hub ids.
-        publisher: Who made it.
-        source: Page that names the pair.
-        checked: Whether it was loaded here.
-        layers: "usual", or `None`: not known.
-        notes: What a user should know.
+        publisher: Its author.
+        source: Page that names draft and target.
+        checked: Whether its files were loaded with this package.
+        layers: "usual", or `None` if unknown.
+        notes: Remarks for users.
     """
 
     draft: str
@@ -39,12 +39,12 @@ class PublicDraft:
 
 @functools.cache
 def public_drafts() -> tuple[PublicDraft, ...]:
-    """All entries, by target."""
+    """All entries, sorted by target."""
     return tuple(PublicDraft(**entry) for entry in json.loads(DATA.read_text(encoding="utf-8")))
 
 
 def drafts_for(target: str) -> list[PublicDraft]:
-    """Entries for a Hub id, whatever its upper and lower case; the authors' own first, the community's last."""
+    """Entries for a Hub id, case-insensitive; those of EAGLE-3's authors first, the community's last."""
     found = [entry for entry in public_drafts() if entry.target.lower() == target.lower()]
     order = {"authors of EAGLE-3": 0, "community": 2}
     return sorted(found, key=lambda entry: order.get(entry.publisher, 1))

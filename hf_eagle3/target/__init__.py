@@ -1,1 +1,1 @@
-"""All that is asked of a target model, and the only place that looks at architectures."""
+"""Everything the package asks of a target model. The only place that distinguishes architectures."""

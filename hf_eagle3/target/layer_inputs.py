@@ -1,10 +1,10 @@
-"""Kinds of attention, and what decoder layers must be given of it while a tree is verified.
+"""Attention kinds of a target, and the inputs that some decoder layers need replaced while a tree is verified.
 
-Most targets take our masks and positions as arguments. Some make a bias, a window or a table of positions inside, from
-the order of slots; for the time of a pass, hooks on their layers put the same numbers at each slot's token position.
-Knows architectures by the names of their arguments; does not know trees, caches or rows. (transformers 5.8 to 5.23)
+Most targets take a 4-D mask and `position_ids` as arguments. Some derive a bias, a window or a position table from the
+slot order, which is not the token order in a tree; hooks on their layers replace those values during verification.
+Knows architectures by `model_type` and argument names; does not know trees or caches. (transformers 5.8 to 5.23)
 
-Shape letters: A rows, N drafted nodes, K slots (prefix and nodes), h heads, d head size.
+Shape letters: A active sequences, N drafted nodes, K cache slots (prefix and nodes), h heads, d head size.
 """
 
 import functools
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from ..compat.models import optional_field
+
 
 FULL, INDEXED = "full_attention", "indexed_attention"
 SLIDING, CHUNKED = "sliding_attention", "chunked_attention"
@@ -25,22 +27,22 @@ KNOWN_KINDS = {FULL, INDEXED, SLIDING, CHUNKED, "global", "local"}
 
 @dataclass(frozen=True)
 class Reach:
-    """How far back a layer attends: `window` tokens with the token itself, or its own `chunk`; by default all."""
+    """How far back a layer attends: `window` tokens including the query's own, or within its `chunk`; default: all."""
 
     window: int | None = None
     chunk: int | None = None
 
     @property
     def kept(self) -> int | None:
-        """The size by which the host's cache layer of such a kind goes."""
+        """The size that transformers gives the cache layer of this kind."""
         return self.window if self.chunk is None else self.chunk
 
 
 def mask_kinds(config) -> dict[str, Reach]:
-    """Kinds of attention in the model; where it takes masks as a dictionary, its keys."""
+    """Attention kinds of the model; where it takes masks as a dictionary, these are the keys."""
     if config.model_type == "gpt_neo":
         return {"global": Reach(), "local": Reach(window=config.window_size)}
-    window, chunk = getattr(config, "sliding_window", None), getattr(config, "attention_chunk_size", None)
+    window, chunk = optional_field(config, "sliding_window"), optional_field(config, "attention_chunk_size")
     reaches = {SLIDING: Reach(window=window), CHUNKED: Reach(chunk=chunk)}
     if takes_mask_dictionary(config):
         return {kind: reaches.get(kind, Reach()) for kind in sorted(set(config.layer_types))}
@@ -49,36 +51,37 @@ def mask_kinds(config) -> dict[str, Reach]:
 
 
 def takes_mask_dictionary(config) -> bool:
-    """Whether masks go in as a dictionary per layer type, as in the host's `create_masks_for_generate`."""
-    return getattr(config, "layer_types", None) is not None
+    """Whether the model takes one mask per layer type, as transformers' `create_masks_for_generate` makes them."""
+    return optional_field(config, "layer_types") is not None
 
 
 @dataclass
 class PassInputs:
-    """What a verification pass knows of its slots and nodes."""
+    """Masks and positions of one verification pass."""
 
-    masks: dict[str, torch.Tensor]  # additive, (A, 1, N + 1, K), by kind of attention
-    slot_positions: torch.Tensor | None  # (A, K): token positions, left padding not counted; with hooks only
-    node_columns: torch.Tensor  # (A, N + 1): left padding counted
-    made: dict[Callable, dict] = field(default_factory=dict)
+    masks: dict[str, torch.Tensor]  # additive, (A, 1, N + 1, K), by attention kind
+    slot_positions: torch.Tensor | None  # (A, K): token positions, left padding not counted; only with hooks
+    node_columns: torch.Tensor  # (A, N + 1): positions with left padding counted
+    shared_by_layers: dict[Callable, dict] = field(default_factory=dict)
 
     @property
     def slot_columns(self) -> torch.Tensor:
-        """Column of each slot, padding counted wherever it stands, (A, K)."""
+        """Position of each slot with padding counted, (A, K)."""
         nodes = self.node_columns
+        # A prefix slot's index is its column; a node's column is given by its depth, not by its slot.
         prefix = torch.arange(self.slot_positions.shape[1] - nodes.shape[1], device=nodes.device)
         return torch.cat((prefix.expand(nodes.shape[0], -1), nodes), dim=1)
 
     @property
     def mask(self) -> torch.Tensor:
-        """Of a model with one kind of attention."""
+        """The mask of a model with a single attention kind."""
         return next(iter(self.masks.values()))
 
 
-class _RowBias:
+class _PerSequenceBias:
     """
-    A bias (A, h, 1, K) of each row, for MPT, whose attention takes one (h, 1, K) for all rows, asks for its sizes,
-    slices and adds it.
+    A bias (A, h, 1, K) that poses as MPT's single (h, 1, K): its attention reads the sizes, slices, and adds it to the
+    scores. Here slicing is a no-op (the size already fits) and the addition broadcasts per sequence.
     """
 
     def __init__(self, bias: torch.Tensor):
@@ -87,58 +90,60 @@ class _RowBias:
     def size(self, axis: int) -> int:
         return self.shape[axis]
 
-    def __getitem__(self, index) -> "_RowBias":
+    def __getitem__(self, index) -> "_PerSequenceBias":
         return self
 
     def __radd__(self, scores: torch.Tensor) -> torch.Tensor:
         return scores + self.bias.to(scores.device)
 
 
-def _at(positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """(A, h, 1, K) of a table (h, positions) at `positions` (A, K)."""
+def _bias_at(positions: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Entries of a table (h, positions) at `positions` (A, K), as (A, h, 1, K)."""
+    # Indexing the last axis gives (h, A, K): sequences come first in scores, and one bias serves all queries.
     return table[:, positions.to(table.device)].transpose(0, 1)[:, :, None]
 
 
 def _once_per_pass(function: Callable[..., dict]) -> Callable[..., dict]:
-    """For what all layers get alike."""
+    """Compute arguments that are the same for all layers in the first layer only."""
 
     @functools.wraps(function)
-    def made_once(arguments: dict, given: PassInputs, config, layer: int) -> dict:
-        if function not in given.made:
-            given.made[function] = function(arguments, given)
-        return dict(given.made[function])
+    def cached(arguments: dict, given: PassInputs, config, layer: int) -> dict:
+        if function not in given.shared_by_layers:
+            given.shared_by_layers[function] = function(arguments, given)
+        return dict(given.shared_by_layers[function])  # a copy: the hook pops from it
 
-    return made_once
+    return cached
 
 
-# The biases of ALiBi are linear in the key's position, and a softmax does not see what all keys share. So one bias for
-# each key's position serves all nodes. The host's own tables, at our positions, give plain generate's numbers.
+# ALiBi is linear in the key's position and softmax is invariant to a constant per query, so one bias per key position
+# serves all nodes. Indexing the model's own table at token positions reproduces the numbers of plain `generate`.
 
 
 @_once_per_pass
 def _bloom(arguments: dict, given: PassInputs) -> dict:
+    # (A * h, 1, K) -> (h, K): under the all-ones 2-D mask, every sequence has the same table.
     table = arguments["alibi"].unflatten(0, (given.slot_positions.shape[0], -1))[0, :, 0]
-    return {"alibi": _at(given.slot_positions, table).flatten(0, 1), "attention_mask": given.mask}
+    return {"alibi": _bias_at(given.slot_positions, table).flatten(0, 1), "attention_mask": given.mask}
 
 
 @_once_per_pass
 def _falcon(arguments: dict, given: PassInputs) -> dict:
     biases, mask = arguments["alibi"], arguments["attention_mask"]
-    # The host has added the scaled bias to its mask; the last query sees all slots.
-    scaled = _at(given.slot_positions, mask[0, :, -1])
-    closed = given.mask.to(scaled.device) < 0
+    # Falcon has already added the scaled bias to its causal mask; only the last query's row shows all slots.
+    scaled = _bias_at(given.slot_positions, mask[0, :, -1])
+    is_masked = given.mask.to(scaled.device) < 0
     return {
-        "alibi": _at(given.slot_positions, biases[0, :, 0]),
-        "attention_mask": scaled.masked_fill(closed, torch.finfo(scaled.dtype).min),
+        "alibi": _bias_at(given.slot_positions, biases[0, :, 0]),
+        "attention_mask": scaled.masked_fill(is_masked, torch.finfo(scaled.dtype).min),
     }
 
 
 @_once_per_pass
 def _mpt(arguments: dict, given: PassInputs) -> dict:
-    table = arguments["position_bias"][:, 0]  # (h, max_seq_len), 0 at its end, where plain generate has the newest key
-    columns = given.slot_columns  # MPT counts columns, also where the mask is 0 between tokens
+    table = arguments["position_bias"][:, 0]  # (h, max_seq_len); the last entry, 0, belongs to the newest key
+    columns = given.slot_columns  # MPT counts padding too, also zeros of the mask between tokens
     newest = columns.amax(dim=1, keepdim=True)
-    return {"position_bias": _RowBias(_at(columns - newest + table.shape[1] - 1, table))}
+    return {"position_bias": _PerSequenceBias(_bias_at(columns - newest + table.shape[1] - 1, table))}
 
 
 def _gpt_neo(arguments: dict, given: PassInputs, config, layer: int) -> dict:
@@ -154,7 +159,7 @@ def _ctrl(arguments: dict, given: PassInputs, config, layer: int) -> dict:
 
 
 def _roformer(arguments: dict, given: PassInputs, config, layer: int) -> dict:
-    # (1, 1, A, N + 1, d): the rows that `_roformer_table` has brought in, one axis too far.
+    # The model adds two leading axes to (A, N + 1, d), as looked up by `_roformer_table`; heads belong at axis 1.
     return {"sinusoidal_pos": arguments["sinusoidal_pos"][0, 0].unsqueeze(1), "attention_mask": given.mask}
 
 
@@ -162,7 +167,7 @@ def _roformer_table(arguments: dict, given: PassInputs, config, layer: int) -> d
     return {"position_ids": given.node_columns}
 
 
-# What replaces which arguments of a decoder layer, by `model_type`.
+# By `model_type`: (arguments of the layer, inputs of the pass, config, layer index) -> arguments to replace.
 LAYER_INPUTS: dict[str, Callable[..., dict]] = {
     "big_bird": _masked,
     "bloom": _bloom,
@@ -174,23 +179,23 @@ LAYER_INPUTS: dict[str, Callable[..., dict]] = {
     "rembert": _masked,
     "roformer": _roformer,
 }
-# Are given a 2-D mask: to make biases from it, or because transformers 5.8 knows no other there.
+# Models passed a 2-D mask: they build biases from it, or take no other kind in transformers 5.8.
 PLAIN_MASK = ("big_bird", "bloom", "ctrl", "falcon", "megatron-bert", "rembert", "roformer")
 POSITION_TABLES = {"roformer": ("embed_positions", _roformer_table)}
-SLOT_ORDER = {"gpt_neo": "bias"}  # buffers that apply causality and windows by slot, over our mask
-# Have no `position_ids` among their arguments: get positions from the above, or pass them on as they pass any keyword
-# (then the host gives none to the prompt, whose positions are columns, left padding counted).
+SLOT_ORDER = {"gpt_neo": "bias"}  # boolean buffers that apply causality and windows by slot, on top of the mask
+# Models without a `position_ids` argument: positions come from the replaced inputs above, or pass through `**kwargs`
+# (`generate` then gives none to the prompt, so that its positions count left padding).
 NO_POSITION_IDS = ("bloom", "mpt", "roformer")
 POSITION_IDS_BY_KEYWORD = ("moss_transcribe_diarize",)
 
 
 def needs_layer_inputs(config) -> bool:
-    """Whether trees are verified with hooks on the layers."""
+    """Whether verifying a tree needs hooks on the layers."""
     return config.model_type in LAYER_INPUTS and (config.model_type != "falcon" or config.alibi)
 
 
 def mask_argument(config, given: PassInputs):
-    """The `attention_mask` of a pass: one mask, one per kind, or (with hooks) the plainest 2-D one."""
+    """The `attention_mask` of a pass: one mask, one per kind, or an all-ones 2-D mask where hooks set the real one."""
     if needs_layer_inputs(config) and config.model_type in PLAIN_MASK:
         return torch.ones_like(given.slot_positions)
     return given.masks if takes_mask_dictionary(config) else given.mask
@@ -198,7 +203,7 @@ def mask_argument(config, given: PassInputs):
 
 class LayerInputs:
     """
-    Hooks on a target's layers for one call of generate, which replace arguments during verification passes only, and
+    Hooks on a target's layers for one `generate` call. They replace arguments during verification passes only, and
     only in the thread that verifies.
 
     Args:
@@ -226,7 +231,7 @@ class LayerInputs:
             self.buffers = [(part, name) for layer in layers for part in layer.modules() if name in part._buffers]
 
     def register(self) -> list:
-        """Handles of the hooks."""
+        """Register the hooks and return their handles."""
         return [
             module.register_forward_pre_hook(self._hook(module, function, index), with_kwargs=True)
             for module, function, index in self.hooked
@@ -239,6 +244,7 @@ class LayerInputs:
             if self.given is None or self.thread != threading.get_ident():
                 return None
             new = function(dict(zip(names, args, strict=False)) | kwargs, self.given, self.config, index)
+            # Positional arguments stay positional: passing them by keyword too would be a TypeError.
             args = tuple(new.pop(name, value) for name, value in zip(names, args, strict=False))
             return args, kwargs | new
 
@@ -246,10 +252,10 @@ class LayerInputs:
 
     @contextmanager
     def replaced(self, given: PassInputs) -> Iterator[None]:
-        """The pass inside gets `given`."""
+        """Replace the layers' arguments by those of `given` in passes inside the block."""
         with ExitStack() as stack:
             for module, name in self.buffers:
-                stack.enter_context(_open_buffer(module, name))
+                stack.enter_context(_all_true(module, name))
             self.given, self.thread = given, threading.get_ident()
             try:
                 yield
@@ -257,8 +263,8 @@ class LayerInputs:
                 self.given = self.thread = None
 
 
-class _OpenBuffer:
-    """In place of a Boolean buffer: true everywhere for the threads that verify, as it is for all others."""
+class _AllTrueBuffer:
+    """Stands in for a boolean buffer: true everywhere in verifying threads, the buffer itself in all others."""
 
     def __init__(self, module: nn.Module, name: str):
         self.module, self.name, self.threads = module, name, []
@@ -268,34 +274,35 @@ class _OpenBuffer:
         return part.new_ones(()) if threading.get_ident() in self.threads else part[index]
 
 
-_LOCK = threading.Lock()
+_BUFFER_LOCK = threading.Lock()
 
 
 @contextmanager
-def _open_buffer(module: nn.Module, name: str) -> Iterator[None]:
-    # An attribute of the instance hides the buffer, which stays where it is.
-    with _LOCK:
-        hiding = vars(module).setdefault(name, _OpenBuffer(module, name))
-        hiding.threads.append(threading.get_ident())
+def _all_true(module: nn.Module, name: str) -> Iterator[None]:
+    # An instance attribute shadows the buffer, which nn.Module looks up only if there is none.
+    with _BUFFER_LOCK:
+        shadow = vars(module).setdefault(name, _AllTrueBuffer(module, name))
+        shadow.threads.append(threading.get_ident())
     try:
         yield
     finally:
-        with _LOCK:
-            hiding.threads.remove(threading.get_ident())
-            if not hiding.threads:
+        with _BUFFER_LOCK:
+            shadow.threads.remove(threading.get_ident())
+            if not shadow.threads:
                 del vars(module)[name]
 
 
-# RoPE whose frequencies depend on the largest position in the pass: a node may not cross the threshold ahead of plain.
+# RoPE types whose frequencies depend on the largest position of the pass: a node beyond the threshold would change
+# them for nodes before it, which plain `generate` computes with the old ones.
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 def length_dependent_rope(config) -> tuple[int, bool] | None:
     """
-    (length past which RoPE frequencies depend on the longest sequence of the pass, whether they change there only
-    once); `None` for most models.
+    (length beyond which RoPE frequencies depend on the longest sequence of the pass, whether they change only once,
+    at that length); `None` for models without such RoPE.
     """
-    rope = getattr(config, "rope_parameters", None) or {}
+    rope = optional_field(config, "rope_parameters") or {}
     for part in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
         if part.get("rope_type") in LENGTH_DEPENDENT_ROPE:
             threshold = part.get("original_max_position_embeddings") or config.max_position_embeddings

@@ -1,9 +1,11 @@
-"""Passes over several tokens through a target's own causal path: whether they compute what single steps would.
+"""Does a multi-token forward of a target equal token-by-token decoding?
 
-Layers with recurrent or convolution states have one path for prompts and another for single tokens; in some versions
-of some architectures the former forgets the states that it should go on from. One look at the model tells; there,
-these layers get the tokens of a pass one by one, and all others (attention, experts) at once. Does not know drafts,
-rows or which architectures there are.
+Layers with recurrent or convolution states have separate code paths for prompts and for single tokens; in some
+architectures and versions the prompt path ignores the cached states. A short run of the model detects this; such
+layers then process the tokens of a pass one at a time, and all others (attention, experts) at once. Does not know
+drafts, batches or architectures.
+
+Shape letters: B batch, L tokens of a pass, H hidden.
 """
 
 import inspect
@@ -20,122 +22,122 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.utils import logging
 
 from ..compat.calls import cache_argument
-from ..compat.versions import host_version
+from ..compat.versions import transformers_version
 from .parts import is_compiled
 
 
 logger = logging.get_logger(__name__)
 
-PROMPT, STEPS = 12, 5  # tokens of the comparison
-# Relative differences of a token's last hidden state, in full and in half precision. Rounding makes 1e-6 in float32
-# (1e-3 where matrix products are less precise), 1e-2 in half precision, and more where it flips an expert, hence the
-# median there: forgotten states touch all tokens. They make 0.003 to 1.5 on random models, whose states say less than
-# trained ones. Above ROUNDING it is tried whether single steps come nearer, above TOLERANCE nothing is verified.
-ROUNDING, TOLERANCE = (1e-3, 0.03), (1e-2, 0.1)
+PROMPT, STEPS = 12, 5  # token counts of the comparison
+# Relative errors of last hidden states in (full, half) precision. Rounding gives 1e-6 (1e-3 with less precise matrix
+# products) and 1e-2; above this bound, single steps are tried as a fix.
+ROUNDING = (1e-3, 0.03)
+# Above this bound, the model is refused: ignored states gave 0.003 to 1.5 on random models, more on trained ones.
+TOLERANCE = (1e-2, 0.1)
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Why chains cannot be verified on a model, if so, and whether its layers with states need one token at a time."""
+class MultiTokenSupport:
+    """`fault`: why chains cannot be verified, if so. `one_by_one`: layers with states need one token at a time."""
 
     fault: str | None = None
     one_by_one: bool = False
 
 
-_FINDINGS: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> {dtype: Finding}
-NEEDS_MORE = (TypeError, ValueError)  # raised by decoders that do not run on token ids alone
-_LOCK, _FINDING = threading.Lock(), threading.Lock()
-_CHANGED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # module -> {attribute: [passes inside, before]}
+_SUPPORT: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # model -> {dtype: MultiTokenSupport}
+MISSING_INPUTS = (TypeError, ValueError)  # raised by decoders that need more than token ids
+_PATCH_LOCK, _SUPPORT_LOCK = threading.Lock(), threading.Lock()
+_PATCHED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # module -> {attribute: [users, own value before]}
 
 
 @dataclass(frozen=True)
 class StepParts:
-    """The modules whose passes over several tokens differ from single steps."""
+    """Modules whose multi-token forward differs from single steps."""
 
-    clamped: list[nn.Module]  # Mamba-2: time steps are clamped in passes over several tokens only
-    one_by_one: list[nn.Module]
+    clamped: list[nn.Module]  # Mamba-2: time steps are clamped in multi-token passes only
+    one_by_one: list[nn.Module]  # get the tokens of a pass one at a time
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "StepParts":
-        """Those of `model`, which may be run for it, once (see `chain_fault`)."""
+        """Those of `model`, which is run once to find out (see `chain_fault`)."""
         mixers = _mixers(model)
-        needs_steps = bool(mixers) and _finding(model).one_by_one
+        needs_steps = bool(mixers) and _support(model).one_by_one
         return cls(_clamped(model), mixers if needs_steps else [])
 
 
 def _clamped(model: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if hasattr(module, "time_step_limit")]
+    return [module for module in model.modules() if "time_step_limit" in vars(module)]
 
 
 def _mixers(model: nn.Module) -> list[nn.Module]:
-    """Modules with a convolution over the sequence: they hold the states, whatever their scan is."""
+    """Modules with a convolution over the sequence, which are the ones that hold states, whatever their scan is."""
     return [module for module in model.modules() if any(isinstance(child, nn.Conv1d) for child in module.children())]
 
 
 @contextmanager
 def stepping(parts: StepParts) -> Iterator[None]:
-    """Passes inside compute what single steps would, as far as `parts` are concerned. Threads may share a model."""
+    """Make passes inside the block equal to single steps in the modules of `parts`. Threads may share a model."""
     changes = [(module, "time_step_limit") for module in parts.clamped]
     changes += [(module, "forward") for module in parts.one_by_one]
-    with _LOCK:
+    with _PATCH_LOCK:
         for module, name in changes:
-            _change(module, name)
+            _patch(module, name)
     try:
         yield
     finally:
-        with _LOCK:
+        with _PATCH_LOCK:
             for module, name in changes:
-                _change_back(module, name)
+                _unpatch(module, name)
 
 
-def _change(module: nn.Module, name: str) -> None:
-    # A module has a `forward` of its own where accelerate put one.
-    change = _CHANGED.setdefault(module, {}).setdefault(name, [0, vars(module).get(name)])
-    change[0] += 1
-    if change[0] == 1:
+def _patch(module: nn.Module, name: str) -> None:
+    # The instance may have its own `forward`, from accelerate's hooks, which `_unpatch` puts back.
+    patch = _PATCHED.setdefault(module, {}).setdefault(name, [0, vars(module).get(name)])
+    patch[0] += 1
+    if patch[0] == 1:
         value = (0.0, float("inf")) if name == "time_step_limit" else partial(_one_by_one, module.forward)
         setattr(module, name, value)
 
 
-def _change_back(module: nn.Module, name: str) -> None:
-    change = _CHANGED[module][name]
-    change[0] -= 1
-    if change[0] == 0:
-        del _CHANGED[module][name]
+def _unpatch(module: nn.Module, name: str) -> None:
+    patch = _PATCHED[module][name]
+    patch[0] -= 1
+    if patch[0] == 0:
+        del _PATCHED[module][name]
         delattr(module, name)
-        if change[1] is not None:
-            setattr(module, name, change[1])
+        if patch[1] is not None:
+            setattr(module, name, patch[1])
 
 
 def _one_by_one(forward: Callable, hidden_states: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-    """`forward` over (B, L, H) as L single steps, which have no padding mask."""
+    """`forward` over (B, L, H) as L single steps."""
     if "attention_mask" in kwargs:
-        kwargs["attention_mask"] = None
+        kwargs["attention_mask"] = None  # (B, L) does not fit one token, and single steps see no padding
     return torch.cat([forward(part, *args, **kwargs) for part in hidden_states.split(1, dim=1)], dim=1)
 
 
 def chain_fault(model: PreTrainedModel) -> str | None:
     """
-    Why chains cannot be verified on `model`, or `None` where they can. Found by running its decoder on a few tokens,
-    once per model and dtype, with a cache of its own. A model without weights (on the meta device) is not run.
+    Why chains cannot be verified on `model`; `None` if they can. Found by running its decoder on a few tokens with a
+    separate cache, once per model and dtype. A model on the meta device is not run.
     """
-    return _finding(model).fault
+    return _support(model).fault
 
 
-def _finding(model: PreTrainedModel) -> Finding:
+def _support(model: PreTrainedModel) -> MultiTokenSupport:
     if model.device.type == "meta":
-        return Finding()
-    with _FINDING:  # one thread at a time: what is being looked at has no dropout
-        known = _FINDINGS.setdefault(model, {})
+        return MultiTokenSupport()
+    with _SUPPORT_LOCK:  # `_evaluating` changes the modules' training flags
+        known = _SUPPORT.setdefault(model, {})
         if model.dtype not in known:
             with _evaluating(model):
-                known[model.dtype] = _look_at(model)
+                known[model.dtype] = _probe(model)
         return known[model.dtype]
 
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """No dropout inside."""
+    """Disable dropout inside the block. (`model.train()` would switch on modules that the user switched off.)"""
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:
@@ -146,56 +148,58 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _look_at(model: PreTrainedModel) -> Finding:
+def _probe(model: PreTrainedModel) -> MultiTokenSupport:
     is_half = torch.finfo(model.dtype).bits < 32
     clamped, mixers = _clamped(model), _mixers(model)
     error, raised = _error(model, StepParts(clamped, []))
     one_by_one = False
-    if error > ROUNDING[is_half] and mixers and not is_compiled(model):  # which may not notice another `forward`
+    if error > ROUNDING[is_half] and mixers and not is_compiled(model):  # compiled code ignores a new `forward`
         stepped, _ = _error(model, StepParts(clamped, mixers))
         one_by_one, error = stepped < error, min(stepped, error)
     if error < TOLERANCE[is_half]:
-        return Finding(None, one_by_one)
+        return MultiTokenSupport(None, one_by_one)
     if raised is not None:
-        if isinstance(raised, NEEDS_MORE):
-            logger.warning_once(f"{type(model).__name__} was not checked for passes over several tokens: {raised!r}.")
-            return Finding()
-        return Finding(f"passes over several tokens could not be compared with single steps ({raised!r})")
-    return Finding(
-        f"with transformers {host_version} its states after a pass over several tokens are not those after single "
+        if isinstance(raised, MISSING_INPUTS):
+            logger.warning_once(f"{type(model).__name__} could not be checked for multi-token passes: {raised!r}.")
+            return MultiTokenSupport()
+        return MultiTokenSupport(f"multi-token passes could not be compared with single steps ({raised!r})")
+    return MultiTokenSupport(
+        f"with transformers {transformers_version} its states after a multi-token pass are not those after single "
         f"steps (hidden states differ by {error:.1g}); another version may be right"
     )
 
 
 def _error(model: PreTrainedModel, parts: StepParts) -> tuple[float, Exception | None]:
-    """The error that counts, and what was raised instead."""
+    """(Error of the whole comparison, the exception that prevented it)."""
     try:
         errors = step_errors(model, parts)
     except Exception as raised:
         return float("inf"), raised
+    # The median in half precision: rounding may flip an expert of one token, ignored states affect all of them.
     return float(errors.max() if torch.finfo(model.dtype).bits >= 32 else errors.median()), None
 
 
 @torch.no_grad()
 def step_errors(model: PreTrainedModel, parts: StepParts) -> torch.Tensor:
-    """|pass - steps| / |steps| of the last hidden states of `STEPS` tokens behind a prompt of `PROMPT`, (STEPS,)."""
+    """|pass - steps| / |steps| of the last hidden states of `STEPS` tokens after a prompt of `PROMPT`, (STEPS,)."""
     decoder = model.get_decoder()
     parameters = inspect.signature(decoder.forward).parameters
     name = cache_argument(decoder.forward)
     config = model.config.get_text_config(decoder=True)
-    columns = torch.arange(PROMPT + STEPS, device=model.device)[None]
-    inputs = {"input_ids": (columns * 7 + 3) % config.vocab_size}
+    positions = torch.arange(PROMPT + STEPS, device=model.device)[None]
+    inputs = {"input_ids": (positions * 7 + 3) % config.vocab_size}  # distinct ids, so that states differ
     if "position_ids" in parameters:
-        inputs["position_ids"] = columns
+        inputs["position_ids"] = positions
 
     def run(*widths: int) -> torch.Tensor:
+        # One pass per width over the same cache; the first one is the prompt.
         options = {"use_cache": True, "return_dict": True, name: DynamicCache(config=config)}
         split = zip(*(value.split(widths, dim=1) for value in inputs.values()), strict=True)
         states = []
         for i, part in enumerate(split):
-            with stepping(parts) if i else nullcontext():  # the prompt goes as prompts go
+            with stepping(parts) if i else nullcontext():  # the prompt runs unpatched, as in `generate`
                 states.append(decoder(**dict(zip(inputs, part, strict=True)), **options).last_hidden_state)
-        return torch.cat(states[1:], dim=1)[0].cpu().double()  # (STEPS, H); there is no float64 on MPS
+        return torch.cat(states[1:], dim=1)[0].cpu().double()  # (STEPS, H); MPS has no float64
 
     with torch.autocast(model.device.type, enabled=False):
         at_once, steps = run(PROMPT, STEPS), run(PROMPT, *[1] * STEPS)

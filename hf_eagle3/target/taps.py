@@ -1,4 +1,4 @@
-"""Outputs of the tapped layers, kept by forward hooks while passes run.
+"""Outputs of the tapped layers, captured by forward hooks. Does not know drafts or which layers to tap.
 
 Shape letters: B batch, L sequence, H hidden.
 """
@@ -17,24 +17,24 @@ from .parts import one_stream
 class Taps:
     """
     Args:
-        decoder: The module that runs once in every pass, and the layers with it.
-        layers: The tapped layers, by number.
+        decoder: The module that runs once per forward pass and contains the layers.
+        layers: The tapped layers, by index.
         config: The target's text configuration.
     """
 
     def __init__(self, decoder: nn.Module, layers: dict[int, nn.Module], config):
         self.decoder, self.layers, self.config = decoder, layers, config
         self._passes: list[dict[int, torch.Tensor]] = []
-        self._thread: int | None = None  # the thread whose passes are kept, None: none
+        self._thread: int | None = None  # id of the capturing thread; None outside `capturing`
 
     def register(self) -> list[RemovableHandle]:
-        """Handles of the hooks."""
-        handles = [layer.register_forward_hook(self._keeps(number)) for number, layer in self.layers.items()]
-        return [*handles, self.decoder.register_forward_pre_hook(self._begins)]
+        """Register the hooks and return their handles."""
+        handles = [layer.register_forward_hook(self._capture_hook(number)) for number, layer in self.layers.items()]
+        return [*handles, self.decoder.register_forward_pre_hook(self._start_pass)]
 
     @contextmanager
     def capturing(self) -> Iterator[None]:
-        """Passes inside are kept; everything else that runs the target is not."""
+        """Capture forward passes inside the block, and no others."""
         self._passes.clear()
         self._thread = threading.get_ident()
         try:
@@ -44,33 +44,33 @@ class Taps:
 
     def take(self) -> list[torch.Tensor]:
         """
-        The layers' outputs of the passes kept, one behind the other, each (B, L, H).
+        Outputs of each tapped layer, (B, L, H), with L over all captured passes; clears the capture.
 
         Raises:
-            RuntimeError: not every layer was seen to run.
+            RuntimeError: a layer's hook did not run.
         """
         passes, self._passes = self._passes, []
         seen = [number for number in self.layers if passes and all(number in found for found in passes)]
         if len(seen) < len(self.layers):
             raise RuntimeError(
-                f"Of the tapped layers {list(self.layers)} only {seen} were seen to run; a compiled model "
-                "ignores hooks added later. Pass the uncompiled model."
+                f"Hooks ran only on layers {seen} of the tapped {list(self.layers)}; a compiled model ignores hooks "
+                "added later. Pass the uncompiled model."
             )
         return [
             torch.cat([found[number] for found in passes], dim=1) if len(passes) > 1 else passes[0][number]
             for number in self.layers
         ]
 
-    def _begins(self, module, args) -> None:
-        # Another thread may run the same target; a logits processor may too, outside `capturing`.
+    def _start_pass(self, module, args) -> None:
+        # The target may also run in another thread, or in a logits processor outside `capturing`.
         if self._thread == threading.get_ident():
             self._passes.append({})
 
-    def _keeps(self, number: int):
-        def keep(module, args, output):
+    def _capture_hook(self, number: int):
+        def capture(module, args, output):
             if self._thread == threading.get_ident():
                 hidden = output if isinstance(output, torch.Tensor) else output[0]
-                # A layer of a looped model runs several times in a pass: its last output counts.
+                # Layers of a looped model run several times per pass; the last output overwrites the earlier ones.
                 self._passes[-1][number] = one_stream(hidden, self.config)
 
-        return keep
+        return capture

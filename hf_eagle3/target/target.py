@@ -1,7 +1,6 @@
-"""A target model as one generation call or one training step sees it.
+"""A target model for one `generate` call or one training run: tapped features, embedding, head, forward options.
 
-Which decoder layers are tapped, embedding rows and head, which masks it needs. Does not know trees, rows or the
-draft's weights.
+Does not know trees, the batch or the draft's weights.
 
 Shape letters: B batch, L sequence, H hidden, V vocabulary, F width of the tapped features (taps x H).
 """
@@ -17,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..compat.calls import optimised_for_decoding
+from ..compat.models import optional_field
 from ..configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
 from .layer_inputs import (
     NO_POSITION_IDS,
@@ -40,19 +40,20 @@ from .taps import Taps
 
 logger = logging.get_logger(__name__)
 
-MOST_RESIZED = 1024  # tokens more or fewer, or twice as many: what fine-tuning does to embeddings, and padding
+MOST_RESIZED = 1024  # embeddings resized by fine-tuning or padding differ by at most this, or by a factor of 2
 
 
 class Target:
     """
-    A target model as one generation call sees it.
+    A target model for one `generate` call or training run.
 
     Args:
         model: The target.
-        draft_config: The draft's configuration; its tapped layers are resolved here. `None`: no layer is tapped.
+        draft_config: The draft's configuration; its tapped layers are resolved against the target. `None`: no layer is
+            tapped.
 
     Raises:
-        ValueError: draft and target do not fit (both numbers are given).
+        ValueError: draft and target do not fit; the message gives both sizes.
     """
 
     def __init__(self, model: PreTrainedModel, draft_config: Eagle3Config | None):
@@ -63,15 +64,15 @@ class Target:
         if self.layer_ids and width != draft_config.hidden_size and not draft_config.has_embed_tokens:
             raise ValueError(
                 f"The target's embedding rows are {width} wide, the draft is {draft_config.hidden_size} wide with no "
-                "`embed_tokens` of its own; use a draft that has."
+                "`embed_tokens` of its own; use a draft that has them."
             )
         self.keeps_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.takes_positions = model.config.model_type not in NO_POSITION_IDS
         self.counts_padding = model.config.model_type in POSITION_IDS_BY_KEYWORD
         if int8_outliers(model):
             logger.warning_once(
-                f"The target is loaded in 8 bits with `llm_int8_threshold={int8_outliers(model)}`: what a token comes "
-                "to depends on the others of its pass, so that text may differ as it does with the batch size. "
+                f"The target is loaded in 8 bits with `llm_int8_threshold={int8_outliers(model)}`: a token's logits "
+                "depend on the other tokens of its pass, so the text may differ, as it does with the batch size. "
                 "`llm_int8_threshold=0.0` makes tokens independent."
             )
         self._handles: list = []
@@ -79,8 +80,8 @@ class Target:
         self.uses_hooks = layers is not None and not is_compiled(model)
         if not self.uses_hooks:
             self._refuse_last_layer()
-        # Layers that read other layers' keys run on the last token of a prompt only, unless all states are asked for.
-        num_shared = getattr(self.config, "num_kv_shared_layers", None) or 0
+        # Layers that share other layers' keys run the prompt's last token only, unless `output_hidden_states` is set.
+        num_shared = optional_field(self.config, "num_kv_shared_layers") or 0
         self.prefill_options = (
             {"output_hidden_states": True}
             if not self.uses_hooks or (max(self.layer_ids, default=-1) >= num_decoder_layers(self.config) - num_shared)
@@ -92,7 +93,7 @@ class Target:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Hooks on the tapped layers for the time of one call; they are gone whatever happens inside."""
+        """Hooks on the tapped layers inside the block; they are removed on errors too."""
         self._handles = self.layer_inputs.register()
         try:
             if self.uses_hooks:
@@ -106,7 +107,7 @@ class Target:
             handle.remove()
 
     def read_outputs(self) -> None:
-        """From here on features are read from the outputs' `hidden_states`: passes that are compiled run no hooks."""
+        """From now on, take features from the outputs' `hidden_states`: compiled passes run no hooks."""
         self._refuse_last_layer()
         self._detach()
         self.uses_hooks = False
@@ -114,39 +115,39 @@ class Target:
     def _refuse_last_layer(self) -> None:
         if max(self.layer_ids, default=-1) == num_decoder_layers(self.config) - 1:
             raise ValueError(
-                f"The draft taps the last layer ({max(self.layer_ids)}) before the final norm, and `hidden_states`, "
-                "all that can be read here, hold it after the norm. Pass the uncompiled target, no "
+                f"The draft taps the last layer ({max(self.layer_ids)}) before the final norm, but without hooks only "
+                "`hidden_states` can be read, which has it after the norm. Pass the uncompiled target, no "
                 "`cache_implementation='static'`, and a tree mode other than 'host_chain'."
             )
 
     def capturing(self):
-        """Passes inside are captured; everything else that runs the target is not."""
+        """Capture the tapped layers' outputs of passes inside the block."""
         return self.taps.capturing()
 
     def features(self, outputs) -> torch.Tensor:
-        """Tapped layers' outputs of the captured passes side by side, (B, L, F); F is 0 where none is tapped."""
+        """Tapped layers' outputs of the captured passes, concatenated, (B, L, F); F is 0 if none is tapped."""
         if not self.layer_ids:
             return outputs.logits[..., :0]
         return _side_by_side(self.taps.take()) if self.uses_hooks else self.output_features(outputs)
 
     def output_features(self, outputs) -> torch.Tensor:
         """
-        The same of a pass that was asked for `hidden_states`.
+        The same from the `hidden_states` of one pass.
 
         Raises:
-            ValueError: they are not one per layer.
+            ValueError: there is not one per layer.
         """
         shown, num_layers = len(outputs.hidden_states), num_decoder_layers(self.config)
         if shown != num_layers + 1:
             raise ValueError(
-                f"{type(self.model).__name__} shows {shown} hidden states for {num_layers} layers, so that tapped "
-                "ones cannot be told. Pass the uncompiled target, no `cache_implementation='static'`, and a tree mode "
-                "other than 'host_chain'."
+                f"{type(self.model).__name__} returns {shown} hidden states for {num_layers} layers, so the tapped "
+                "ones cannot be identified. Pass the uncompiled target, no `cache_implementation='static'`, and a "
+                "tree mode other than 'host_chain'."
             )
         return _side_by_side([one_stream(outputs.hidden_states[i + 1], self.config) for i in self.layer_ids])
 
     def on_input_device(self, ids: torch.Tensor) -> torch.Tensor:
-        """Where the host puts its inputs; a model that is offloaded as a whole takes them from anywhere."""
+        """`ids` on the device of the model's inputs; a fully offloaded model accepts any device."""
         return ids if self._device.type == "meta" else ids.to(self._device)
 
     @cached_property
@@ -155,7 +156,7 @@ class Target:
 
     @cached_property
     def embedding_weight(self) -> torch.Tensor:
-        """Raw embedding rows (V, H): not scaled, not normalised."""
+        """Raw embedding rows (V, H), neither scaled nor normalised."""
         return embedding_weight(self.model)
 
     def embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
@@ -168,7 +169,7 @@ class Target:
         return head_rows(self.model, self.config.hidden_size, ids)
 
     def run_decoder(self, input_ids: torch.Tensor, attention_mask: torch.Tensor):
-        """One pass without head or cache: the host's output, whose `last_hidden_state` is what the head reads."""
+        """One pass without head or cache; `last_hidden_state` of the output is the head's input."""
         return self.model.get_decoder()(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -178,38 +179,38 @@ class Target:
         )
 
     def read(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(tapped features (B, L, F), last hidden states (B, L, H)) of sequences padded on the right, no gradient."""
+        """(tapped features (B, L, F), last hidden states (B, L, H)) of right-padded sequences, without gradient."""
         with torch.no_grad(), self.attached():
             with self.capturing():
                 outputs = self.run_decoder(input_ids, attention_mask)
             return self.features(outputs), outputs.last_hidden_state
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Logits (..., V) of last hidden states (..., H); `check_head` says whether this is all the head does."""
+        """Logits (..., V) of last hidden states (..., H); `check_head` verifies that the head does no more."""
         return shaped_logits(self.model.get_output_embeddings()(hidden), head_options(self.config))
 
     @torch.no_grad()
     def check_head(self, input_ids: torch.Tensor) -> None:
         """
-        Compare `head` with the model's own logits on one short row, (1, L).
+        Compare `head` with the model's own logits on one short sequence, (1, L).
 
         Raises:
-            ValueError: the head does more than is known here (scaling, capping, another projection).
+            ValueError: the head does something unknown (another scale, cap or projection).
         """
         mask = torch.ones_like(input_ids)
         expected = self.model(input_ids=input_ids, attention_mask=mask, use_cache=False).logits.float()
         found = self.head(self.run_decoder(input_ids, mask).last_hidden_state).to(expected.device).float()
-        scale = expected.std().clamp_min(1e-6)
+        scale = expected.std().clamp_min(1e-6)  # a relative error would explode at logits near zero
         difference = float((found - expected).abs().max() / scale) if found.shape == expected.shape else float("inf")
         if not difference < (1e-3 if self.model.dtype == torch.float32 else 0.1):
             raise ValueError(
                 f"The head of {type(self.model).__name__} is not a projection of the last hidden states with a known "
-                f"scale or soft cap: its logits differ by {difference:.3g} standard deviations. Training needs the "
+                f"scale or soft cap: its logits differ by {difference:.3g} standard deviations. Training applies the "
                 "head alone; please report the architecture."
             )
 
     def stepping(self):
-        """Passes inside compute what single steps would."""
+        """Make multi-token passes inside the block equal to single steps."""
         return stepping(self._step_parts)
 
     @cached_property
@@ -217,7 +218,7 @@ class Target:
         return StepParts.of(self.model)
 
     def decoding_optimised(self):
-        """Inside, experts run as plain `generate` runs them in single steps."""
+        """Inside the block, experts run as in the single steps of plain `generate`."""
         return optimised_for_decoding(self.model)
 
 
@@ -227,21 +228,21 @@ def _side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
 
 def check_fit(config, draft: Eagle3Config) -> list[int]:
     """
-    Tapped layers of `draft` resolved for a target's text configuration.
+    The tapped layers of `draft`, resolved for a target's text configuration.
 
     Raises:
-        ValueError: hidden size, vocabulary or tapped layers do not fit; both numbers are named.
+        ValueError: hidden size, vocabulary or tapped layers do not fit; the message gives both sizes.
     """
     if config.hidden_size != draft.target_hidden_size:
         raise ValueError(
-            f"The draft reads hidden states of width {draft.target_hidden_size} (`target_hidden_size`), the "
-            f"target's are {config.hidden_size} wide; this draft belongs to another target."
+            f"The draft reads hidden states of width {draft.target_hidden_size} (`target_hidden_size`), the target's "
+            f"are {config.hidden_size} wide; this draft belongs to another target."
         )
     fewer, more = sorted((config.vocab_size, draft.vocab_size))
     if more - fewer > max(fewer, MOST_RESIZED):
         raise ValueError(
-            f"The draft knows {draft.vocab_size} target tokens (`vocab_size`), the target has {config.vocab_size}, "
-            "more than embeddings are resized by; this draft belongs to another target."
+            f"The draft was made for {draft.vocab_size} target tokens (`vocab_size`), the target has "
+            f"{config.vocab_size}: too far apart for resized embeddings; this draft belongs to another target."
         )
     if draft.hidden_size != draft.target_hidden_size and not draft.has_embed_tokens:
         raise ValueError(
@@ -254,22 +255,22 @@ def check_fit(config, draft: Eagle3Config) -> list[int]:
         ids = default_target_layer_ids(num_layers)
         if len(set(ids)) != len(ids) or min(ids) < 0:
             raise ValueError(
-                f"The checkpoint names no tapped layers, and the usual ones of a target with {num_layers} layers "
+                f"The checkpoint names no tapped layers, and the default ones of a target with {num_layers} layers "
                 f"are not distinct ({ids}); pass `target_layer_ids=[...]` to `Eagle3DraftModel.from_pretrained`."
             )
     if max(ids) == num_layers and min(ids) > 0:
-        # Counted as `hidden_states` is, from the embedding on, where others count layers (NVIDIA's gpt-oss drafts;
-        # SGLang 0.5.23 tells by the same mark).
+        # Indices into `hidden_states`, which starts with the embedding, where others count layers (NVIDIA's gpt-oss
+        # drafts; SGLang 0.5.23 detects them in the same way).
         ids = [i - 1 for i in ids]
     if max(ids) > num_layers - 1:
         raise ValueError(
             f"The draft taps layers {list(ids)} (zero-based), the target has {num_layers}; this draft belongs to "
             "another target."
         )
-    only_with_images = sorted(set(ids) & set(getattr(config, "cross_attention_layers", None) or ()))
+    only_with_images = sorted(set(ids) & set(optional_field(config, "cross_attention_layers") or ()))
     if only_with_images:
         raise ValueError(
-            f"The draft taps layers {list(ids)}, of which the target runs {only_with_images} on images only; a draft "
-            "for it needs other `target_layer_ids`."
+            f"The draft taps layers {list(ids)}, of which the target runs {only_with_images} on images only; use a "
+            "draft with other `target_layer_ids`."
         )
     return list(ids)

@@ -1,4 +1,4 @@
-"""Training of draft models: `Eagle3Trainer`, its arguments and losses, and drafts to begin with."""
+"""Training of draft models: `Eagle3Trainer`, its arguments and losses, and new drafts."""
 
 from ..draft_init import count_tokens, new_draft
 from .arguments import RECIPES, Eagle3TrainingArguments

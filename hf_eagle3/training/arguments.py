@@ -14,27 +14,27 @@ from .objective import ObjectiveConfig
 @dataclass
 class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
     """
-    Arguments of [`Eagle3Trainer`]: transformers' own, with other defaults where a source has them, and what is new
+    Arguments of [`Eagle3Trainer`]: those of transformers, some with the paper's defaults, and the draft's own
     (`training_options.py`).
 
     Raises:
-        ValueError: a value that cannot be, named with its remedy.
+        ValueError: an invalid value; the message names it and a remedy.
     """
 
     def __post_init__(self):
-        # transformers refuses bf16 on a machine without an accelerator unless this is said.
+        # Without an accelerator, transformers refuses bf16 unless `use_cpu` is set.
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         super().__post_init__()
         if self.accelerator_config.dispatch_batches is None:
-            # Streamed batches are padded to different lengths; each process reads its own instead of being sent a
-            # part.
+            # Streamed batches are padded to different lengths, so each process reads its own instead of a slice.
             self.accelerator_config.dispatch_batches = False
+        values = vars(self)
         for name, useless in (("neftune_noise_alpha", None), ("label_smoothing_factor", 0.0)):
-            if getattr(self, name) != useless:
-                raise ValueError(f"`{name}` is for language models; training of a draft has no use for it.")
+            if values[name] != useless:
+                raise ValueError(f"`{name}` is for language models; drafts are trained without it.")
         if self.remove_unused_columns:
             raise ValueError(
-                "`remove_unused_columns` must be off: the draft's forward does not name the data's columns."
+                "`remove_unused_columns` must be off: the draft's forward has no arguments for the data's columns."
             )
         if isinstance(self.chat_template_kwargs, str):
             self.chat_template_kwargs = decoded(self.chat_template_kwargs)
@@ -47,13 +47,13 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
             raise ValueError(f"`training_time_test_steps` is {self.training_time_test_steps}; it must be at least 1.")
         for name in ("loss", "mean_over", "loss_mask_shift"):
             choices = next(f for f in fields(self) if f.name == name).metadata["choices"]
-            if getattr(self, name) not in choices:
-                raise ValueError(f"`{name}` is {getattr(self, name)!r}; choose from {', '.join(map(str, choices))}.")
+            if values[name] not in choices:
+                raise ValueError(f"`{name}` is {values[name]!r}; choose from {', '.join(map(str, choices))}.")
         if not 0 < self.step_decay <= 1:
             raise ValueError(f"`step_decay` is {self.step_decay}; it must lie in (0, 1].")
         for name, least in (("head_chunk_size", 0), ("generation_max_new_tokens", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be at least {least}.")
+            if values[name] < least:
+                raise ValueError(f"`{name}` is {values[name]}; it must be at least {least}.")
         if self.max_length < 4:
             raise ValueError(f"`max_length` is {self.max_length}; a sample needs at least 4 tokens.")
         self.generation_tree_sizes()
@@ -61,20 +61,20 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
     @classmethod
     def from_recipe(cls, recipe: str, **arguments) -> "Eagle3TrainingArguments":
         """
-        The arguments of a whole recipe, "paper", "specforge" or "speculators"; `arguments` override it.
+        The arguments of a recipe, "paper", "specforge" or "speculators"; `arguments` override its values.
 
-        speculators trains with Muon and AdamW; here its loss, steps and masks are taken and AdamW throughout.
+        speculators trains with Muon and AdamW; its recipe here has the same loss, steps and masks, and AdamW only.
         """
         if recipe not in RECIPES:
             raise ValueError(f"`recipe` is {recipe!r}; choose from {', '.join(RECIPES)}.")
         return cls(**RECIPES[recipe] | arguments)
 
     def objective(self) -> ObjectiveConfig:
-        """What is minimised."""
-        return ObjectiveConfig(**{f.name: getattr(self, f.name) for f in fields(ObjectiveConfig)})
+        """The options of the objective."""
+        return ObjectiveConfig(**{f.name: vars(self)[f.name] for f in fields(ObjectiveConfig)})
 
     def generation_tree_sizes(self) -> tuple[str, dict[str, int]] | None:
-        """`generation_tree` as arguments of `with_tree`; `None` for the draft's own."""
+        """`generation_tree` as arguments of `with_tree`; `None` for the draft's default."""
         mode, _, numbers = self.generation_tree.partition(":")
         names = {"chain": ("tree_depth",), "static": ("num_draft_tokens", "tree_depth", "tree_top_k")}
         if self.generation_tree == "default":

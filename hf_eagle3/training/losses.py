@@ -1,6 +1,8 @@
-"""Losses of training-time test: what the draft's distribution is worth against the target's, position by position.
+"""Per-position losses of the draft's distribution against the target's, and their reduction for one step.
 
-Pure tensor functions. Shape letters: n positions, V target vocabulary, D draft vocabulary, S steps.
+Pure tensor functions; do not know where positions come from.
+
+Shape letters: n positions, V target vocabulary, D draft vocabulary.
 """
 
 from dataclasses import dataclass
@@ -9,18 +11,18 @@ import torch
 from torch import Tensor
 
 
-LK_DECAY = 3.0  # how fast the hybrid turns from KL to acceptance: arXiv 2602.23881, and SpecForge's default
+LK_DECAY = 3.0  # rate at which lk_lambda shifts from KL to acceptance: arXiv 2602.23881, also SpecForge's default
 
 
 @dataclass
 class TargetDistribution:
     """
-    The target at n positions as the draft vocabulary sees it.
+    The target's distribution at n positions, restricted to the draft vocabulary.
 
     Attributes:
         probabilities: Renormalised over the draft vocabulary, (n, D) float32.
-        full_probabilities: The same tokens' probabilities among all V, (n, D) float32.
-        best: The target's argmax as a draft id, (n,); -1 where it is outside the draft vocabulary.
+        full_probabilities: Probabilities of the same tokens among all V, (n, D) float32.
+        best: The target's argmax as a draft id, (n,); -1 outside the draft vocabulary.
     """
 
     probabilities: Tensor
@@ -29,15 +31,16 @@ class TargetDistribution:
 
     @classmethod
     def from_logits(cls, logits: Tensor, target_token_ids: Tensor | None) -> "TargetDistribution":
-        """From all logits (n, V) and the draft vocabulary's target ids (D,), `None` for the whole vocabulary."""
+        """From logits (n, V) and the target ids of the draft vocabulary (D,); `None` for the whole vocabulary."""
         best = logits.argmax(-1)
         logits = logits.float()
+        # Normalised over all V: acceptance, sum of min(p, q), needs p before the restriction to D tokens.
         total = logits.logsumexp(-1, keepdim=True)
         if target_token_ids is None:
             full = (logits - total).exp()
             return cls(full, full, best)
         kept = logits[:, target_token_ids]
-        # target_token_ids ascends: the position of `best` in it, if it is there
+        # The ids ascend, so binary search inverts them; a miss returns the index of another id.
         index = torch.searchsorted(target_token_ids, best).clamp_(max=target_token_ids.numel() - 1)
         return cls(
             kept.softmax(-1), (kept - total).exp(), index.where(target_token_ids[index] == best, index.new_tensor(-1))
@@ -58,7 +61,7 @@ def kl_divergence(target: TargetDistribution, draft_logits: Tensor) -> Tensor:
 
 def acceptance(target: TargetDistribution, draft_logits: Tensor) -> Tensor:
     """
-    Chance that one token drawn from the draft is accepted, sum of min(p, q) with p among all V, (n,).
+    Probability that a token sampled from the draft is accepted: sum of min(p, q), with p over all V, (n,).
 
     Source: Leviathan et al. (arXiv 2211.17192), theorem 3.5.
     """
@@ -68,13 +71,13 @@ def acceptance(target: TargetDistribution, draft_logits: Tensor) -> Tensor:
 @dataclass
 class StepTerms:
     """
-    What one step gave at n positions, (n,) each; only what the loss uses carries a gradient.
+    Terms of one step at n positions, (n,) each. Only the terms that the loss uses have a gradient.
 
     Attributes:
         divergence: Cross-entropy or KL.
-        acceptance: Chance of acceptance at temperature 1.
+        acceptance: Acceptance probability at temperature 1.
         correct: Whether the draft's argmax is the target's.
-        best: The target's argmax as a draft id; -1 where it is outside the draft vocabulary.
+        best: The target's argmax as a draft id; -1 outside the draft vocabulary.
     """
 
     divergence: Tensor
@@ -101,17 +104,19 @@ class StepTerms:
 
 def step_loss(loss: str, terms: StepTerms, mask: Tensor, denominator: Tensor | float) -> Tensor:
     """
-    One step's loss: the sum over `mask` (n,) bool divided by `denominator`, which may count other processes'
-    positions.
+    The loss of one step: the sum over `mask` (n,) bool divided by `denominator`, which may include the positions of
+    other processes.
 
-    `lk_alpha` is -log of the chance of acceptance; `lk_lambda` is w KL + (1 - w)(1 - acceptance) with
-    w = exp(-3 mean acceptance), so that it begins as KL (arXiv 2602.23881).
+    `lk_alpha` is -log of the acceptance probability; `lk_lambda` is w KL + (1 - w)(1 - acceptance) with
+    w = exp(-3 mean acceptance), so that it starts as KL (arXiv 2602.23881).
     """
     weight = mask.to(terms.divergence.dtype)
     if loss == "lk_alpha":
         alpha = terms.acceptance
+        # Disjoint distributions have acceptance 0: clamped, or its log is infinite.
         return -(alpha.clamp_min(torch.finfo(alpha.dtype).tiny).log() * weight).sum() / denominator
     if loss == "lk_lambda":
+        # Detached: the share is a schedule, not something to minimise.
         mean = (terms.acceptance.detach() * weight).sum() / weight.sum().clamp_min(1)
         share = torch.exp(-LK_DECAY * mean)
         values = share * terms.divergence + (1 - share) * (1 - terms.acceptance)

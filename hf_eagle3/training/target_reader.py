@@ -1,7 +1,7 @@
-"""What training reads of the frozen target, run online: features, last hidden states, embedding rows, head.
+"""The frozen target in online training: features, last hidden states, embedding rows, head.
 
-Packed rows are taken apart for the target's pass, so that any architecture may be the target. Does not know the
-draft's weights. Shape letters: B batch, L sequence, H hidden, F tapped features, V vocabulary.
+Packed sequences are split into documents for the target's pass, so that any architecture can be the target. Does not
+know the draft's weights. Shape letters: B batch, L sequence, H hidden, F tapped features, V vocabulary.
 """
 
 import torch
@@ -9,27 +9,28 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from ..compat.models import is_placed
 from ..configuration_eagle3 import Eagle3Config
 from ..target.parts import unwrap_peft
 from ..target.target import Target
 from .attention import Segments
 
 
-CHECKED_TOKENS = 32  # of the first sample, for the comparison of heads
+CHECKED_TOKENS = 32  # of the first sample, to check the head
 
 
 def segments_of(document_ids: Tensor) -> Segments:
-    """The documents packed into rows, (B, L) ids with -1 at padding; `None` where no row holds more than one."""
+    """The documents of packed sequences from ids (B, L), -1 at padding; `None` if no sequence has more than one."""
     if not (document_ids > 0).any():
         return None
     segments = []
-    for row, ids in enumerate(document_ids.tolist()):
+    for sequence, ids in enumerate(document_ids.tolist()):
         start = 0
-        for column in range(1, len(ids) + 1):
-            if column == len(ids) or ids[column] != ids[start]:
+        for end in range(1, len(ids) + 1):
+            if end == len(ids) or ids[end] != ids[start]:
                 if ids[start] >= 0:
-                    segments.append((row, start, column))
-                start = column
+                    segments.append((sequence, start, end))
+                start = end
     return tuple(segments)
 
 
@@ -38,8 +39,8 @@ class TargetReader:
     The frozen target of a training run.
 
     Args:
-        model: The target, in any precision, quantised, sharded by `device_map` or inside PEFT (its active adapter is
-            then what the draft learns).
+        model: The target, in any precision, quantised, sharded by `device_map` or inside PEFT (the draft then learns
+            the active adapter).
         draft_config: The draft's configuration.
 
     Raises:
@@ -52,7 +53,7 @@ class TargetReader:
         self.target = Target(self.base, draft_config)
         if draft_config.vocab_size != self.target.config.vocab_size:
             raise ValueError(
-                f"The draft knows {draft_config.vocab_size} target tokens (`vocab_size`), the target has "
+                f"The draft was made for {draft_config.vocab_size} target tokens (`vocab_size`), the target has "
                 f"{self.target.config.vocab_size}. If its embeddings were resized, train what "
                 "`hf_eagle3.fitting.fit_to(draft, target)` returns."
             )
@@ -62,15 +63,14 @@ class TargetReader:
             parameter.requires_grad_(False)
 
     def to(self, device: torch.device) -> None:
-        """Move the target, unless it was placed by a device map or is quantised."""
-        placed = getattr(self.base, "hf_device_map", None) or getattr(self.base, "is_quantized", False)
-        if not placed and self.base.device != device:
+        """Move the target, unless a device map placed it or it is quantised."""
+        if not is_placed(self.base) and self.base.device != device:
             self.model.to(device)
 
     def read(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """(tapped features (B, L, F), last hidden states (B, L, H)) of a batch of the collator; no gradient."""
+        """(tapped features (B, L, F), last hidden states (B, L, H)) of the collator's batch, without gradient."""
         ids, documents = batch["input_ids"], batch["document_ids"]
-        # The caller's autocast is for the draft; the target runs as it was loaded.
+        # The caller's autocast is for the draft; the target runs in its own precision.
         with torch.autocast(ids.device.type, enabled=False):
             if not self.head_checked:
                 first = ids[:1, : int((documents[0] == 0).sum())]
@@ -79,14 +79,15 @@ class TargetReader:
             segments = segments_of(documents)
             if segments is None:
                 return self.target.read(ids, (documents >= 0).long())
-            rows = [ids[row, start:end] for row, start, end in segments]
-            mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-            parts = self.target.read(pad_sequence(rows, batch_first=True), mask)
+            # One sequence per document: not every architecture takes packed ones.
+            unpacked = [ids[sequence, start:end] for sequence, start, end in segments]
+            mask = pad_sequence([torch.ones_like(document) for document in unpacked], batch_first=True)
+            outputs = self.target.read(pad_sequence(unpacked, batch_first=True), mask)
         packed = []
-        for part in parts:
-            whole = part.new_zeros(*ids.shape, part.shape[-1])
-            for index, (row, start, end) in enumerate(segments):
-                whole[row, start:end] = part[index, : end - start]
+        for output in outputs:
+            whole = output.new_zeros(*ids.shape, output.shape[-1])
+            for index, (sequence, start, end) in enumerate(segments):
+                whole[sequence, start:end] = output[index, : end - start]
             packed.append(whole)
         return packed[0], packed[1]
 
@@ -95,10 +96,10 @@ class TargetReader:
         return self.target.embedding_rows(ids).detach()
 
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits (n, V) of last hidden states (n, H), on the hidden states' device."""
+        """Logits (n, V) of last hidden states (n, H), on their device."""
         with torch.autocast(hidden.device.type, enabled=False):
             return self.target.head(hidden).to(hidden.device)
 
     def head_rows(self, ids: Tensor | None) -> Tensor:
-        """The head's rows of some tokens, (D, H)."""
+        """Rows of the head for `ids` (D,), or all rows, (D, H)."""
         return self.target.head_rows(ids).detach()

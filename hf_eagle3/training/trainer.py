@@ -1,12 +1,13 @@
 """`Eagle3Trainer`: a `transformers.Trainer` whose model is the draft and whose loss is training-time test.
 
-Only what differs from `Trainer` is here: what the target supplies, the loss and its denominators over accumulated
-batches and processes, figures, and evaluation by speculative generation. Optimiser, schedules, precision, launchers,
-checkpoints and logging are the Trainer's.
+Only what differs from `Trainer` is here: inputs from the target, the loss and its denominators over accumulated
+batches and processes, metrics, and evaluation by speculative generation. Optimiser, schedules, precision, launchers,
+checkpoints and logging are the Trainer's. Does not know the draft's layers or the losses.
 """
 
 import logging
 from collections.abc import Mapping, Sized
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,15 @@ from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.parts import unwrap_peft
 from .arguments import Eagle3TrainingArguments
-from .figures import Figures
-from .objective import Measured, Positions, count_positions, measure, shifted
+from .figures import TrainingFigures
+from .objective import ObjectiveOutput, Positions, compute_objective, count_positions, shifted
 from .target_reader import TargetReader, segments_of
 from .training_time_test import training_time_test
 
 
 logger = logging.getLogger(__name__)
-LOW_COVERAGE = 0.9
-LOW_AGREEMENT = 0.25
-PLAIN_TEXT_PROMPT = 32  # tokens that start generation where a sample has no prompt
+LOW_COVERAGE, LOW_AGREEMENT = 0.9, 0.25  # warn below
+PLAIN_TEXT_PROMPT = 32  # prompt tokens for evaluation where a sample has no prompt
 
 
 class Eagle3Trainer(Trainer):
@@ -42,16 +42,16 @@ class Eagle3Trainer(Trainer):
 
     Args:
         model: The draft, e.g. from [`new_draft`].
-        target_model: The frozen target, loaded any way, or a [`CachedTarget`] over offline features.
+        target_model: The frozen target, however loaded, or a [`CachedTarget`] over offline features.
         args: [`Eagle3TrainingArguments`].
         train_dataset, eval_dataset: Conversations, text or tokens (see `hf_eagle3.data.conversations`).
-        processing_class: The target's tokenizer; needed unless the data is tokenised.
-        peft_config: Train the draft by this PEFT configuration, e.g. a `LoraConfig`; the adapter is what is saved.
+        processing_class: The target's tokenizer; required unless the data is tokenised.
+        peft_config: A PEFT configuration, e.g. a `LoraConfig`, to train an adapter of the draft; only it is saved.
         kwargs: Further arguments of `Trainer`.
 
     Raises:
-        ValueError: draft, target and data do not fit; nothing to learn from.
-        FloatingPointError: while training, a loss that is not finite.
+        ValueError: draft, target and data do not fit, or no token has loss.
+        FloatingPointError: during training, a non-finite loss.
 
     Source: EAGLE-3 (arXiv 2503.01840), sections 3.2 and 4.
     """
@@ -75,7 +75,7 @@ class Eagle3Trainer(Trainer):
         if not isinstance(unwrap_peft(target_model), (CachedTarget, PreTrainedModel)):
             raise TypeError(
                 f"`target_model` is a {type(target_model).__name__}; it must be the loaded target, or a "
-                "`CachedTarget` over features computed beforehand."
+                "`CachedTarget` over precomputed features."
             )
         self.reader = (
             target_model if isinstance(target_model, CachedTarget) else TargetReader(target_model, draft.config)
@@ -95,13 +95,13 @@ class Eagle3Trainer(Trainer):
             )
         for name in ("compute_metrics", "compute_loss_func", "preprocess_logits_for_metrics"):
             if kwargs.get(name) is not None:
-                raise ValueError(f"`{name}` has no use here: the draft's figures are computed by the trainer itself.")
+                raise ValueError(f"`{name}` is not supported: the trainer computes the draft's metrics itself.")
         if args.chat_template_kwargs:
             draft.config.chat_template_kwargs = dict(args.chat_template_kwargs)
         self.objective = args.objective()
         if args.n_gpu > 1:
             logger.warning("Training on one of %d GPUs; `accelerate launch` uses all.", args.n_gpu)
-            use_one_device(args)  # the Trainer would split batches by DataParallel
+            use_one_device(args)  # the Trainer would wrap the draft in DataParallel
         model = self._prepare_draft(model, draft, args, peft_config)
         self._vocab_size = draft.config.vocab_size
         train_dataset = self._tokenised(train_dataset, processing_class, args, "Training data")
@@ -122,10 +122,10 @@ class Eagle3Trainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
-        # Our loss is divided by what all accumulated batches count together.
+        # `compute_loss` gets the denominators of all accumulated batches, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         self.reader.to(self.args.device)
-        self._figures: dict[bool, Figures | None] = {True: None, False: None}  # by whether the model trains
+        self._figures: dict[bool, TrainingFigures | None] = {True: None, False: None}  # by `model.training`
         self._warned: set[str] = set()
 
     @staticmethod
@@ -136,27 +136,28 @@ class Eagle3Trainer(Trainer):
             draft.lm_head.requires_grad_(False)
         if draft.fc.weight.dtype != torch.float32 and peft_config is None:
             logger.warning(
-                "The draft's weights are %s: small updates are lost in rounding. Load it with dtype=torch.float32 and "
-                "train with `bf16=True`.",
+                "The draft's weights are %s, in which small updates are lost to rounding. Load it with "
+                "dtype=torch.float32 and train with `bf16=True`.",
                 draft.fc.weight.dtype,
             )
         if peft_config is not None:
             from peft import get_peft_model
 
-            if not draft.name_or_path:  # by which the adapter names its base
+            if not draft.name_or_path:  # the adapter's `base_model_name_or_path`
                 draft.name_or_path = str(Path(args.output_dir) / "base")
                 if args.should_save:
                     draft.save_pretrained(draft.name_or_path)
             model = get_peft_model(model, peft_config)
         elif model is not draft and not draft.name_or_path:
             logger.warning(
-                "The adapter that is saved will not name its base, as the draft inside it was never saved or loaded. "
-                "Give the plain draft as `model` and `peft_config`: then the base is kept in `base/` of `output_dir`."
+                "The saved adapter will not name its base model, because the draft inside it was never saved or "
+                "loaded. Pass the plain draft as `model` and a `peft_config`: the base is then saved to `base/` in "
+                "`output_dir`."
             )
         return model
 
     def save_model(self, output_dir: str | None = None, **kwargs) -> None:
-        """`Trainer.save_model`, of a draft or its adapter; readable as the umask says."""
+        """`Trainer.save_model` for a draft or its adapter, with file permissions that follow the umask."""
         super().save_model(output_dir, **kwargs)
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save and (folder / ADAPTER_CONFIG).is_file():
@@ -164,8 +165,10 @@ class Eagle3Trainer(Trainer):
 
     def _tokenised(self, dataset, tokenizer, args: Eagle3TrainingArguments, name: str):
         if not isinstance(dataset, (Dataset, IterableDataset)):  # offline features, or a torch dataset of tokens
-            if isinstance(dataset, Sized) and not has_something_to_learn(dataset):
-                raise ValueError(f"{name}: none of {len(dataset)} samples has a token to learn from; see `loss_mask`.")
+            if isinstance(dataset, Sized) and not has_loss_tokens(dataset):
+                raise ValueError(
+                    f"{name}: none of {len(dataset)} samples has a token to learn from; check `loss_mask`."
+                )
             return dataset
         if is_tokenised(dataset, args.max_length, self._vocab_size):
             return dataset
@@ -177,13 +180,8 @@ class Eagle3Trainer(Trainer):
     # Loss
 
     def get_batch_samples(self, epoch_iterator, num_batches: int, device: torch.device):
-        """The batches of one optimiser step, and what each step's loss is divided by over all of them, (S,)."""
-        batches = []
-        for _ in range(num_batches):
-            try:
-                batches.append(next(epoch_iterator))
-            except StopIteration:
-                break
+        """The batches of one optimiser step, and the denominators of the step losses over all of them, (S,)."""
+        batches = list(islice(epoch_iterator, num_batches))
         return batches, self._denominators(batches, device) if batches else None
 
     def _denominators(self, batches: list[dict[str, Tensor]], device: torch.device) -> Tensor:
@@ -192,7 +190,7 @@ class Eagle3Trainer(Trainer):
             for batch in batches
         )
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
-            # Every process's gradient is averaged with the others': hence the mean count, not the sum.
+            # DDP averages gradients over processes, so the mean count is right, not the sum.
             counts = self.accelerator.reduce(counts, "mean")
         return counts.clamp_min(1)
 
@@ -208,14 +206,14 @@ class Eagle3Trainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ):
-        """The loss of one batch; `num_items_in_batch` is what `get_batch_samples` counted, (S,)."""
+        """The loss of one batch; `num_items_in_batch` are the denominators of `get_batch_samples`, (S,)."""
         if num_items_in_batch is None:
             num_items_in_batch = self._denominators([inputs], self.args.device)
         if "target_features" in inputs:
             features, hidden = inputs["target_features"], inputs["last_hidden_states"]
         else:
             features, hidden = self.reader.read(inputs)
-        measured: Measured = model(
+        measured: ObjectiveOutput = model(
             procedure=self._unroll,
             batch=inputs,
             features=features,
@@ -223,60 +221,62 @@ class Eagle3Trainer(Trainer):
             denominators=num_items_in_batch,
         )["measured"]
         self._check_finite(measured)
-        self._note(measured, inputs, model.training)
+        self._record_figures(measured, inputs, model.training)
         return (measured.loss, {"measured": measured}) if return_outputs else measured.loss
 
-    def _unroll(self, draft: Eagle3DraftModel, batch, features, hidden, denominators) -> dict[str, Measured]:
-        device = batch["input_ids"].device
-        own = draft.config.embed_trained or draft.config.hidden_size != draft.config.target_hidden_size
-        rows = draft.embed_tokens(batch["input_ids"]) if own else self.reader.embedding_rows(batch["input_ids"])
+    def _unroll(self, draft: Eagle3DraftModel, batch, features, hidden, denominators) -> dict[str, ObjectiveOutput]:
+        ids, device = batch["input_ids"], batch["input_ids"].device
+        uses_own = draft.config.embed_trained or draft.config.hidden_size != draft.config.target_hidden_size
+        embeds = draft.embed_tokens(ids) if uses_own else self.reader.embedding_rows(ids)
         dtype = draft.fc.weight.dtype
         positions = self._positions(batch)
         normed = training_time_test(
             draft,
-            rows.to(device, dtype),
+            embeds.to(device, dtype),
             features.to(device, dtype),
             self.args.training_time_test_steps,
             batch["position_ids"],
             segments_of(batch["document_ids"]),
-            positions.later_rows(self.args.training_time_test_steps),
+            positions.later_indices(self.args.training_time_test_steps),
             draft.gradient_checkpointing and draft.training,
         )
-        ids = draft.target_token_ids
+        vocabulary = draft.target_token_ids
         if draft.lm_head is not None:
             draft_head = draft.lm_head
         else:
-            frozen = self.reader.head_rows(ids).to(device)
+            frozen = self.reader.head_rows(vocabulary).to(device)
 
             def draft_head(states: Tensor) -> Tensor:
                 return nn.functional.linear(states.to(frozen.dtype), frozen)
 
-        out = measure(self.objective, normed, hidden, self._target_head, draft_head, ids, positions, denominators)
+        out = compute_objective(
+            self.objective, normed, hidden, self._target_head, draft_head, vocabulary, positions, denominators
+        )
         return {"measured": out}
 
     def _target_head(self, hidden: Tensor) -> Tensor:
         return self.reader.head(hidden).to(self.args.device)
 
-    def _check_finite(self, measured: Measured) -> None:
+    def _check_finite(self, measured: ObjectiveOutput) -> None:
         if not torch.isfinite(measured.loss):
             raise FloatingPointError(
                 f"The loss is {measured.loss.item()} at optimiser step {self.state.global_step} (per "
                 f"training-time-test step: {[round(x, 4) for x in measured.step_losses.tolist()]}). Lower "
-                f"`learning_rate` ({self.args.learning_rate}), use bf16 instead of fp16, or look for non-finite "
-                "hidden states of the target."
+                f"`learning_rate` ({self.args.learning_rate}), use bf16 instead of fp16, or check the target for "
+                "non-finite hidden states."
             )
 
     # Figures
 
-    def _note(self, measured: Measured, batch: dict[str, Tensor], training: bool) -> None:
+    def _record_figures(self, measured: ObjectiveOutput, batch: dict[str, Tensor], training: bool) -> None:
         device = measured.loss.device
         if self._figures[training] is None:
-            self._figures[training] = Figures.zeros(self.args.training_time_test_steps, device)
+            self._figures[training] = TrainingFigures.zeros(self.args.training_time_test_steps, device)
         following = shifted(batch["input_ids"], 1).flatten()[measured.positions.index]
         draft = unwrap_peft(self.accelerator.unwrap_model(self.model))
         self._figures[training].add(measured, following, draft.target_token_ids)
 
-    def _take_figures(self, training: bool) -> Figures | None:
+    def _take_figures(self, training: bool) -> TrainingFigures | None:
         figures, self._figures[training] = self._figures[training], None
         if figures is None:
             return None
@@ -284,16 +284,16 @@ class Eagle3Trainer(Trainer):
         if figures.coverage < LOW_COVERAGE:
             self._warn_once(
                 "coverage",
-                f"The draft vocabulary holds only {figures.coverage:.1%} of the target's best tokens; everything else "
-                "is rejected. Choose it from the target's own text (`hf-eagle3 prepare vocabulary`) or enlarge "
-                "`draft_vocab_size`.",
+                f"The draft vocabulary contains only {figures.coverage:.1%} of the target's argmax tokens; the others "
+                "can never be accepted. Choose it from the target's own text (`hf-eagle3 prepare vocabulary`) or "
+                "increase `draft_vocab_size`.",
             )
         if figures.agreement < LOW_AGREEMENT:
             self._warn_once(
                 "agreement",
-                f"Only {figures.agreement:.1%} of the training text's tokens are what the target would have said. Is "
-                "this the chat template and tokenizer it is used with? If so, let it write the answers itself "
-                "(`hf-eagle3 prepare regenerate`).",
+                f"Only {figures.agreement:.1%} of the training text's tokens are the target's argmax. Check that the "
+                "chat template and tokenizer are the target's; if they are, train on answers that the target "
+                "generates (`hf-eagle3 prepare regenerate`).",
             )
         return figures
 
@@ -303,31 +303,31 @@ class Eagle3Trainer(Trainer):
             logger.warning(message)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the figures of the steps since the last log to a training log."""
+        """`Trainer.log`, with the metrics since the last training log."""
         if "loss" in logs and (figures := self._take_figures(training=True)) is not None:
             logs.update(figures.ratios())
         super().log(logs, start_time)
 
     def train(self, *args, **kwargs):
-        """`Trainer.train`; figures of a run before are forgotten."""
+        """`Trainer.train`, discarding metrics of an earlier run."""
         self._figures[True] = None
         return super().train(*args, **kwargs)
 
     # Evaluation
 
     def evaluate(self, eval_dataset=None, *args, **kwargs):
-        """`Trainer.evaluate`, on conversations too."""
-        return super().evaluate(self._tokenised_later(eval_dataset), *args, **kwargs)
+        """`Trainer.evaluate`, which also accepts conversations."""
+        return super().evaluate(self._tokenised_for_evaluation(eval_dataset), *args, **kwargs)
 
     def predict(self, test_dataset, *args, **kwargs):
-        """`Trainer.predict`: no predictions, but the metrics of `evaluate`."""
-        return super().predict(self._tokenised_later(test_dataset), *args, **kwargs)
+        """`Trainer.predict`, which returns the metrics of `evaluate` and no predictions."""
+        return super().predict(self._tokenised_for_evaluation(test_dataset), *args, **kwargs)
 
-    def _tokenised_later(self, dataset):
+    def _tokenised_for_evaluation(self, dataset):
         return self._tokenised(dataset, self.processing_class, self.args, "Evaluation data")
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The loss alone; figures are collected on the side."""
+        """The loss only; metrics are accumulated by `compute_loss`."""
         inputs = prepared_inputs(self, inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs)
@@ -336,7 +336,7 @@ class Eagle3Trainer(Trainer):
     def evaluation_loop(
         self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix="eval"
     ):
-        """`Trainer`'s, and the draft's figures and true acceptance length among its metrics."""
+        """`Trainer.evaluation_loop`, with the draft's metrics and true acceptance length added."""
         self._figures[False] = None
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         figures = self._take_figures(training=False)
@@ -349,8 +349,8 @@ class Eagle3Trainer(Trainer):
     @torch.no_grad()
     def generation_figures(self, dataset) -> dict[str, float]:
         """
-        `acceptance_length`: tau of greedy speculative generation after the prompts of the first samples of `dataset`.
-        Empty where the target is not there (offline features) or the draft is sharded (FSDP, DeepSpeed ZeRO-3).
+        `acceptance_length`: tau of greedy speculative generation from the prompts of the first samples of `dataset`.
+        Empty without a loaded target (offline features) or with a sharded draft (FSDP, DeepSpeed ZeRO-3).
         """
         if isinstance(self.reader, CachedTarget) or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return {}
@@ -358,13 +358,13 @@ class Eagle3Trainer(Trainer):
         sizes = self.args.generation_tree_sizes()
         view = draft.with_tree(sizes[0], **sizes[1]) if sizes else draft
         device = self.reader.base.device
-        mine = range(self.args.process_index, self.args.num_generation_prompts, self.args.world_size)
+        own_indices = range(self.args.process_index, self.args.num_generation_prompts, self.args.world_size)
         with record() as stats, torch.autocast(device.type, enabled=False):
             for index, sample in enumerate(dataset):
                 if index >= self.args.num_generation_prompts:
                     break
-                if index in mine:
-                    prompt = torch.tensor([prompt_of(sample)], device=device)
+                if index in own_indices:
+                    prompt = torch.tensor([generation_prompt(sample)], device=device)
                     self.reader.base.generate(
                         input_ids=prompt,
                         attention_mask=torch.ones_like(prompt),
@@ -377,19 +377,21 @@ class Eagle3Trainer(Trainer):
         return {"acceptance_length": round(committed / cycles, 4)} if cycles else {}
 
 
-def has_something_to_learn(samples) -> bool:
-    """Whether a sample's mask is not empty. The first one usually answers it; features are read as far as needed."""
+def has_loss_tokens(samples) -> bool:
+    """Whether any sample has a token with loss. Stops at the first one, so that few features are read from disk."""
     for index in range(len(samples)):
         sample = samples[index]
-        if not isinstance(sample, Mapping) or "loss_mask" not in sample:  # everything counts, or another collator's
+        if (
+            not isinstance(sample, Mapping) or "loss_mask" not in sample
+        ):  # no mask means loss everywhere; or a custom collator's samples
             return True
         if torch.as_tensor(sample["loss_mask"])[2:].any():  # a draft never predicts the first two tokens
             return True
     return not len(samples)
 
 
-def prompt_of(sample: dict) -> list[int]:
-    """The tokens before the first answer; of plain text the beginning."""
+def generation_prompt(sample: dict) -> list[int]:
+    """The tokens before the first answer, or the start of plain text."""
     ids, mask = list(sample["input_ids"]), list(sample["loss_mask"])
     start = mask.index(1) if 1 in mask else 0
     return ids[:start] if start > 1 else ids[: min(PLAIN_TEXT_PROMPT, max(len(ids) // 2, 1))]
