@@ -312,6 +312,12 @@ def test_sequences_kept_as_padding_do_not_count():
     assert chosen == [(4, 3), (0, 0)]
 
 
+def test_a_batch_must_gain_more():
+    """Which of its sequences will be slow shows too late."""
+    gain = [planner_after(60, table(1, 0.0, 0.14), accepted=True, num_rows=rows)._gain.value for rows in (1, 4)]
+    assert gain[1] == pytest.approx(gain[0] / 1.1, rel=0.01)
+
+
 def test_no_more_is_expected_than_levels_and_one():
     planner = AutoPlanner(TreeConfig("auto", 31, 5, 2), CPU, GREEDY, lambda *_: table(1, 0.0, 0.0))
     planner.begin(outlook(1))

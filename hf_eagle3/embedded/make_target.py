@@ -73,6 +73,32 @@ def packed(documents: list[list[int]], epochs: int) -> Dataset:
     return Dataset.from_dict({"input_ids": sequences, "labels": sequences})
 
 
+def untrained_target(tokenizer, num_layers: int) -> LlamaForCausalLM:
+    """The target before training."""
+    set_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=192,
+            intermediate_size=512,
+            num_hidden_layers=num_layers,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            head_dim=32,
+            max_position_embeddings=2 * LENGTH,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    with torch.no_grad():  # every layer starts as the identity, so that a deep stack trains from the first step
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    return model
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -89,27 +115,7 @@ def main() -> None:
     training = [messages for _, messages in text.conversations(arguments.text, held_out=False)]
     held_out = [messages for _, messages in text.conversations(arguments.text, held_out=True)]
     tokenizer = make_tokenizer(training)
-    set_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=192,
-            intermediate_size=512,
-            num_hidden_layers=arguments.layers,
-            num_attention_heads=6,
-            num_key_value_heads=2,
-            head_dim=32,
-            max_position_embeddings=2 * LENGTH,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    with torch.no_grad():  # every layer starts as the identity, so that a deep stack trains from the first step
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
+    model = untrained_target(tokenizer, arguments.layers)
     documents = encoded(tokenizer, training)
     tokens = sum(map(len, documents))
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {tokens:,} tokens per epoch")

@@ -68,23 +68,9 @@ class DecodingMode:
 def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     """What `target` can verify, given how it was loaded and the cache that `generate` made for it."""
     config = target.config.get_text_config(decoder=True)
-    if target.config.is_encoder_decoder:
-        return DecodingMode("refused", "encoder-decoder models are not supported; use a decoder-only target")
-    if not isinstance(cache, Cache):
-        return DecodingMode("refused", "the model has no transformers `Cache`, which drafting requires")
-    if config.model_type in REFUSED:
-        return DecodingMode("refused", REFUSED[config.model_type])
-    if optional_field(config, "recurrent_kv_cache_mode") == "last_loop":  # Dory
-        return DecodingMode(
-            "refused", "earlier loops read keys of the last loop, which only tokens of previous passes have"
-        )
-    if config.model_type == "glm_moe_dsa" and not HAS_INDEXED_LAYERS:
-        return DecodingMode(
-            "refused", f"transformers {transformers_version} keeps the indexer's keys outside the cache"
-        )
-    parameters = inspect.signature(target.forward).parameters
-    if cache_argument(target.forward) is None:
-        return DecodingMode("refused", "the model reads no cache, which drafting requires")
+    fault = _why_refused(target, cache)
+    if fault is not None:
+        return DecodingMode("refused", fault)
     known = (DynamicLayer, SlidingLayer, IndexedLayer, EmptyLayer)
     strange = [type(layer).__name__ for layer in cache.layers if type(layer) not in known]
     if config.model_type in OWN_CACHE:
@@ -125,7 +111,7 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
             "eager attention for trees",
         )
     derives_positions = target.config.model_type in NO_POSITION_IDS + POSITION_IDS_BY_KEYWORD
-    if "position_ids" not in parameters and not derives_positions:
+    if "position_ids" not in inspect.signature(target.forward).parameters and not derives_positions:
         return DecodingMode("chain", "the model takes no `position_ids`")
     if needs_layer_inputs(config) and is_compiled(target):
         return DecodingMode("chain", "a tree needs hooks on its layers, which a compiled model ignores")
@@ -134,6 +120,24 @@ def decoding_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     if not takes_trees:
         return DecodingMode("tree", f"{attention_name(config)} takes no tree mask: sdpa verifies trees")
     return DecodingMode("tree", "attention only, keys and values per slot")
+
+
+def _why_refused(target: PreTrainedModel, cache: Cache | None) -> str | None:
+    """Why nothing can be drafted for `target`, whatever its cache layers are; `None` if something may."""
+    config = target.config.get_text_config(decoder=True)
+    if target.config.is_encoder_decoder:
+        return "encoder-decoder models are not supported; use a decoder-only target"
+    if not isinstance(cache, Cache):
+        return "the model has no transformers `Cache`, which drafting requires"
+    if config.model_type in REFUSED:
+        return REFUSED[config.model_type]
+    if optional_field(config, "recurrent_kv_cache_mode") == "last_loop":  # Dory
+        return "earlier loops read keys of the last loop, which only tokens of previous passes have"
+    if config.model_type == "glm_moe_dsa" and not HAS_INDEXED_LAYERS:
+        return f"transformers {transformers_version} keeps the indexer's keys outside the cache"
+    if cache_argument(target.forward) is None:
+        return "the model reads no cache, which drafting requires"
+    return None
 
 
 def accepted_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:

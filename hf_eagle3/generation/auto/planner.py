@@ -7,6 +7,7 @@ reached so far. Where drafting does not pay, plain steps follow for a while, and
 Shape letters: A sequences, k nodes of a level, M nodes seen while drafting, N drafted nodes.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,6 +31,9 @@ FIRST_PAUSE = 8  # plain steps after drafting did not pay: one try in nine steps
 LONGEST_PAUSE = 32 * FIRST_PAUSE  # tries then cost less than 1 %
 INITIAL_GAIN = 1 / SMOOTHING  # of drafting over plain steps, assumed at first: a single useless cycle ends nothing
 RETRY_GAIN = 1.02  # and at a retry: a single bad cycle ends it
+# A batch must gain more per doubling of its sequences, since it ends with the slowest: without this margin, batches of
+# 16 of the stories pair took 1.17 times the time at T=0 and 1.11 times at T=1 (docs/performance.md).
+BATCH_MARGIN = 0.05
 
 
 def few_sizes(largest: int) -> tuple[int, ...]:
@@ -59,9 +63,9 @@ class Gain:
         self._plain_left -= 1
         return self._plain_left >= 0
 
-    def pays(self, rate: float, plain_seconds: float) -> bool:
+    def pays(self, rate: float, plain_seconds: float, num_sequences: int) -> bool:
         """A cycle came to `rate` tokens per second, where a plain step takes `plain_seconds`; `False`: pause."""
-        gain = rate * plain_seconds
+        gain = rate * plain_seconds / (1 + BATCH_MARGIN * math.log2(num_sequences))
         self.rate = rate if self.rate == 0 else SMOOTHING * self.rate + (1 - SMOOTHING) * rate
         self.value = SMOOTHING * self.value + (1 - SMOOTHING) * gain
         if gain >= 1:
@@ -111,8 +115,7 @@ class AutoPlanner(TreePolicy):
         self._levels_chances: list[list[float]] = []  # of past frontiers, smoothed, where scores are not read
         self._frontiers: list[torch.Tensor] = []  # mean chances of this draft's, (k,)
         self._continued = self._could_continue = 0.0  # how often a path went past a level, fading
-        self._usual_nodes = self.first_size - 1
-        self._gain = Gain()
+        self._usual_nodes, self._gain = self.first_size - 1, Gain()
         self._levels, self._nodes, self._seen = 0, 0, 0
         self._live: torch.Tensor | None = None  # places of the sequences that count, where not all do
         self._widths: list[int] = []  # of this cycle's levels
@@ -231,8 +234,8 @@ class AutoPlanner(TreePolicy):
         drafting = self.costs.first(num) + sum(self.costs.level(num * width) for width in self._widths)
         verification = self.costs.verify(num * (self._nodes + 1))
         # Halfway between what was expected and what came: robust against an overconfident draft, and against luck.
-        came = 1 + sum(counts) / len(counts)
-        if not self._gain.pays((expected + came) / 2 / (verification + drafting), plain):
+        tokens = (expected + 1 + sum(counts) / len(counts)) / 2
+        if not self._gain.pays(tokens / (verification + drafting), plain, num):
             # Perhaps one side was timed in a slow moment: the plain steps to come and the next try measure both again.
             self.costs.verify.invalidate(num)
             self._watch.invalidate()
