@@ -93,6 +93,17 @@ def test_layers_without_a_weight():
     torch.testing.assert_close(rows, (head.qweight * head.scales)[ids])
 
 
+def test_rows_of_an_adapted_head_are_adapted():
+    """A LoRA layer's `weight` is its base layer's: a draft without a head of its own would propose the base model's."""
+    target = tiny_target()
+    peft = pytest.importorskip("peft")
+    adapted = peft.get_peft_model(target, peft.LoraConfig(target_modules=["lm_head"], r=4, init_lora_weights=False))
+    hidden = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    rows = target_parts.head_rows(target, 32, torch.arange(5))
+    torch.testing.assert_close(hidden @ rows.T, target.get_output_embeddings()(hidden)[:, :5])
+    assert_text(adapted, tiny_draft(target, has_lm_head=False))
+
+
 def saved_target(folder) -> str:
     """Wide enough for blocks of 64."""
     tiny_target(hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(folder)

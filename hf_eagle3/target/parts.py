@@ -169,7 +169,7 @@ def head_rows(model: PreTrainedModel, size: int, ids: torch.Tensor | None) -> to
     (quantised, offloaded, sharded), the head is applied to unit vectors.
     """
     head = model.get_output_embeddings()
-    weight = getattr(head, "weight", None)
+    weight = dict(head.named_parameters(recurse=False)).get("weight")  # a LoRA layer's `weight` is its base layer's
     is_plain = isinstance(weight, torch.Tensor) and type(weight.data) is torch.Tensor and not weight.is_meta
     if is_plain and weight.is_floating_point() and weight.shape[1] == size:
         return weight if ids is None else weight[ids.to(weight.device)]
