@@ -422,7 +422,7 @@ def test_another_text_in_float32_ends_the_command_with_an_error(tmp_path, monkey
     arguments = ["--temperatures", "0", "--dtype", "float32", "--no-plots", "--output-dir", str(tmp_path)]
     assert main(["benchmark", *SHORT, *arguments]) == 1
     captured = capsys.readouterr()
-    assert "lookup on math at temperature 0 wrote another text than plain generate for 1 of 1 prompts" in captured.err
+    assert "lookup on math at temperature 0 differs from plain generate for 1 of 1 prompts" in captured.err
     document = json.loads((tmp_path / "benchmark.json").read_text())
     assert [row["speedup"] for row in document["rows"]] == [None] * 3
     assert "| differs |" in captured.out
@@ -443,7 +443,7 @@ def test_an_untrained_draft_shows_what_speculation_costs(tmp_path):
         (["--tasks", "nowhere.jsonl"], "`--tasks` 'nowhere.jsonl' is neither a file"),
         (["--methods", "magic"], "`--methods` 'magic' is unknown"),
         (["--methods", "assisted"], "`--assistant`"),
-        (["--tasks", "embedded", "math.jsonl"], "names a task twice"),
+        (["--tasks", "embedded", "math.jsonl"], "contains a task twice"),
         (["--max-new-tokens", "1024"], "no prompt fits into the target's context of 1024 tokens"),
         (["--draft", "nowhere/at/all"], "nowhere"),
     ],

@@ -105,7 +105,7 @@ def record(question: str, plain: float, seconds: float, **changes) -> dict:
 def chain_tally() -> Tally:
     """Chains of 3: cycles accepted 3, 1, 0 and, cut by the end, 1."""
     stats = SpeculationStats(mode="chain", reason="asked for")
-    stats.start_rows(1)
+    stats.start(1)
     for accepted, is_cut in ((3, False), (1, False), (0, False), (1, True)):
         stats.count_cycle(0, accepted, accepted + 1, depth=3, is_cut=is_cut)
     tally = Tally(stats=stats, plain_decode_seconds=6.0)

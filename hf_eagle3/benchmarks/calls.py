@@ -43,7 +43,7 @@ class AssistedCycles(BaseStreamer):
         prefill.
         """
         out = SpeculationStats(mode="host", num_iterations=len(self.counts or ()))
-        out.start_rows(1)
+        out.start(1)
         for count in self.counts or ():
             out.count_cycle(0, num_accepted_tokens=count - 1, num_committed=count, depth=0, is_cut=False)
         return out

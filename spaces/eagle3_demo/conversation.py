@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from transformers import Cache, DynamicCache, PreTrainedConfig, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
 
+from hf_eagle3.compat.caches import DynamicLayer
 from hf_eagle3.token_ids import common_prefix_length
 
 

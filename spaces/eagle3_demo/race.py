@@ -21,20 +21,15 @@ from choices import Choice
 from conversation import KeptCache, fitted_cache
 from limits import Request
 from pair import Pair
-from transformers import GenerationMixin, set_seed
+from transformers import set_seed
 
 from hf_eagle3 import CycleRecord, CycleStreamer, record
+from hf_eagle3.compat.calls import CACHE
 from hf_eagle3.generation.auto.costs import forget_costs
 
 
 PLAIN, SPECULATIVE = "plain", "speculative"
 HEARTBEAT = 0.25  # seconds after which an empty list is yielded, so that the consumer can stop
-# The argument of `generate` that takes a cache: `cache` since transformers 5.24.
-CACHE = next(
-    name
-    for name in ("cache", "past_key_values")
-    if name in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
-)
 CHUNK = 64  # positions for which the softmax over the vocabulary is computed at a time
 
 logger = logging.getLogger("eagle3_demo")
