@@ -94,7 +94,7 @@ def test_layers_without_a_weight():
 
 
 def test_rows_of_an_adapted_head_are_adapted():
-    """A LoRA layer's `weight` is its base layer's: a draft without a head of its own would propose the base model's."""
+    """A LoRA layer's `weight` is its base layer's: a draft without a head of its own would propose the base's."""
     target = tiny_target()
     peft = pytest.importorskip("peft")
     adapted = peft.get_peft_model(target, peft.LoraConfig(target_modules=["lm_head"], r=4, init_lora_weights=False))
