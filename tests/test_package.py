@@ -27,7 +27,7 @@ LAYERS = (
     ("draft_layers", "modeling_eagle3", "fitting"),
     ("generation", "data", "hub"),
     ("training", "benchmarks"),
-    ("__init__", "__main__", "cli", "embedded"),
+    ("__init__", "__main__", "cli", "embedded", "real"),
 )
 # Files that run the whole package, beside those that the whole package asks.
 ON_TOP = (("compat", "contract"), ("compat", "__main__"))

@@ -42,7 +42,7 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
     )
     if arguments.endpoint:
         answer = Endpoint(arguments.endpoint, arguments.target, sampling, arguments.concurrency, arguments.retries)
-        batch_size = 8 * arguments.concurrency
+        batch_size = 32 * arguments.concurrency  # at its end the server has less and less to do
     else:
         target = load_target(arguments)
         draft = load_draft(arguments, target) if arguments.draft else None

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=temperature,
         nargs="+",
         default=[1.0],
-        help="0 is greedy; several take turns, batch by batch (default: 1)",
+        help="0 is greedy; several take turns, batch by batch, or by conversation with --endpoint (default: 1)",
     )
     regenerate.add_argument(
         "--prompt-tokens",
