@@ -131,6 +131,15 @@ def test_a_conversation_is_asked_turn_by_turn(tmp_path, server):
     assert server.bodies[0]["max_tokens"] == 512
 
 
+def test_temperatures_take_turns_by_conversation_and_no_noise_is_used_twice(tmp_path, server):
+    """A server draws the same noise for the same seed."""
+    chats = [{"messages": [{"role": "user", "content": f"first {i}"}, *CHAT[1:3]]} for i in range(4)]
+    regenerate(chats, tmp_path / "out.jsonl", endpoint(server, sampling=Sampling(temperatures=(0.0, 1.0))), 8)
+    asked = {(body["messages"][0]["content"], len(body["messages"])): body["temperature"] for body in server.bodies}
+    assert asked == {(f"first {i}", turn): float(i % 2) for i in range(4) for turn in (1, 3)}
+    assert len({body["seed"] for body in server.bodies}) == len(server.bodies) == 8
+
+
 # Misbehaviour
 
 

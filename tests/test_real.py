@@ -301,12 +301,12 @@ def test_asking_continues_where_it_was(tmp_path, monkeypatch):
     assert len(questions) == len(set(questions)) == 12
     assert questions[0] == "old one"
     assert heads == {"<s>user "}
-    assert len(seeds) == len(set(seeds)) == 16
-    asked.ask("http://localhost/v1", "m", tokenizer, path, 30)
+    assert len(seeds) == len(set(seeds)) == asked.ROUND
+    asked.ask("http://localhost/v1", "m", tokenizer, path, 50)
     assert len(seeds) == len(set(seeds))
     assert [json.loads(line) for line in path.read_text().splitlines()][:12] == questions
-    asked.ask("http://localhost/v1", "m", tokenizer, path, 30)
-    assert len(seeds) == 32
+    asked.ask("http://localhost/v1", "m", tokenizer, path, 50)
+    assert len(seeds) == 2 * asked.ROUND
 
 
 def test_the_command_asks_for_what_it_needs(tmp_path, capsys):

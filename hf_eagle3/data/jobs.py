@@ -13,8 +13,8 @@ from .messages import BadRow, Message, messages_of, plain_text, questions, row_o
 @dataclass(frozen=True)
 class Sampling:
     """
-    How answers are drawn. `temperatures` take turns, batch by batch; 0 is greedy. Plain text (for targets without
-    chat) is cut after `prompt_tokens` tokens and continued.
+    How answers are drawn. `temperatures` take turns, batch by batch (by conversation at an endpoint); 0 is greedy.
+    Plain text (for targets without chat) is cut after `prompt_tokens` tokens and continued.
     """
 
     max_new_tokens: int = 512
@@ -23,9 +23,9 @@ class Sampling:
     seed: int = 0
     prompt_tokens: int = 32
 
-    def temperature(self, batch: int) -> float:
-        """That of a batch."""
-        return self.temperatures[batch % len(self.temperatures)]
+    def temperature(self, number: int) -> float:
+        """That of a batch, or of a conversation."""
+        return self.temperatures[number % len(self.temperatures)]
 
 
 @dataclass

@@ -19,6 +19,7 @@ FREE_SHARE = 0.4
 TEMPERATURE, TOP_P = 0.9, 0.95  # below 1: a small model's rarest tokens make no sense as questions
 MOST_TOKENS, FEWEST_WORDS = 120, 4
 PER_REQUEST, AT_ONCE = 8, 8
+ROUND = 32  # requests before the next count; the server runs empty at its end
 MARK = "\x00"
 
 
@@ -36,10 +37,10 @@ def ask(url: str, model: str, tokenizer: PreTrainedTokenizerBase, path: Path, co
     questions = dict.fromkeys(json.loads(line) for line in read_lines(path))
     head = opening_of_a_turn(tokenizer)
     # Each request has seeds of its own, also after an interruption: one round gives at least one question.
-    first = len(questions) * AT_ONCE * PER_REQUEST
+    first = len(questions) * ROUND * PER_REQUEST
     with httpx.Client(base_url=url.rstrip("/"), timeout=1800) as client, ThreadPoolExecutor(AT_ONCE) as pool:
         while len(questions) < count:
-            seeds = range(first, first + AT_ONCE * PER_REQUEST, PER_REQUEST)
+            seeds = range(first, first + ROUND * PER_REQUEST, PER_REQUEST)
             first = seeds.stop
             for answered in pool.map(lambda seed: request(client, model, head, seed), seeds):
                 new = [question for question in answered if question not in questions]
