@@ -259,17 +259,18 @@ def test_the_report_counts_by_kind_and_temperature(tmp_path):
     rows = [{"prompt": ["x"], "kind": "math"}, {"prompt": ["x"], "kind": "code"}]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines = [
-        {"id": 1, "input_ids": [a, a, b, stop], "loss_mask": [0, 1, 1, 1]},
-        {"id": 0, "input_ids": [a, a, a, b], "loss_mask": [0, 1, 0, 1]},
+        {"id": 1, "part": 1, "parts": 1, "input_ids": [a, a, b, stop], "loss_mask": [0, 1, 1, 1]},
+        {"id": 0, "part": 1, "parts": 2, "input_ids": [a, a], "loss_mask": [0, 1]},
+        {"id": 0, "part": 2, "parts": 2, "input_ids": [a, a, a, b], "loss_mask": [0, 1, 0, 1]},
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "answers.jsonl").write_text(text + '{"id": 3, "input')  # being written
     found = report(tmp_path / "prompts.jsonl", tmp_path / "answers.jsonl", (0.0, 1.0), tokenizer, [stop])
-    math = {"conversations": 1, "answers": 2, "tokens": 2, "canonical": 2}
+    math = {"conversations": 1, "answers": 3, "tokens": 3, "canonical": 3}
     code = {"conversations": 1, "answers": 1, "tokens": 3, "canonical": 1, "stopped": 1}
     assert found["kinds"] == {"math": math, "code": code}
     assert found["temperatures"] == {"0.0": math, "1.0": code}
-    assert found["total"]["tokens"] == 5
+    assert found["total"]["tokens"] == 6
     assert found["distinct tokens"] == 3
 
 

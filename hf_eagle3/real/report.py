@@ -34,7 +34,7 @@ def report(
     total: Counter[str] = Counter()
     tokens: Counter[int] = Counter()
     for record in records(answers):
-        counts = Counter(conversations=1)
+        counts = Counter(conversations=int(record["part"] == record["parts"]))
         for answer in answers_of(record):
             tokens.update(answer)
             text_ids = answer[:-1] if answer[-1] in stops else answer
