@@ -30,6 +30,7 @@ from .serve import served_model, serving
 TEMPERATURES = (0.0, 1.0)
 MAX_NEW_TOKENS = 384
 CONTEXT = 4096  # tokens; three turns with a passage of a book take half of it
+TIMEOUT = 7200  # seconds; where other programs have the cores, an answer takes long
 STEPS = ("answers", "report")
 
 
@@ -59,7 +60,7 @@ def answer(output: Path, given: argparse.Namespace, url: str, model: str) -> Non
         *("prepare", "regenerate", "--data", str(output / "prompts.jsonl"), *limit, "--target", model),
         *("--endpoint", url, "--output", str(output / "answers.jsonl"), "--seed", str(given.seed)),
         *("--temperature", *map(str, TEMPERATURES), "--max-new-tokens", str(MAX_NEW_TOKENS)),
-        *("--concurrency", str(given.concurrency)),
+        *("--concurrency", str(given.concurrency), "--timeout", str(TIMEOUT)),
     )
 
 

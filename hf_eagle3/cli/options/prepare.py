@@ -18,7 +18,7 @@ from .shared import (
 HELP = "prepare training data: regenerate answers, choose the draft vocabulary, compute features beforehand"
 # Options of `regenerate` that mean something in one of its two ways only, with their defaults.
 IN_PROCESS = {"--batch-size": 32, "--prompt-tokens": 32}
-BY_ENDPOINT = {"--concurrency": 16, "--retries": 5}
+BY_ENDPOINT = {"--concurrency": 16, "--retries": 5, "--timeout": 600}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     regenerate.add_argument("--target", required=True, help="target model, or the model's name at --endpoint")
     regenerate.add_argument("--endpoint", help="OpenAI-compatible address, e.g. http://localhost:8000/v1")
     regenerate.add_argument("--draft", help="a draft for the target, to be faster in-process")
-    size, concurrency, retries = IN_PROCESS["--batch-size"], BY_ENDPOINT["--concurrency"], BY_ENDPOINT["--retries"]
+    size = IN_PROCESS["--batch-size"]
+    concurrency, retries, timeout = BY_ENDPOINT.values()
     regenerate.add_argument(
         "--batch-size", type=positive, default=size, help=f"conversations side by side (default: {size})"
     )
@@ -40,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     regenerate.add_argument(
         "--retries", type=natural, default=retries, help=f"of a request that failed (default: {retries})"
+    )
+    regenerate.add_argument(
+        "--timeout",
+        type=positive,
+        default=timeout,
+        help=f"seconds without an answer after which a request has failed (default: {timeout})",
     )
     regenerate.add_argument(
         "--max-new-tokens", type=positive, default=512, help="per answer, within the target's context (default: 512)"
