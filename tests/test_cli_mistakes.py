@@ -298,6 +298,7 @@ ENDPOINT = ["--endpoint", "http://localhost:1/v1"]
         ([*REGENERATE, "--temperature", "0", "--top-p", "0.5"], "`--top-p` has no effect at"),
         ([*REGENERATE, "--concurrency", "3"], "`--concurrency` has no effect without `--endpoint`"),
         ([*REGENERATE, "--retries", "0"], "`--retries` has no effect without `--endpoint`"),
+        ([*REGENERATE, "--timeout", "9"], "`--timeout` has no effect without `--endpoint`"),
         ([*REGENERATE, *ENDPOINT, "--draft", "user/draft"], "`--draft` has no effect with `--endpoint`"),
         ([*REGENERATE, *ENDPOINT, "--batch-size", "3"], "`--batch-size` has no effect with `--endpoint`"),
         ([*REGENERATE, *ENDPOINT, "--device", "cpu"], "`--device` has no effect with `--endpoint`"),

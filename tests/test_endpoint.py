@@ -131,6 +131,15 @@ def test_a_conversation_is_asked_turn_by_turn(tmp_path, server):
     assert server.bodies[0]["max_tokens"] == 512
 
 
+def test_temperatures_take_turns_by_conversation_and_no_noise_is_used_twice(tmp_path, server):
+    """A server draws the same noise for the same seed."""
+    chats = [{"messages": [{"role": "user", "content": f"first {i}"}, *CHAT[1:3]]} for i in range(4)]
+    regenerate(chats, tmp_path / "out.jsonl", endpoint(server, sampling=Sampling(temperatures=(0.0, 1.0))), 8)
+    asked = {(body["messages"][0]["content"], len(body["messages"])): body["temperature"] for body in server.bodies}
+    assert asked == {(f"first {i}", turn): float(i % 2) for i in range(4) for turn in (1, 3)}
+    assert len({body["seed"] for body in server.bodies}) == len(server.bodies) == 8
+
+
 # Misbehaviour
 
 
@@ -160,11 +169,19 @@ def test_what_fails_always_is_counted_and_the_others_go_on(tmp_path, server, cap
 def test_a_slow_answer_is_asked_again(tmp_path, server):
     def reply(body, attempt):
         if not attempt:
-            time.sleep(1)
+            time.sleep(1.5)
         return completion("yes")
 
     server.reply = reply
     assert regenerate([{"prompt": "why"}], tmp_path / "out", endpoint(server, timeout=0.2), batch_size=1) == 1
+    data, seen = tmp_path / "prompts.jsonl", len(server.bodies)
+    data.write_text('{"prompt": "so"}\n')
+    command = ["prepare", "regenerate", "--data", str(data), "--target", "m", "--endpoint", server.url]
+    for timeout, requests in (("1", 2), ("60", 1)):
+        out = tmp_path / f"out{timeout}.jsonl"
+        assert main([*command, "--output", str(out), "--timeout", timeout, "--seed", timeout]) == 0
+        assert len(server.bodies) - seen == requests
+        seen = len(server.bodies)
 
 
 @pytest.mark.parametrize("kind", ["html", "closed", "cut json", "busy"])

@@ -41,8 +41,9 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
         arguments.prompt_tokens,
     )
     if arguments.endpoint:
-        answer = Endpoint(arguments.endpoint, arguments.target, sampling, arguments.concurrency, arguments.retries)
-        batch_size = 8 * arguments.concurrency
+        limits = (arguments.concurrency, arguments.retries, arguments.timeout)
+        answer = Endpoint(arguments.endpoint, arguments.target, sampling, *limits)
+        batch_size = 32 * arguments.concurrency  # at its end the server has less and less to do
     else:
         target = load_target(arguments.target, dtype=arguments.dtype, device=arguments.device)
         draft = load_draft(arguments.draft, target) if arguments.draft else None

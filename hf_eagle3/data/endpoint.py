@@ -34,6 +34,7 @@ ENDPOINT_STATUS = (401, 403, 404)  # key, permissions or model name: retrying is
 PAUSE = 0.5  # seconds before the first retry, doubling
 LONGEST_PAUSE = 30
 LONGEST_RETRY_AFTER = 120  # seconds
+SEEDS_PER_TURN = 10**9  # more than there are conversations
 MIN_PATIENCE = 32  # consecutive failed conversations that end the run, or twice `concurrency` if larger
 
 # Field names that servers use; the first non-empty field is read.
@@ -207,9 +208,10 @@ class Endpoint:
             "model": self.model,
             "messages": for_endpoint(job.messages),
             "max_tokens": self.sampling.max_new_tokens,
-            "temperature": self.sampling.temperature(job.batch),
+            "temperature": self.sampling.temperature(job.index),
             "top_p": self.sampling.top_p,
-            "seed": self.sampling.seed + job.index,
+            # Servers draw the same noise for the same seed: a later turn would repeat the earlier one's rare words.
+            "seed": self.sampling.seed + job.index + job.num_answers * SEEDS_PER_TURN,
         } | job.template_fields()
         if self._takes_ids is not False:
             body["return_token_ids"] = True

@@ -13,8 +13,8 @@ from .messages import BadRow, Message, messages_of, plain_text, questions, row_o
 @dataclass(frozen=True)
 class Sampling:
     """
-    Sampling parameters. Batches cycle through `temperatures`; 0 is greedy. Plain text (for targets without a chat
-    template) is truncated to `prompt_tokens` tokens and continued.
+    Sampling parameters. Batches, or conversations at an endpoint, cycle through `temperatures`; 0 is greedy. Text
+    prompts (for targets without a chat template) are truncated to `prompt_tokens` tokens and continued.
     """
 
     max_new_tokens: int = 512
@@ -23,9 +23,9 @@ class Sampling:
     seed: int = 0
     prompt_tokens: int = 32
 
-    def temperature(self, batch: int) -> float:
-        """Temperature of a batch."""
-        return self.temperatures[batch % len(self.temperatures)]
+    def temperature(self, number: int) -> float:
+        """Temperature of a batch, or of a conversation."""
+        return self.temperatures[number % len(self.temperatures)]
 
 
 @dataclass

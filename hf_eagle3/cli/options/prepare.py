@@ -18,7 +18,7 @@ from .shared import (
 HELP = "prepare training data: regenerate answers, choose the draft vocabulary, precompute features"
 # Options that apply only to in-process generation or only to an endpoint, with their defaults.
 IN_PROCESS = {"--batch-size": 32, "--prompt-tokens": 32}
-BY_ENDPOINT = {"--concurrency": 16, "--retries": 5}
+BY_ENDPOINT = {"--concurrency": 16, "--retries": 5, "--timeout": 600}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     regenerate.add_argument("--endpoint", help="OpenAI-compatible base URL, e.g. http://localhost:8000/v1")
     regenerate.add_argument("--draft", help="draft of the target, for faster in-process generation")
-    size, concurrency, retries = IN_PROCESS["--batch-size"], BY_ENDPOINT["--concurrency"], BY_ENDPOINT["--retries"]
+    size = IN_PROCESS["--batch-size"]
+    concurrency, retries, timeout = BY_ENDPOINT.values()
     regenerate.add_argument(
         "--batch-size", type=positive, default=size, help=f"conversations per batch (default: {size})"
     )
@@ -46,6 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--retries", type=natural, default=retries, help=f"retries of a failed request (default: {retries})"
     )
     regenerate.add_argument(
+        "--timeout",
+        type=positive,
+        default=timeout,
+        help=f"seconds without an answer after which a request has failed (default: {timeout})",
+    )
+    regenerate.add_argument(
         "--max-new-tokens", type=positive, default=512, help="per answer, within the target's context (default: 512)"
     )
     regenerate.add_argument(
@@ -53,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=temperature,
         nargs="+",
         default=[1.0],
-        help="0: greedy; batches cycle through several values (default: 1)",
+        help="0: greedy; batches, or conversations with --endpoint, cycle through several values (default: 1)",
     )
     regenerate.add_argument(
         "--prompt-tokens",
