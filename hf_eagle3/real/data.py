@@ -77,7 +77,7 @@ def write_report(output: Path, target: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; 1 where the target or the server could not be had."""
+    """The command line; 1 where the target or the server is not available."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for all results")
     parser.add_argument("--text", type=Path, help="folder of source texts")

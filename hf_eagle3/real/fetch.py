@@ -41,7 +41,7 @@ TIMEOUT = 1800  # seconds for 93 MB
 
 
 class FetchError(RuntimeError):
-    """Why the target could not be had, in one line."""
+    """Why the target is not available, in one line."""
 
 
 def fetch(output: str | Path, source: str = "auto") -> dict:
