@@ -43,7 +43,12 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in TRAINING:
         raise AttributeError(f"module 'hf_eagle3' has no attribute {name!r}")
-    from . import training
+    try:
+        from . import training
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name} needs {error.name}: pip install 'hf-eagle3[train]'", name=error.name
+        ) from error
 
     return vars(training)[name]
 

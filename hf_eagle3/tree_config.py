@@ -97,10 +97,10 @@ class TreeConfig:
         A copy that drafts at most `num_tokens` per cycle, for `generate`'s `num_assistant_tokens`.
 
         Raises:
-            ValueError: `num_tokens` is less than 1.
+            ValueError: `num_tokens` is no integer of at least 1.
         """
-        if num_tokens < 1:
-            raise ValueError(f"`num_assistant_tokens` is {num_tokens}; it must be at least 1.")
+        if not isinstance(num_tokens, int) or isinstance(num_tokens, bool) or num_tokens < 1:
+            raise ValueError(f"`num_assistant_tokens` is {num_tokens!r}; it must be an integer of at least 1.")
         shallow = self.shallower(num_tokens)
         return replace(shallow, num_draft_tokens=min(num_tokens, shallow.num_draft_tokens))
 

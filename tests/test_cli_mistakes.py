@@ -122,6 +122,7 @@ def test_a_mistake_is_one_line_with_its_remedy(pair, changes, messages, capsys):
         (["push", "./nowhere", "user/name"], "`draft` ./nowhere does not exist"),
         (["inspect", "--target", "{pair}/target-cut/config.json"], "is a file"),
         (["inspect", "--target", "{pair}/target-act"], "unknown name 'banana'"),
+        (["inspect", "--target", "{pair}/draft"], "is an EAGLE-3 draft, not a target model"),
         (["inspect", "--draft", "{pair}/draft-eps"], "`rms_norm_eps` is nan"),
         (["inspect", "--draft", "{pair}/draft-cut"], "`--draft` {pair}/draft-cut cannot be read"),
         (

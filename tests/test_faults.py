@@ -346,3 +346,46 @@ def test_a_target_that_keeps_no_cache_says_what_to_do():
         return
     with pytest.raises(ValueError, match=r"call `eval\(\)`"):
         target.generate(**inputs, assistant_model=draft)
+
+
+# -- what a draft may be given as -------------------------------------------------------------------------------------
+
+
+def test_a_draft_by_its_folder_follows_the_folders_files(tmp_path):
+    target, options = tiny_target(), {"max_new_tokens": 30, "do_sample": False}
+    tiny_draft(target).save_pretrained(tmp_path)
+    first = assert_same(target, str(tmp_path), left_padded([9]), **options)
+    again = assert_same(target, tmp_path, left_padded([9]), **options)  # a path, too
+    assert again.accepted_tokens == first.accepted_tokens
+    other = tiny_draft(target).with_tree("chain", tree_depth=2)
+    other.save_pretrained(tmp_path)
+    assert max(assert_same(target, str(tmp_path), left_padded([9]), **options).tree_depths[0]) == 2
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(OSError, match=r"no `?config\.json"):
+        target.generate(**left_padded([9]), **options, assistant_model=str(tmp_path))
+
+
+@pytest.mark.parametrize("limit", ["3", 2.5, True, 0, -1])
+def test_a_limit_that_is_no_count_is_refused_by_its_own_name(limit):
+    target = tiny_target()
+    with pytest.raises(ValueError, match="`num_assistant_tokens` is "):
+        target.generate(
+            **left_padded([9]), max_new_tokens=5, assistant_model=tiny_draft(target), num_assistant_tokens=limit
+        )
+
+
+def test_a_chain_in_transformers_own_loop_under_autocast():
+    target = tiny_target()
+    view = tiny_draft(target).with_tree("host_chain", tree_depth=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = target.generate(**left_padded([5]), max_new_tokens=9, do_sample=False, assistant_model=view)
+    assert out.shape == (1, 14)
+
+
+def test_the_draft_that_ships_is_no_llama():
+    from transformers import AutoModelForCausalLM
+
+    from hf_eagle3 import embedded
+
+    with pytest.raises((OSError, ValueError), match="load it with hf_eagle3.Eagle3DraftModel"):
+        AutoModelForCausalLM.from_pretrained(str(embedded.DRAFT))

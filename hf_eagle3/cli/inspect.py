@@ -18,6 +18,7 @@ from transformers import (
     AutoTokenizer,
     Cache,
     DynamicCache,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -29,7 +30,14 @@ from ..errors import explained
 from ..fitting import fit_notes
 from ..hub import engines, formats, registry
 from ..hub.export import ExportTarget
-from ..model_loading import MODEL_REMEDY, TOKENIZER_FILES, adapter_base, is_adapter, tokenizer_note
+from ..model_loading import (
+    MODEL_REMEDY,
+    TOKENIZER_FILES,
+    adapter_base,
+    is_adapter,
+    refuse_wrong_config,
+    tokenizer_note,
+)
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.mode import decoding_mode, own_cache
 from ..target.target import check_fit
@@ -44,6 +52,9 @@ def run(arguments: argparse.Namespace) -> int:
     report, target = {}, None
     if arguments.target:
         with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
+            refuse_wrong_config(
+                f"`--target` {arguments.target}", PreTrainedConfig.get_config_dict(arguments.target)[0]
+            )
             target = ExportTarget.load(arguments.target)
         report["target"] = describe_target(arguments.target, target, arguments.attention)
     if arguments.draft:

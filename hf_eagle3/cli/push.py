@@ -30,12 +30,11 @@ def run(arguments: argparse.Namespace) -> int:
         folder = new_folder(arguments.dry_run, "--dry-run")
         for finding in write_repository(draft, folder, arguments.repo_id, Publication(**settings)):
             print(f"Note: {finding}")
-        where = [f"branch {arguments.revision}"] * bool(arguments.revision) + ["a pull request"] * arguments.create_pr
         kind = {None: "", True: "private ", False: "public "}[arguments.private]
-        print(
-            f"Nothing uploaded; the {kind}repository {', '.join([arguments.repo_id, *where])} would contain the files "
-            f"of {folder}"
-        )
+        where = f"the {kind}repository {arguments.repo_id}"
+        where = f"branch {arguments.revision} of {where}" if arguments.revision else where
+        where = f"a pull request to {where}" if arguments.create_pr else where
+        print(f"Nothing uploaded; {where} would contain the files of {folder}")
         return 0
     commit = push_to_hub(
         draft,

@@ -115,11 +115,12 @@ class Eagle3CandidateGenerator(CandidateGenerator):
         slots = torch.arange(self.seen, self.seen + num_features, device=input_ids.device)[None]
         tokens = input_ids[:, self.seen + 1 :]
         last = self.seen + num_features - 1
-        self.drafter.read(DraftInputs(tokens, features, slots, slots, [num_features], last))
-        self.seen += num_features
-        if depth < 1:
-            return input_ids, None
-        tokens, logits = draw_chain(self.drafter, input_ids.shape[1] - 2, depth, self.do_sample, self.warp)
+        with torch.autocast(self.drafter.device.type, enabled=False):
+            self.drafter.read(DraftInputs(tokens, features, slots, slots, [num_features], last))
+            self.seen += num_features
+            if depth < 1:
+                return input_ids, None
+            tokens, logits = draw_chain(self.drafter, input_ids.shape[1] - 2, depth, self.do_sample, self.warp)
         candidates = torch.cat((input_ids, tokens.to(input_ids.device)), dim=1)
         return candidates, logits if self.do_sample else None
 

@@ -3,9 +3,11 @@
 Refusals with their remedies live here. How a draft gets here is known to `compat/hooks.py`.
 """
 
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -123,6 +125,14 @@ def refuse_options(target: PreTrainedModel, draft: Any, mode, config: Generation
         raise ValueError(NO_WAY_BACK.format(type(target).__name__))
 
 
+def _file_versions(folder: Path) -> list[tuple[str, int, int]]:
+    """(path, size, time of change) of each file of a draft's directory; empty for a Hub id."""
+    if not folder.is_dir():
+        return []
+    files = ((file, file.stat()) for file in sorted(folder.resolve().iterdir()) if file.is_file())
+    return [(str(file), facts.st_size, facts.st_mtime_ns) for file, facts in files]
+
+
 class _Drafts:
     """[`hooks.Handler`]: what is done with our drafts."""
 
@@ -136,7 +146,8 @@ class _Drafts:
 
     def accepted(self, target: PreTrainedModel, assistant: Any, given: dict) -> Any | None:
         """Ours, loaded if it is a name, or `None`; raises for a draft that was loaded as something else."""
-        draft = self._loaded(target, assistant) if isinstance(assistant, str) else draft_of(assistant)
+        is_name = isinstance(assistant, (str, os.PathLike))
+        draft = self._loaded(target, os.fspath(assistant)) if is_name else draft_of(assistant)
         if draft is None:
             refuse_wrong_class(assistant)
             return None
@@ -146,12 +157,14 @@ class _Drafts:
         return draft if limit is None else _limited(draft, limit)
 
     def _loaded(self, target: PreTrainedModel, name: str) -> Eagle3DraftModel:
-        """The draft of a directory or Hub id, loaded once per target."""
+        """The draft of a directory or Hub id, loaded once per target, and again when the directory's files change."""
         known = self._loaded_drafts.setdefault(target, {})
-        if name not in known:
+        files = _file_versions(Path(name))
+        if name not in known or known[name][0] != files:
             logger.info("Loading the draft %s for %s.", name, type(target).__name__)
-            known[name] = Eagle3DraftModel.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
-        return known[name]
+            draft = Eagle3DraftModel.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
+            known[name] = files, draft
+        return known[name][1]
 
     def plain(self, target: PreTrainedModel, generate, given: dict) -> Any:
         """The result of plain `generate` where drafts cannot be used, else `None`."""

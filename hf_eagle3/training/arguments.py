@@ -1,5 +1,6 @@
 """`Eagle3TrainingArguments`: transformers' `TrainingArguments` with the fields of `TrainingOptions`, checked."""
 
+import math
 from dataclasses import dataclass, fields
 
 import torch
@@ -9,6 +10,17 @@ from ..data.messages import decoded
 from ..training_options import RECIPES, TrainingOptions
 from ..tree_config import TreeConfig
 from .objective import ObjectiveConfig
+
+
+# What optimisers refuse later, with a bare message, or take and then diverge: each from 0 to this.
+OPTIMISER_LIMITS = {
+    "learning_rate": math.inf,
+    "weight_decay": math.inf,
+    "adam_epsilon": math.inf,
+    "max_grad_norm": math.inf,
+    "adam_beta1": 0.999999,
+    "adam_beta2": 0.999999,
+}
 
 
 @dataclass
@@ -54,6 +66,10 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
         for name, least in (("head_chunk_size", 0), ("generation_max_new_tokens", 1)):
             if values[name] < least:
                 raise ValueError(f"`{name}` is {values[name]}; it must be at least {least}.")
+        for name, most in OPTIMISER_LIMITS.items():
+            if not 0 <= values[name] <= most:  # NaN is refused, too
+                wanted = f"from 0 to {most}" if math.isfinite(most) else "at least 0"
+                raise ValueError(f"`{name}` is {values[name]}; it must be {wanted}.")
         if self.max_length < 4:
             raise ValueError(f"`max_length` is {self.max_length}; a sample needs at least 4 tokens.")
         self.generation_tree_sizes()

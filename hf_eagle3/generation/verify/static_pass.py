@@ -105,5 +105,8 @@ class StaticPass(TreePass):
         if self.shapes.compiles:
             KEPT_SLOTS.put(self.target.model, self.cache)
         if is_too_long:
-            raise ValueError(f"The static cache has room for {min(static_lengths(given))} tokens, not for {length}.")
+            raise ValueError(
+                f"The `StaticCache` given has room for {min(static_lengths(given))} tokens, and this call needed "
+                f"{length}; make it longer (`max_cache_len`) or lower `max_new_tokens`."
+            )
         return given
