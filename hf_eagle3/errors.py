@@ -21,6 +21,15 @@ OUT_OF_MEMORY = "OutOfMemoryError"  # torch's
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FAILED_WRITES = ("PytorchStreamWriter failed writing", ". unexpected pos ")  # messages of torch.save
 LONGEST_REASON = 400
+# What to do about an error of the operating system, by its number.
+OS_REMEDIES = {
+    errno.EEXIST: "there is a file of that name; choose another path",
+    errno.ENOTDIR: "a part of that path is a file; choose another path",
+    errno.EISDIR: "that is a folder; name a file in it",
+    errno.ENOENT: "there is no such file or folder; check the path",
+    errno.EACCES: "permission denied; choose another path",
+    errno.EROFS: "that is on a read-only disk; choose another path",
+}
 
 
 class UserError(ValueError):
@@ -62,6 +71,8 @@ def in_one_line(error: Exception) -> str | None:
         return f"writing failed because the disk is full: {reason(error)} Free some space or use another disk."
     if OUT_OF_MEMORY in names:
         return f"{reason(error)} Use smaller batches, `--dtype bfloat16` or another `--device`."
+    if isinstance(error, OSError) and error.filename is not None and error.errno in OS_REMEDIES:
+        return f"{error.filename}: {OS_REMEDIES[error.errno]}."
     is_refusal = isinstance(error, REFUSALS) and is_raised_by(error, REFUSING)
     return str(error) if is_refusal or isinstance(error, OSError) else None
 

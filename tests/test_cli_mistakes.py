@@ -210,6 +210,20 @@ def raised_by(call) -> Exception:
     raise AssertionError("nothing was raised")
 
 
+def test_an_error_of_the_operating_system_names_path_and_remedy(tmp_path):
+    (tmp_path / "file").touch()
+    calls = {
+        "choose another path": lambda: (tmp_path / "file").mkdir(),
+        "name a file in it": lambda: tmp_path.write_text(""),
+        "check the path": lambda: (tmp_path / "nothing").read_text(),
+    }
+    for remedy, call in calls.items():
+        line = in_one_line(raised_by(call))
+        assert line.startswith(str(tmp_path))
+        assert remedy in line
+        assert "Errno" not in line
+
+
 @pytest.mark.parametrize(
     "call",
     [

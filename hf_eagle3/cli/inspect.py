@@ -52,9 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     report, target = {}, None
     if arguments.target:
         with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
-            refuse_wrong_config(
-                f"`--target` {arguments.target}", PreTrainedConfig.get_config_dict(arguments.target)[0]
-            )
+            config, _ = PreTrainedConfig.get_config_dict(arguments.target)
+            refuse_wrong_config(f"`--target` {arguments.target}", config)
             target = ExportTarget.load(arguments.target)
         report["target"] = describe_target(arguments.target, target, arguments.attention)
     if arguments.draft:
