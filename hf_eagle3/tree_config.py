@@ -49,6 +49,8 @@ class TreeConfig:
             value = vars(self)[name]
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` is {value!r}; pass an integer of at least 1.")
+        if not isinstance(self.shared_noise, bool):
+            raise ValueError(f"`shared_noise` is {self.shared_noise!r}; pass True or False.")
         if self.num_draft_tokens > MAX_DRAFT_TOKENS or self.tree_depth > MAX_DRAFT_TOKENS:
             raise ValueError(
                 f"`num_draft_tokens` {self.num_draft_tokens} or `tree_depth` {self.tree_depth} exceeds "
@@ -80,7 +82,12 @@ class TreeConfig:
         kept = self if tree_mode == self.tree_mode else TreeConfig(shared_noise=self.shared_noise)
         if tree_mode in ("chain", "host_chain"):
             if "num_draft_tokens" in sizes:
-                sizes.setdefault("tree_depth", sizes.pop("num_draft_tokens"))
+                nodes = sizes.pop("num_draft_tokens")
+                if sizes.setdefault("tree_depth", nodes) != nodes:
+                    raise ValueError(
+                        f"`num_draft_tokens` is {nodes} and `tree_depth` {sizes['tree_depth']}: a chain has one node "
+                        "per level; give one of the two."
+                    )
             if tree_mode != self.tree_mode:
                 sizes.setdefault("tree_depth", 5)
         return replace(kept, tree_mode=tree_mode, **sizes)
@@ -115,7 +122,8 @@ class TreeConfig:
             return replace(self, tree_top_k=min(self.tree_top_k, draft_vocab_size))
         if self.tree_top_k > draft_vocab_size:
             raise ValueError(
-                f"`tree_top_k` is {self.tree_top_k}, but the draft vocabulary has only {draft_vocab_size} tokens."
+                f"`tree_top_k` is {self.tree_top_k}, but the draft vocabulary has only {draft_vocab_size} tokens; lower "
+                "it (`with_tree`)."
             )
         return self.shallower(self.num_draft_tokens)
 

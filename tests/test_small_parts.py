@@ -107,6 +107,11 @@ def test_chains_have_as_many_tokens_as_levels():
     assert (config.num_draft_tokens, config.tree_top_k, config.is_chain) == (7, 1, True)
     assert config.with_changes("chain", tree_depth=3).num_draft_tokens == 3
     assert TreeConfig().shallower(1).num_draft_tokens == 10
+    assert TreeConfig().with_changes("chain", num_draft_tokens=4).tree_depth == 4
+    with pytest.raises(ValueError, match="`num_draft_tokens` is 3 and `tree_depth` 6"):
+        TreeConfig().with_changes("chain", num_draft_tokens=3, tree_depth=6)
+    with pytest.raises(ValueError, match="`shared_noise` is 'no'"):
+        TreeConfig().with_changes("static", shared_noise="no")
 
 
 @pytest.mark.parametrize("dim", [0, 1])
