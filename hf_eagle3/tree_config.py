@@ -122,8 +122,8 @@ class TreeConfig:
             return replace(self, tree_top_k=min(self.tree_top_k, draft_vocab_size))
         if self.tree_top_k > draft_vocab_size:
             raise ValueError(
-                f"`tree_top_k` is {self.tree_top_k}, but the draft vocabulary has only {draft_vocab_size} tokens; lower "
-                "it (`with_tree`)."
+                f"`tree_top_k` is {self.tree_top_k}, but the draft vocabulary has only {draft_vocab_size} tokens; "
+                "lower it (`with_tree`)."
             )
         return self.shallower(self.num_draft_tokens)
 
