@@ -53,7 +53,7 @@ ALWAYS_TESTED = (
     "qwen3_5_text",
 )
 REFUSED = {
-    "cpmant": "sees those behind it",
+    "cpmant": "attends to later ones",
     "dory[last_loop]": "earlier loops read",
     "openai-gpt": "reads no cache",
     "recurrent_gemma": "over several tokens resets",
