@@ -542,7 +542,7 @@ def test_a_static_cache_of_the_callers_stays_as_it_was_where_a_call_fails():
     target = tiny_target()
     call = {**left_padded([9]), "assistant_model": tiny_draft(target), **GREEDY}
     small = StaticCache(config=target.config, max_cache_len=16)
-    with pytest.raises(ValueError, match="room for 16 tokens, not for 28"):
+    with pytest.raises(ValueError, match="room for 16 tokens, and this call needed 28"):
         target.generate(**call, max_new_tokens=20, **{CACHE: small})
     assert not small.layers[0].is_initialized
     assert target.generate(**call, max_new_tokens=8, **{CACHE: small}).shape == (1, 17)
