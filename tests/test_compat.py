@@ -33,7 +33,15 @@ OUTSIDE = [
 # What transformers documents for its users.
 DOCUMENTED = {
     *("AutoConfig", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoTokenizer"),
-    *("BitsAndBytesConfig", "Cache", "CompileConfig", "DynamicCache", "GenerationConfig", "HfArgumentParser"),
+    *(
+        "BitsAndBytesConfig",
+        "Cache",
+        "CompileConfig",
+        "DynamicCache",
+        "GenerationConfig",
+        "GgufConfig",
+        "HfArgumentParser",
+    ),
     *("LlamaConfig", "LogitsProcessorList", "PreTrainedConfig", "PreTrainedModel", "PreTrainedTokenizerBase"),
     *("PreTrainedTokenizerFast", "StaticCache", "StoppingCriteriaList", "TextStreamer", "Trainer", "TrainerCallback"),
     *("TrainingArguments", "logging", "set_seed", "ModelOutput", "AutoImageProcessor"),
