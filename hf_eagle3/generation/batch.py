@@ -14,6 +14,14 @@ from .ops.transfer import on_device
 GROWTH = 256  # tokens that there is room for at first, behind the prompt
 
 
+def stand_ins(active: list[int], count: int) -> list[int]:
+    """
+    For each of `count` sequences the place among the `active` ones that runs in its stead: its own, or the first where
+    it has ended. For passes that always run the whole batch.
+    """
+    return [active.index(number) if number in active else 0 for number in range(count)]
+
+
 class Batch:
     """
     Args:

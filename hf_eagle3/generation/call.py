@@ -60,8 +60,8 @@ def build_call(prepared: Preparation, prompt: PromptPass) -> Call:
     """The call for a prompt that has been read."""
     request, settings, target = prepared.request, prepared.settings, prepared.target
     config, criteria, stats = request.generation_config, request.stopping_criteria, prepared.stats
-    batch = _batch(request, settings, prompt)
     max_length = _max_length(request)
+    batch = _batch(request, settings, prompt, max_length)
     stopper = StopChecker(criteria, batch)
     noise = _noise(request, prepared, batch, prompt.outputs.logits.shape[-1])
     chooser = TokenChooser(request.logits_processor, noise, batch)
@@ -98,10 +98,10 @@ def _max_length(request: Request) -> int:
     return max(limit, request.input_ids.shape[1] + 1)
 
 
-def _batch(request: Request, settings: Settings, prompt: PromptPass) -> Batch:
+def _batch(request: Request, settings: Settings, prompt: PromptPass, max_length: int) -> Batch:
     return Batch(
         request.input_ids,
-        _max_length(request) + settings.sizes.tree_depth + 2,
+        max_length + settings.sizes.tree_depth + 2,
         pad_token_id(request.generation_config),
         prompt.length,
         request.model_kwargs.get("attention_mask"),

@@ -23,6 +23,12 @@ BY_ENDPOINT = {"--concurrency": 16, "--retries": 5, "--timeout": 600}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     tasks = parser.add_subparsers(dest="task", required=True, metavar="task", help="what to prepare:")
+    _add_regenerate(tasks)
+    _add_vocabulary(tasks)
+    _add_features(tasks)
+
+
+def _add_regenerate(tasks) -> None:
     regenerate = tasks.add_parser(
         "regenerate", help="let the target answer the prompts (writes JSON lines; resumable)", allow_abbrev=False
     )
@@ -71,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     regenerate.add_argument("--top-p", type=probability, default=1.0, help="(default: 1)")
     regenerate.add_argument("--seed", type=natural, default=0, help="(default: 0)")
     add_device_arguments(regenerate, "the target")
+
+
+def _add_vocabulary(tasks) -> None:
     vocabulary = tasks.add_parser(
         "vocabulary",
         help="count tokens and show the coverage of draft vocabularies",
@@ -82,6 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     vocabulary.add_argument(
         "--max-length", type=positive, default=2048, help="maximum tokens per sample (default: 2048)"
     )
+
+
+def _add_features(tasks) -> None:
     features = tasks.add_parser(
         "features", help="precompute the target's hidden states (large; resumable)", allow_abbrev=False
     )

@@ -6,6 +6,7 @@ further level (`grow.py`). Everything stays on the draft's device. Does not know
 Shape letters: A active sequences, m new entries, k nodes of a level, H hidden, F features, D draft vocabulary.
 """
 
+from collections.abc import Callable
 from itertools import groupby
 
 import torch
@@ -176,7 +177,7 @@ class Eagle3Drafter(Drafter):
         with torch.autocast(self.device.type, enabled=False), self.timer.phase("tree"):
             return self._grown(roots, depth, policy)
 
-    def _grown(self, roots: Roots, depth: int, policy: TreePolicy, **options) -> DraftTree:
+    def _grown(self, roots: Roots, depth: int, policy: TreePolicy, run_level: Callable = level_pass) -> DraftTree:
         depth, top_k = self.sizes(depth, policy.top_k)
         self.cache.begin_nodes(depth * top_k)
         with self.timer.phase("draft_forward"):
@@ -193,7 +194,7 @@ class Eagle3Drafter(Drafter):
             policy,
             self._gumbel(roots),
             self.warp,
-            **{"run_level": self.timer.timed("draft_forward", level_pass)} | options,
+            self.timer.timed("draft_forward", run_level),
         )
 
     def _gumbel(self, roots: Roots):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Cache
 
+from ..batch import stand_ins
 from ..compiled.shapes import KEPT_SLOTS
 from ..ops.storage import Shelf, fixed, rounded
 from ..ops.transfer import on_device
@@ -101,8 +102,7 @@ class StaticDrafter(Eagle3Drafter):
     def select(self, kept: list[int]) -> None:
         """As in [`Drafter`]; the places of the others stay."""
         self.sequences = [self.sequences[place] for place in kept]
-        numbers = range(self.num_sequences)
-        self._places = [self.sequences.index(number) if number in self.sequences else 0 for number in numbers]
+        self._places = stand_ins(self.sequences, self.num_sequences)
         self._index = on_device(self.sequences, self.device)
         self.pending = [inputs.select(kept) for inputs in self.pending]
         if self.pending:  # read before the next tree; the states, of all sequences, may lie in a CUDA graph's memory
@@ -148,7 +148,7 @@ class StaticDrafter(Eagle3Drafter):
         roots = self._expand_to_batch(roots)
         if policy.is_adaptive:
             seen = policy if self._index is None else _ActiveOnly(policy, self._index)
-            tree = super()._grown(roots, depth, seen, run_level=self.timer.timed("draft_forward", self._level))
+            tree = super()._grown(roots, depth, seen, self._level)
             return tree if self._index is None else tree.select(self._index)
         sizes = self.sizes(self.depth, policy.top_k)  # always all levels, whatever is left to draft
         self.cache.begin_nodes(sizes[0] * sizes[1])

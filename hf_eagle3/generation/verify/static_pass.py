@@ -11,7 +11,7 @@ from transformers import Cache
 
 from ...compat.caches import static_lengths
 from ...target.target import Target
-from ..batch import Batch
+from ..batch import Batch, stand_ins
 from ..compiled.shapes import KEPT_SLOTS
 from ..compiled.slots import StaticSlots
 from ..ops.transfer import on_device
@@ -52,8 +52,7 @@ class StaticPass(TreePass):
         is_whole = active == everyone.active
         whole = padded(tree, next(size for size in self.sizes if size >= nodes))
         if not is_whole:  # in the places of sequences that ended the first active one runs again
-            places = [active.index(number) if number in active else 0 for number in everyone.active]
-            whole = whole.select(on_device(places, whole.tokens.device))
+            whole = whole.select(on_device(stand_ins(active, self.batch.num_sequences), whole.tokens.device))
         inputs, _ = self._inputs(whole, everyone)  # beside them nothing: layers with hooks are refused
         outputs = self.shapes.forward(inputs)
         logits, features = outputs.logits[:, :nodes], self.target.features(outputs)[:, :nodes]
