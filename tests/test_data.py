@@ -15,7 +15,7 @@ from hf_eagle3.data.collator import Eagle3DataCollator
 from hf_eagle3.data.conversations import TemplateMismatch, messages_of, tokenise
 from hf_eagle3.data.loading import PRESETS, load, tokenised
 from hf_eagle3.training.objective import Positions, shifted
-from hf_eagle3.training.target_reader import segments_of
+from hf_eagle3.training.target_reader import grouped_by_length, segments_of
 
 
 WORDS = ["<pad>", "<user>", "<assistant>", "<system>", "<end>", "<think>", "why", "so", "yes", "no", "be", "kind"]
@@ -229,6 +229,12 @@ def test_packing_fills_rows():
     assert batch["document_ids"].tolist() == [[0, 0, 0, 0, 0, 1, 1, 1], [0, 0, -1, -1, -1, -1, -1, -1]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 0, 0, 0, 0, 0, 0]]
     assert segments_of(batch["document_ids"]) == ((0, 0, 5), (0, 5, 8), (1, 0, 2))
+
+
+def test_documents_are_read_beside_those_of_similar_length():
+    segments = ((0, 0, 300), (0, 300, 310), (1, 0, 200), (1, 200, 329), (2, 0, 14))
+    groups = grouped_by_length(segments)
+    assert groups == [((0, 0, 300), (1, 0, 200)), ((1, 200, 329),), ((2, 0, 14), (0, 300, 310))]
 
 
 def test_positions_of_the_loss():

@@ -34,6 +34,17 @@ def segments_of(document_ids: Tensor) -> Segments:
     return tuple(segments)
 
 
+def grouped_by_length(segments: Segments) -> list[Segments]:
+    """The documents in passes of similar lengths, so that padding is at most a third of what is read."""
+    groups: list[list] = []
+    for segment in sorted(segments, key=lambda segment: segment[1] - segment[2]):  # longest first
+        length = segment[2] - segment[1]
+        if not groups or 3 * length < 2 * (groups[-1][0][2] - groups[-1][0][1]):
+            groups.append([])
+        groups[-1].append(segment)
+    return [tuple(group) for group in groups]
+
+
 class TargetReader:
     """
     The frozen target of a training run.
@@ -80,15 +91,16 @@ class TargetReader:
             if segments is None:
                 return self.target.read(ids, (documents >= 0).long())
             # One sequence per document: not every architecture takes packed ones.
-            unpacked = [ids[sequence, start:end] for sequence, start, end in segments]
-            mask = pad_sequence([torch.ones_like(document) for document in unpacked], batch_first=True)
-            outputs = self.target.read(pad_sequence(unpacked, batch_first=True), mask)
-        packed = []
-        for output in outputs:
-            whole = output.new_zeros(*ids.shape, output.shape[-1])
-            for index, (sequence, start, end) in enumerate(segments):
-                whole[sequence, start:end] = output[index, : end - start]
-            packed.append(whole)
+            packed = None
+            for group in grouped_by_length(segments):
+                unpacked = [ids[sequence, start:end] for sequence, start, end in group]
+                mask = pad_sequence([torch.ones_like(document) for document in unpacked], batch_first=True)
+                outputs = self.target.read(pad_sequence(unpacked, batch_first=True), mask)
+                if packed is None:
+                    packed = [output.new_zeros(*ids.shape, output.shape[-1]) for output in outputs]
+                for whole, output in zip(packed, outputs, strict=True):
+                    for index, (sequence, start, end) in enumerate(group):
+                        whole[sequence, start:end] = output[index, : end - start]
         return packed[0], packed[1]
 
     def embedding_rows(self, ids: Tensor) -> Tensor:
