@@ -32,7 +32,7 @@ LAYERS = (
     ("generation", "data", "hub"),
     ("training", "benchmarks", "embedded"),
     ("model_loading",),
-    ("__init__", "__main__", "cli", "real"),
+    ("__init__", "__main__", "cli", "pairs", "smollm2"),
 )
 # Files that run the whole package, beside those that the whole package asks.
 ON_TOP = (("compat", "contract"), ("compat", "__main__"))

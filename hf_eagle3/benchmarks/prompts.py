@@ -101,7 +101,9 @@ def load_task(source: str, limit: int | None = None) -> Task:
         return Task(source, tuple(islice(_from_hub(HUB_SETS[source]), limit)))
     path = Path(source)
     if not path.is_file():
-        raise ValueError(f"`--tasks` {source!r} is neither a file nor one of {', '.join(HUB_SETS)}, embedded.")
+        raise ValueError(
+            f"`--tasks` {source!r} is neither a file nor one of {', '.join(HUB_SETS)}, embedded, smollm2."
+        )
     problems: list[tuple[int, str]] = []
     with path.open("rb") as lines:
         prompts = tuple(islice(read_lines(lines, problems), limit))

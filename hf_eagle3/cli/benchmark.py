@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from .. import embedded
+from .. import pairs
 from ..benchmarks import environment, methods, prompts, report
 from ..benchmarks.ceiling import Ceiling, probe, probe_tokens
 from ..benchmarks.runner import Runner
@@ -32,7 +32,7 @@ from ..model_loading import (
 )
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.fingerprint import fingerprint
-from .options.benchmark import EMBEDDED, RANDOM
+from .options.benchmark import RANDOM
 
 
 # Rounding cannot explain a different text in these.
@@ -90,20 +90,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def complete(arguments: argparse.Namespace) -> None:
     """Resolve defaults that depend on other options and check dependencies before anything is loaded."""
-    is_embedded = arguments.target == EMBEDDED
-    arguments.named_target = arguments.target
-    if is_embedded:
-        arguments.target, arguments.draft = str(embedded.TARGET), arguments.draft or EMBEDDED
+    arguments.named_target, shipped = arguments.target, None
+    if arguments.target in pairs.NAMES:
+        shipped = pairs.shipped_pair(arguments.target)
+        if shipped.note:
+            raise ValueError(f"`--target` {arguments.target}: {shipped.note}")
+        arguments.target, arguments.draft = str(shipped.target), arguments.draft or shipped.name
     elif arguments.draft is None:
         raise ValueError(
             f"`--target` {arguments.target!r} needs a draft: set `--draft` to a directory, a Hub id or random."
         )
     arguments.named_draft = arguments.draft
-    if arguments.draft == EMBEDDED:
-        arguments.draft = str(embedded.DRAFT)
+    arguments.draft = str(pairs.DRAFTS.get(arguments.draft, arguments.draft))
     arguments.dtype = dtype_for(arguments.target, arguments.dtype, usable_device(arguments.device))
     arguments.methods = arguments.methods or methods.default_names(arguments.assistant is not None)
-    arguments.tasks = arguments.tasks or ([EMBEDDED] if is_embedded else list(prompts.HUB_SETS))
+    arguments.tasks = arguments.tasks or ([shipped.name] if shipped else list(prompts.HUB_SETS))
     if set(arguments.tasks) & set(prompts.HUB_SETS):
         needs_extra("bench", ("datasets",))
     if not arguments.no_plots:
@@ -115,15 +116,16 @@ def distinct(values: list) -> tuple:
 
 
 def load_tasks(arguments: argparse.Namespace) -> list[prompts.Task]:
-    """The prompt sets of `--tasks`; the embedded one is split into a task per domain."""
+    """The prompt sets of `--tasks`; those that ship with a pair are split into a task per domain."""
     tasks = []
     for source in dict.fromkeys(arguments.tasks):
-        if source != EMBEDDED:
+        if source not in pairs.PROMPTS:
             with explained(f"`--tasks` {source} cannot be read", "Use a UTF-8 .jsonl file or a known name."):
                 tasks.append(prompts.load_task(source, arguments.limit))
             continue
-        for domain in dict.fromkeys(row["domain"] for row in embedded.prompts()):
-            lines = [json.dumps(row) for row in embedded.prompts(domain)[: arguments.limit]]
+        rows_of = pairs.PROMPTS[source]
+        for domain in dict.fromkeys(row["domain"] for row in rows_of()):
+            lines = [json.dumps(row) for row in rows_of(domain)[: arguments.limit]]
             tasks.append(prompts.Task(domain, tuple(prompts.read_lines(lines, []))))
     names = [task.name for task in tasks]
     if len(set(names)) < len(names):

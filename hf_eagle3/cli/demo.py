@@ -1,4 +1,4 @@
-"""`hf-eagle3 demo`: the embedded pair generates the same text with and without its draft, offline on a CPU."""
+"""`hf-eagle3 demo`: a shipped pair generates the same text with and without its draft, on a CPU."""
 
 import argparse
 import os
@@ -6,10 +6,11 @@ import sys
 
 import torch
 
-from .. import embedded, metrics
+from .. import metrics
 from ..benchmarks.timing import timed
 from ..generation.stats import CycleRecord, CycleStreamer, record
-from ..model_loading import usable_device
+from ..model_loading import load_pair, usable_device
+from ..pairs import shipped_pair
 from ..token_ids import IncrementalDecoder
 from .inputs import encode, with_tree
 
@@ -38,21 +39,25 @@ class TokenRecorder(CycleStreamer):
 
 
 def run(arguments: argparse.Namespace) -> int:
-    target, draft, tokenizer = embedded.load_pair(device=usable_device(arguments.device))
+    pair, device = shipped_pair(arguments.pair), usable_device(arguments.device)
+    if pair.note:
+        print(pair.note)
+    # float32: in half precision near-ties depend on the size of a pass, and the texts could differ.
+    target, draft, tokenizer = load_pair(str(pair.target), str(pair.draft), dtype="float32", device=device)
     draft = with_tree(draft, arguments)
     colored = arguments.color == "always" or (
         arguments.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ
     )
-    prompts = arguments.prompt or [row["prompt"] for row in embedded.prompts()[: arguments.num_prompts]]
+    prompts = arguments.prompt or [row["prompt"] for row in pair.prompts[: arguments.num_prompts]]
     options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
     if options["do_sample"]:
         options |= {"temperature": arguments.temperature, "top_k": 0}
 
     sizes = draft.tree_config
     print(
-        f"Target: {target.num_parameters() / 1e6:.1f}M parameters in {target.config.num_hidden_layers} layers. Draft: "
-        f"{draft.num_parameters() / 1e6:.1f}M in one layer. Tree: {sizes.tree_mode}, at most {sizes.num_draft_tokens} "
-        f"nodes, {sizes.tree_depth} levels."
+        f"Target: {pair.title}, {target.num_parameters() / 1e6:.1f}M parameters in {target.config.num_hidden_layers} "
+        f"layers. Draft: {draft.num_parameters() / 1e6:.1f}M in one layer. Tree: {sizes.tree_mode}, "
+        f"at most {sizes.num_draft_tokens} nodes, {sizes.tree_depth} levels."
     )
     if colored:
         print(f"{ACCEPTED}accepted draft tokens{PLAIN}, {OWN}the target's own tokens{PLAIN}")

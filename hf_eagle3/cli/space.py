@@ -30,7 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     kwargs = json.dumps(arguments.chat_template_kwargs) if arguments.chat_template_kwargs else ""
     is_local = arguments.host in app.LOOPBACK
     try:
-        settings = pair.PairSettings(arguments.target, arguments.draft, arguments.dtype, arguments.device, kwargs)
+        settings = pair.PairSettings(
+            arguments.target, arguments.draft, arguments.pair, arguments.dtype, arguments.device, kwargs
+        )
         app.main(settings, is_local, server_name=arguments.host, server_port=arguments.port, inbrowser=arguments.open)
     except ValueError as error:
         if not is_raised_by(error, PAGE_MODULES):

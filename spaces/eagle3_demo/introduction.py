@@ -26,4 +26,5 @@ REAL = "Speedup depends on the prompt, the temperature and the machine; one run 
 
 def introduction(pair: Pair) -> str:
     """The introduction as Markdown."""
-    return INTRODUCTION.format(description=pair.description, caveat=TOY if pair.is_toy else REAL)
+    note = f"{pair.note}\n\n" if pair.note else ""
+    return note + INTRODUCTION.format(description=pair.description, caveat=TOY if pair.is_toy else REAL)

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import hf_eagle3
-from hf_eagle3 import embedded
+from hf_eagle3 import embedded, pairs
 from hf_eagle3.model_loading import DTYPES, checked_template_kwargs, load_pair, usable_device
 
 
@@ -21,14 +21,16 @@ class PairSettings:
     The pair to load, its dtype and device.
 
     Attributes:
-        target, draft: Directories or Hub ids; both empty for the embedded pair.
-        dtype: As `hf-eagle3 generate --dtype`; with "auto" the embedded pair runs in float32.
+        target, draft: Directories or Hub ids; both empty for a pair that ships with the package.
+        pair: Which one, see `hf_eagle3.pairs`.
+        dtype: As `hf-eagle3 generate --dtype`; with "auto" these pairs run in float32.
         device: "cpu", "cuda", "mps", ...; empty for the accelerator if there is one.
         chat_template_kwargs: Extra arguments of the target's chat template, as JSON.
     """
 
     target: str = ""
     draft: str = ""
+    pair: str = pairs.EMBEDDED
     dtype: str = "auto"
     device: str = ""
     chat_template_kwargs: str = ""
@@ -40,6 +42,8 @@ class PairSettings:
                 f"A {given} is given without a {missing}. Set both, or neither for the embedded pair "
                 "(HF_EAGLE3_TARGET and HF_EAGLE3_DRAFT, or --target and --draft)."
             )
+        if self.pair not in pairs.NAMES:
+            raise ValueError(f"HF_EAGLE3_PAIR is {self.pair!r}; choose from {', '.join(pairs.NAMES)}.")
         if self.dtype not in DTYPES:
             raise ValueError(f"HF_EAGLE3_DTYPE is {self.dtype!r}; choose from {', '.join(DTYPES)}.")
         _ = self.template_kwargs  # validated here
@@ -60,8 +64,8 @@ class PairSettings:
 
     @classmethod
     def from_environment(cls) -> "PairSettings":
-        """`HF_EAGLE3_TARGET`, `_DRAFT`, `_DTYPE`, `_DEVICE` and `_CHAT_TEMPLATE_KWARGS`."""
-        names = ("target", "draft", "dtype", "device", "chat_template_kwargs")
+        """`HF_EAGLE3_TARGET`, `_DRAFT`, `_PAIR`, `_DTYPE`, `_DEVICE` and `_CHAT_TEMPLATE_KWARGS`."""
+        names = ("target", "draft", "pair", "dtype", "device", "chat_template_kwargs")
         values = {name: os.environ.get(f"HF_EAGLE3_{name.upper()}", "") for name in names}
         if is_zero_gpu() and not values["device"]:
             values["device"] = "cuda"  # not available yet: each call borrows the device
@@ -78,6 +82,7 @@ class Pair:
     name: str
     is_toy: bool = False
     template_kwargs: dict = field(default_factory=dict)
+    note: str | None = None  # why it is not the pair that was asked for
 
     @property
     def context(self) -> int:
@@ -105,12 +110,15 @@ def load(settings: PairSettings) -> Pair:
     Raises:
         ValueError, OSError: the pair cannot be loaded, or the settings are invalid.
     """
-    is_toy = not settings.target
-    names = (str(embedded.TARGET), str(embedded.DRAFT)) if is_toy else (settings.target, settings.draft)
-    dtype = "float32" if is_toy and settings.dtype == "auto" else settings.dtype
+    if settings.target:
+        names, title, note = (settings.target, settings.draft), settings.target, None
+    else:
+        shipped = pairs.shipped_pair(settings.pair)
+        names, title, note = (str(shipped.target), str(shipped.draft)), shipped.title, shipped.note
+    dtype = "float32" if not settings.target and settings.dtype == "auto" else settings.dtype
     device = usable_device(settings.device, "`--device` (or HF_EAGLE3_DEVICE)")
-    models = load_pair(*names, dtype=dtype, device=device)
-    pair = Pair(*models, "the embedded pair" if is_toy else settings.target, is_toy, settings.template_kwargs)
+    is_toy = names[0] == str(embedded.TARGET)
+    pair = Pair(*load_pair(*names, dtype=dtype, device=device), title, is_toy, settings.template_kwargs, note)
     checked_template_kwargs(pair.template_kwargs, pair.tokenizer)
     return pair
 

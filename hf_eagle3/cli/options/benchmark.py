@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ...benchmarks import methods, prompts
 from .shared import (
+    PAIRS,
     add_device_arguments,
     add_template_argument,
     check_sources,
@@ -17,12 +18,15 @@ from .shared import (
 
 
 HELP = "measure a draft against plain generate, prompt lookup and a small assistant: table, plots, JSON"
-EMBEDDED, RANDOM = "embedded", "random"
+RANDOM = "random"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--target", default=EMBEDDED, help="directory or Hub id of the target (default: the embedded pair)"
+        "--target",
+        default=PAIRS[0],
+        help="directory or Hub id of the target, or a pair that ships with the package: embedded, smollm2 (default: "
+        "embedded)",
     )
     parser.add_argument(
         "--draft",
@@ -36,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help=f"{', '.join(prompts.HUB_SETS)} (from the Hub), .jsonl files, embedded (default: embedded for the "
-        "embedded pair, else the five from the Hub)",
+        help=f"{', '.join(prompts.HUB_SETS)} (from the Hub), .jsonl files, or embedded and smollm2, the prompts "
+        "of a pair that ships with the package (default: those of that pair, else the five from the Hub)",
     )
     parser.add_argument("--limit", type=positive, default=80, help="prompts per task (default: 80)")
     parser.add_argument(
@@ -60,9 +64,9 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for invalid combinations and options without effect, before anything is loaded."""
     check_sources(arguments, "--assistant")
     refuse_unused_template(arguments)
-    if arguments.target != EMBEDDED:
+    if arguments.target not in PAIRS:
         check_sources(arguments, "--target")
-    if arguments.draft not in (EMBEDDED, RANDOM):
+    if arguments.draft not in (*PAIRS, RANDOM):
         check_sources(arguments, "--draft")
     if arguments.methods and not any(name.startswith("assisted") for name in arguments.methods):
         refuse(arguments, ("--assistant",), "unless `--methods` includes assisted; add it.")

