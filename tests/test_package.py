@@ -30,7 +30,7 @@ LAYERS = (
     ),
     ("draft_layers", "modeling_eagle3", "fitting", "draft_init"),
     ("generation", "data", "hub"),
-    ("training", "benchmarks", "embedded"),
+    ("training", "benchmarks", "embedded", "engines"),
     ("model_loading",),
     ("__init__", "__main__", "cli", "pairs", "smollm2"),
 )

@@ -8,10 +8,7 @@ import hashlib
 import json
 import os
 import random
-import signal
-import socket
 import subprocess
-import sys
 import zipfile
 from collections import Counter
 
@@ -20,7 +17,7 @@ from local_hub import hub  # noqa: F401
 from models import tiny_target
 from test_data import word_tokenizer
 
-from hf_eagle3.smollm2 import asked, data, fetch, prompts, serve
+from hf_eagle3.smollm2 import asked, data, fetch, prompts
 from hf_eagle3.smollm2.fetch import FetchError
 from hf_eagle3.smollm2.report import answers_of, coverage, report
 
@@ -342,49 +339,6 @@ def test_the_command_asks_for_what_it_needs(tmp_path, capsys):
     with pytest.raises(SystemExit):
         data.main(["--output", str(tmp_path), "--text", "t", "--held-out", "h"])
     assert "either --vllm or --endpoint" in capsys.readouterr().err
-
-
-def test_a_server_that_does_not_start_names_its_log(tmp_path):
-    log = tmp_path / "server.log"
-    server = serve.serving(sys.executable, tmp_path, 1, log, 2, 64)  # an interpreter without vLLM
-    with pytest.raises(OSError, match=r"The server ended with code 1; see .*server\.log"):
-        server.__enter__()
-    assert "vllm" in log.read_text()
-
-
-SERVER = """
-import http.server, sys
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response(200); self.end_headers(); self.wfile.write(b'{"data": [{"id": "tiny"}]}')
-server = http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler)
-server.serve_forever()
-"""
-
-
-def test_a_server_runs_meanwhile_also_when_the_run_is_terminated(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started, popen = [], subprocess.Popen
-
-    def start(command, **options):
-        assert command[command.index("--port") + 1] == str(port)
-        started.append(popen([sys.executable, "-c", SERVER, str(port)], **options))
-        return started[0]
-
-    monkeypatch.setattr(serve.subprocess, "Popen", start)
-
-    def run():
-        with serve.serving(sys.executable, tmp_path, port, tmp_path / "log", 2, 64) as url:
-            assert serve.served_model(url) == "tiny"
-            assert started[0].poll() is None
-            signal.raise_signal(signal.SIGTERM)
-
-    with pytest.raises(SystemExit):
-        run()
-    assert started[0].poll() is not None
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 @pytest.mark.nightly

@@ -1,11 +1,16 @@
 """`hf-eagle3 convert`: convert a draft of any dialect, or a LoRA adapter of one, to another dialect."""
 
 import argparse
+import sys
+from pathlib import Path
 
+from .. import smollm2
+from ..engines.verify import verify_vllm
 from ..errors import explained
 from ..hub.export import UNKNOWN_TARGET, ExportTarget, export
-from ..model_loading import MODEL_REMEDY, load_any_draft
-from .inputs import new_folder
+from ..model_loading import MODEL_REMEDY, load_any_draft, load_target, load_tokenizer
+from ..modeling_eagle3 import Eagle3DraftModel
+from .inputs import encode, new_folder
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -23,4 +28,16 @@ def run(arguments: argparse.Namespace) -> int:
     for finding in found:
         print(f"Note: {finding}")
     print(f"{arguments.to} draft written to {arguments.output}")
+    if arguments.verify:
+        print(verified(draft, arguments))
     return 0
+
+
+def verified(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> str:
+    """How vLLM serves what was written, in one line; ValueError if it does so differently."""
+    target = load_target(arguments.target, dtype="float32")
+    tokenizer = load_tokenizer(arguments.target)
+    prompts = [encode(tokenizer, row["prompt"], False, "cpu")["input_ids"][0].tolist() for row in smollm2.prompts()]
+    python = arguments.vllm_python or sys.executable
+    draft = draft.to(dtype=target.dtype, device=target.device).eval()
+    return verify_vllm(target, draft, arguments.target, Path(arguments.output), prompts, python=python)

@@ -20,11 +20,11 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from ..cli import main as command
 from ..embedded import text
+from ..engines.vllm_server import served_model, serving
 from .asked import ask
 from .fetch import FetchError, fetch
 from .prompts import HeldOut, build
 from .report import report
-from .serve import served_model, serving
 
 
 TEMPERATURES = (0.0, 1.0)
@@ -111,7 +111,13 @@ def make(given: argparse.Namespace) -> None:
         server = nullcontext(given.endpoint)
         if given.vllm:
             log = output / "server.log"
-            server = serving(given.vllm, target, given.port, log, given.concurrency, CONTEXT)
+            sizes = {
+                "--max-num-seqs": given.concurrency,
+                "--max-model-len": CONTEXT,
+                "--max-num-batched-tokens": CONTEXT,
+            }
+            options = [part for name, value in sizes.items() for part in (name, str(value))]
+            server = serving(given.vllm, target, given.port, log, "--dtype", "bfloat16", *options)
         with server as url:
             model = served_model(url)
             if not (output / "prompts.jsonl").exists():

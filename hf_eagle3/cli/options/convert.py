@@ -32,6 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--allow", action="append", default=[], metavar="RULE", help="export despite this rule; repeatable"
     )
     parser.add_argument("--store-head", action="store_true", help="store the target's head rows if the draft has none")
+    parser.add_argument(
+        "--verify",
+        choices=("vllm",),
+        help="serve the result with vLLM and compare greedy text and accepted drafts with ours, in float32",
+    )
+    parser.add_argument(
+        "--vllm-python", help="interpreter of the environment that has vLLM, for --verify (default: this one)"
+    )
     parser.add_argument("--base", help="base draft of an adapter (default: the one named in the adapter)")
     parser.add_argument("--revision", help="branch, tag or commit of the draft")
     parser.add_argument("--subfolder", help="subfolder in the draft's repository")
@@ -41,6 +49,9 @@ def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for invalid combinations and options without effect, before anything is loaded."""
     check_sources(arguments, "source", "--base", "--target")
     if arguments.target is None:
-        refuse(arguments, ("--target-name", "--target-revision", "--store-head"), "without `--target`; add it.")
+        flags = ("--target-name", "--target-revision", "--store-head", "--verify")
+        refuse(arguments, flags, "without `--target`; add it.")
+    if arguments.verify is None:
+        refuse(arguments, ("--vllm-python",), "without `--verify`; add it.")
     if Path(arguments.source).is_dir():
         refuse(arguments, ("--revision",), f"on the directory {arguments.source}; omit it.")

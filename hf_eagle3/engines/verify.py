@@ -1,0 +1,133 @@
+"""Whether vLLM serves a draft as we do: the same greedy text, and as many drafts accepted at each position.
+
+Both run in float32 over a chain, one prompt after the other. Does not know how drafts are exported.
+"""
+
+import json
+import re
+import socket
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import torch
+from transformers import PreTrainedModel
+
+from ..generation.stats import record
+from ..modeling_eagle3 import Eagle3DraftModel
+from .vllm_server import served_model, serving
+
+
+DEPTH = 5  # tokens drafted per cycle
+TOLERANCE = 0.01  # of the acceptance rate at a position
+CONTEXT = 2048
+TIMEOUT = 1800  # seconds for one answer, on a shared CPU
+DRAFTS = re.compile(r"^vllm:spec_decode_num_drafts_total{.*} (\S+)$", re.MULTILINE)
+ACCEPTED = re.compile(
+    r'^vllm:spec_decode_num_accepted_tokens_per_pos_total{.*position="(\d+)".*} (\S+)$', re.MULTILINE
+)
+
+
+@dataclass(frozen=True)
+class Served:
+    """
+    What an engine did with the prompts.
+
+    Attributes:
+        tokens: New tokens of each prompt.
+        cycles: Passes of the target that verified a chain.
+        rates: Share of the cycles in which the draft of each position was accepted, (DEPTH,).
+    """
+
+    tokens: list[list[int]]
+    cycles: int
+    rates: list[float]
+
+
+def verify_vllm(
+    target: PreTrainedModel,
+    draft: Eagle3DraftModel,
+    target_source: str,
+    exported: Path,
+    prompts: Sequence[list[int]],
+    *,
+    python: str,
+    max_new_tokens: int = 128,
+) -> str:
+    """
+    Compare a draft in this process with its export in vLLM.
+
+    Args:
+        target, draft: In float32, on the CPU or an accelerator.
+        target_source: Directory or Hub id, where vLLM reads the target.
+        exported: The draft as `hub.export` wrote it.
+        prompts: Token ids.
+        python: An interpreter that has vLLM.
+
+    Returns:
+        What was found, in one line.
+
+    Raises:
+        ValueError: texts or acceptance differ; the message has the figures.
+        OSError: no server starts; the message names its log.
+    """
+    ours = run_here(target, draft, prompts, max_new_tokens)
+    theirs = run_vllm(target_source, exported, prompts, max_new_tokens, python)
+    return compare(ours, theirs)
+
+
+def compare(ours: Served, theirs: Served) -> str:
+    """The verdict; ValueError where they differ."""
+    here, there = (" ".join(f"{rate:.3f}" for rate in served.rates) for served in (ours, theirs))
+    figures = f"accepted per position here {here} in {ours.cycles} cycles, in vLLM {there} in {theirs.cycles}"
+    differing = [i for i, (a, b) in enumerate(zip(ours.tokens, theirs.tokens, strict=True)) if a != b]
+    if differing:
+        raise ValueError(f"vLLM's text differs at prompts {differing} of {len(ours.tokens)}; {figures}.")
+    # vLLM counts what it accepted behind the length limit, in at most one cycle per prompt.
+    allowed = TOLERANCE + len(ours.tokens) / max(ours.cycles, 1) / 2
+    if any(abs(a - b) > allowed for a, b in zip(ours.rates, theirs.rates, strict=True)):
+        raise ValueError(f"vLLM accepts other drafts: {figures}; allowed is a difference of {allowed:.3f}.")
+    return f"vLLM: the same text for {len(ours.tokens)} prompts; {figures}."
+
+
+def run_here(
+    target: PreTrainedModel, draft: Eagle3DraftModel, prompts: Sequence[list[int]], max_new_tokens: int
+) -> Served:
+    """Greedily, over a chain."""
+    chain, tokens = draft.with_tree("chain", tree_depth=DEPTH), []
+    with record() as stats:
+        for prompt in prompts:
+            ids = torch.tensor([prompt], device=target.device)
+            out = target.generate(ids, assistant_model=chain, do_sample=False, max_new_tokens=max_new_tokens)
+            tokens.append(out[0, len(prompt) :].tolist())
+    accepted = [count for row in stats.accepted_tokens for count in row]
+    rates = [sum(count > position for count in accepted) / max(len(accepted), 1) for position in range(DEPTH)]
+    return Served(tokens, len(accepted), rates)
+
+
+def run_vllm(target: str, draft: Path, prompts: Sequence[list[int]], max_new_tokens: int, python: str) -> Served:
+    """The same through a server and its counters."""
+    speculative = {"method": "eagle3", "model": str(draft.absolute()), "num_speculative_tokens": DEPTH}
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT), "--max-num-seqs", "1"]
+    options += ["--max-num-batched-tokens", str(CONTEXT), "--speculative-config", json.dumps(speculative)]
+    log = Path(tempfile.gettempdir()) / "hf-eagle3-vllm.log"
+    with serving(python, target, free_port(), log, *options) as url:
+        name, tokens = served_model(url), []
+        for prompt in prompts:
+            body = {"model": name, "prompt": prompt, "max_tokens": max_new_tokens, "temperature": 0}
+            answer = httpx.post(f"{url}/completions", json=body | {"return_token_ids": True}, timeout=TIMEOUT)
+            answer.raise_for_status()
+            tokens.append(answer.json()["choices"][0]["token_ids"])
+        counters = httpx.get(f"{url.removesuffix('/v1')}/metrics", timeout=60).text
+    cycles = int(float(DRAFTS.search(counters)[1]))
+    accepted = {int(position): float(count) for position, count in ACCEPTED.findall(counters)}
+    return Served(tokens, cycles, [accepted[position] / max(cycles, 1) for position in range(DEPTH)])
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
