@@ -49,7 +49,8 @@ def load_config(path_or_id: str, **hub_arguments) -> dict:
                 f"`{path_or_id}` is a LoRA adapter, not a draft; merge it into its base with "
                 f"`hf-eagle3 convert {path_or_id} FOLDER`."
             )
-        raise OSError(f"There is no `{CONFIG_NAME}` in `{path_or_id}`; pass a draft's directory or Hub id.")
+        inside = f"the subfolder `{subfolder}` of " if (subfolder := hub_arguments.get("subfolder")) else ""
+        raise OSError(f"There is no `{CONFIG_NAME}` in {inside}`{path_or_id}`; pass a draft's directory or Hub id.")
     return _read_json(file) | {"_name_or_path": file}
 
 

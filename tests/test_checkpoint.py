@@ -422,3 +422,8 @@ def test_converting_a_draft_leaves_its_angles_alone(convert, kind):
     assert draft.norm.weight.dtype != torch.float32
     for found, right in zip(draft.rotary(positions, torch.float32), expected, strict=True):
         torch.testing.assert_close(found, right, rtol=0, atol=0)
+
+
+def test_a_missing_subfolder_is_named(tmp_path):
+    with pytest.raises(OSError, match=r"There is no `config\.json` in the subfolder `nope` of `.*`; pass"):
+        Eagle3DraftModel.from_pretrained(tmp_path, subfolder="nope")

@@ -486,9 +486,10 @@ def test_the_command_names_the_extra_and_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(space, "FOLDERS", (SPACE / "nowhere", SPACE / "elsewhere"))
     assert main(["space"]) == 2
     assert "reinstall hf-eagle3" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["space", "--port", "65536"])
-    assert "65536 is not a port" in capsys.readouterr().err
+    for port in ("65536", "0", "http"):
+        with pytest.raises(SystemExit):
+            main(["space", "--port", port])
+        assert f"'{port}' is not a port; use 1 to 65535" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr("hf_eagle3.model_loading.find_spec", lambda name: None)
     assert main(["space"]) == 2

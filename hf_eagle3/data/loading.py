@@ -116,12 +116,12 @@ def _load_json(path: Path, streaming: bool) -> Dataset | IterableDataset:
             for _ in iter(lambda: file.read(2**20), ""):
                 pass
         return _load_file(path, None, False, {})
-    except ValueError as error:
+    except ValueError:
         rows = [as_text(row) for row in json_rows(path)]
         if not rows:
             raise ValueError(f"`{path}` is empty: it has no rows.") from None
         if all(row[JSON_ROW] is None for row in rows):
-            raise ValueError(f"`{path}` cannot be read as json: {rows[0][BAD_ROW]}; {error}") from None
+            raise ValueError(f"`{path}` cannot be read as json: {rows[0][BAD_ROW]}.") from None
         return Dataset.from_list(rows)
 
 

@@ -2,16 +2,7 @@
 
 import argparse
 
-from .shared import (
-    AUTO_DTYPE,
-    DTYPES,
-    PAIRS,
-    add_pair_argument,
-    add_template_argument,
-    check_sources,
-    positive,
-    refuse,
-)
+from .shared import AUTO_DTYPE, DTYPES, PAIRS, add_pair_argument, add_template_argument, check_sources, refuse
 
 
 HELP = "serve the demo page: race plain generate, see accepted tokens, plots and draft trees (extra: space)"
@@ -35,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def port(text: str) -> int:
     """Argument type: a port number."""
-    number = positive(text)
-    if number > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is not a port; use 1 to 65535")
+    number = int(text) if text.isdigit() else 0
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 1 to 65535")
     return number
 
 
