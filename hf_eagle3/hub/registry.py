@@ -5,6 +5,7 @@ Every entry names its public source. `checked`: its files were loaded with this 
 not access the Hub.
 """
 
+import difflib
 import functools
 import json
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 
 
 DATA = Path(__file__).with_name("drafts.json")
+EMBEDDED = Path(__file__).parents[1] / "embedded"  # by path, as importing that package imports torch
 
 
 @dataclass(frozen=True)
@@ -48,3 +50,34 @@ def drafts_for(target: str) -> list[PublicDraft]:
     found = [entry for entry in public_drafts() if entry.target.lower() == target.lower()]
     order = {"authors of EAGLE-3": 0, "community": 2}
     return sorted(found, key=lambda entry: order.get(entry.publisher, 1))
+
+
+def known_draft(target: str) -> PublicDraft:
+    """
+    The first of `drafts_for` a target, or the draft of the pair that ships with the package.
+
+    Args:
+        target: Hub id, or the embedded target's directory.
+
+    Raises:
+        ValueError: none is known; the message lists targets of similar names.
+    """
+    if (EMBEDDED / "target").resolve() == Path(target).resolve():
+        return PublicDraft(str(EMBEDDED / "draft"), target, "hf_eagle3", str(EMBEDDED / "README.md"), checked=True)
+    if known := drafts_for(target):
+        return known[0]
+    near = near_targets(target)
+    hint = f" Similar names: {', '.join(near)}." if near else ""
+    raise ValueError(
+        f"No draft is known for the target {target!r}.{hint} Name its draft (`--draft`, `draft`), or train one: "
+        f"`hf-eagle3 train --target {target}`."
+    )
+
+
+def near_targets(target: str, most: int = 3) -> list[str]:
+    """Targets with a known draft whose name, with or without the user's, is similar; the most similar first."""
+    names = sorted({entry.target for entry in public_drafts()})
+    by_name = {name.lower(): name for name in names} | {name.split("/")[-1].lower(): name for name in names}
+    words = (target.lower(), target.rstrip("/").split("/")[-1].lower())
+    found = (by_name[match] for word in words for match in difflib.get_close_matches(word, by_name, n=most))
+    return list(dict.fromkeys(found))[:most]
