@@ -1,7 +1,7 @@
 """`attach` and `detach`: a draft for every call of a target's `generate`; and the known draft of a target.
 
-For code that calls `generate` where no `assistant_model` can be passed: pipelines, lm-evaluation-harness, TRL, servers.
-How such calls run: `generation/attached.py`.
+For code that calls `generate` where no `assistant_model` can be passed: pipelines, lm-evaluation-harness, TRL,
+servers. How such calls run: `generation/attached.py`.
 """
 
 import os
@@ -42,7 +42,7 @@ class Attachment:
 
 def attach(target: nn.Module, draft: Any = None, tree_mode: str | None = None, **sizes) -> Attachment:
     """
-    Use `draft` in every later `target.generate(...)` without `assistant_model`, whoever calls it: the same text, faster.
+    Use `draft` in every later `target.generate(...)` without `assistant_model`, whoever calls it: same text, faster.
 
     A call that no draft can serve (beams, contrastive search, `use_cache=False`, ...) runs as without one and says so
     once. Nothing is stored on the target: copies of it have no draft, and `save_pretrained`, pickling and

@@ -1,4 +1,4 @@
-"""A draft attached to a target: every call of its `generate` drafts, whoever makes it; the text stays plain generate's.
+"""A draft attached to a target: every call of its `generate` drafts, whoever makes it; the text stays its own.
 
 target.generate(**inputs)                     plain
 with attach(target, draft):
@@ -177,7 +177,7 @@ def test_calls_continue_on_a_cache(pair):
     assert two_turns() == plain
 
 
-# -- what the target shows of it ---------------------------------------------------------------------------------------
+# -- what the target shows of it --------------------------------------------------------------------------------------
 
 
 def test_nothing_of_the_draft_is_on_the_target(pair, tmp_path):

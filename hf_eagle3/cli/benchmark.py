@@ -94,10 +94,6 @@ def complete(arguments: argparse.Namespace) -> None:
     arguments.named_target = arguments.target
     if is_embedded:
         arguments.target, arguments.draft = str(embedded.TARGET), arguments.draft or EMBEDDED
-    elif arguments.draft is None:
-        raise ValueError(
-            f"`--target` {arguments.target!r} needs a draft: set `--draft` to a directory, a Hub id or random."
-        )
     arguments.named_draft = arguments.draft
     if arguments.draft == EMBEDDED:
         arguments.draft = str(embedded.DRAFT)

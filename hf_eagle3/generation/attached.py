@@ -82,6 +82,9 @@ def attached_call(target: PreTrainedModel, generate, given: dict) -> Any:
             if given.get("streamer") is not None and not isinstance(refused, OptionRefused):
                 plain["streamer"] = _AfterPrompt(given["streamer"])
             out = generate(target, **plain)
+        except Exception as error:
+            logger.info(f"ended by {type(error).__name__} after {time.perf_counter() - started:.2f} s")
+            raise
     publish(stats)
     logger.info(summary(stats, num_tokens(out, given, stats), time.perf_counter() - started))
     return out

@@ -88,7 +88,9 @@ def refuse_options(target: PreTrainedModel, draft: Any, mode, config: Generation
     if target is draft:
         raise ValueError("`assistant_model` is the model itself; pass the draft that was trained for it.")
     if (config.num_beams or 1) > 1:
-        raise OptionRefused(f"`num_beams` is {config.num_beams}; a draft works with one beam. Leave one of the two out.")
+        raise OptionRefused(
+            f"`num_beams` is {config.num_beams}; a draft works with one beam. Leave one of the two out."
+        )
     given_options = config.to_dict()  # not every transformers has all of them
     for name, remedy in REFUSED_OPTIONS.items():
         value = given_options.get(name)
