@@ -1,7 +1,7 @@
 """`hf-eagle3 serve`: transformers' own OpenAI-compatible server, with a draft attached to the target.
 
-Requests, streaming, templates and tools are that server's; it runs `generate` for one request after the other. Logs one
-line per request: tokens, tokens/s, tau.
+Requests, streaming, templates and tools are that server's; it runs `generate` for one request after the other. Logs
+one line per request: tokens, tokens/s, tau.
 """
 
 import argparse

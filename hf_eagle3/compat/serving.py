@@ -1,7 +1,7 @@
 """Transformers' own server, `transformers serve`: its command, and how it loads models.
 
-Imported by `hf-eagle3 serve` alone, as before 5.24 its modules cannot be imported without the packages of a server. For
-the same reason these points are not in the contract's table; a missing one is reported by the command.
+Imported by `hf-eagle3 serve` alone: in 5.8 its modules cannot be imported without the packages of a server. For that
+reason these points are not in the contract's table; a missing one is reported by the command.
 """
 
 import functools
@@ -16,7 +16,9 @@ from .points import COMMANDS, POINTS, uses
 _USE = "`hf-eagle3 serve`"
 _MANAGERS = "transformers.cli.serving.model_manager"
 # Takes the arguments of `transformers serve` and runs until it is stopped.
-Serve = uses("transformers.cli.serve", "Serve", _USE, scope=COMMANDS, parameters=("force_model", "continuous_batching"))
+Serve = uses(
+    "transformers.cli.serve", "Serve", _USE, scope=COMMANDS, parameters=("force_model", "continuous_batching")
+)
 _ModelManager = uses(_MANAGERS, "ModelManager", _USE, scope=COMMANDS)
 _load = uses(f"{_MANAGERS}.ModelManager", "load_model_and_processor", _USE, scope=COMMANDS)
 
