@@ -20,7 +20,7 @@ from hf_eagle3 import embedded
 
 
 pytestmark = pytest.mark.nightly
-ROUNDS = 3
+ROUNDS = 2
 TASK = """
 task: word_problems
 dataset_path: json
@@ -67,7 +67,8 @@ def questions(count: int) -> list[str]:
     return [row["prompt"] for row in embedded.prompts("math")[:count]]
 
 
-def test_lm_evaluation_harness(tmp_path, capsys):
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_lm_evaluation_harness(batch_size, tmp_path, capsys):
     pytest.importorskip("lm_eval", reason="pip install lm_eval")
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -78,7 +79,7 @@ def test_lm_evaluation_harness(tmp_path, capsys):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     (tmp_path / "word_problems.yaml").write_text(TASK.format(data=Path(data).as_posix()), encoding="utf-8")
     target, draft, tokenizer = embedded.load_pair()
-    model = HFLM(pretrained=target, tokenizer=tokenizer, batch_size=4)
+    model = HFLM(pretrained=target, tokenizer=tokenizer, batch_size=batch_size)
     tasks = TaskManager(include_path=str(tmp_path), include_defaults=False)
 
     def run() -> tuple[list, dict]:
@@ -88,11 +89,11 @@ def test_lm_evaluation_harness(tmp_path, capsys):
         samples = sorted(found["samples"]["word_problems"], key=lambda sample: sample["doc_id"])
         return [sample["resps"] for sample in samples], found["results"]["word_problems"]
 
-    plain, drafted, stats = measured("lm_eval", run, target, draft, capsys)
+    plain, drafted, stats = measured(f"lm_eval, batch size {batch_size}", run, target, draft, capsys)
     assert drafted == plain
     assert len(drafted[0]) == len(rows)
     assert len(stats.accepted_tokens) == len(rows), "every answer was drafted"
-    assert stats.acceptance_length > 1.5
+    assert stats.acceptance_length > 1.2
 
 
 def test_rollouts_of_trl(tmp_path, capsys):
