@@ -7,6 +7,7 @@ from typing import Any
 
 from . import compat  # noqa: F401  (first: raises on versions where the other imports would fail)
 from ._version import __version__
+from .attachment import attach, detach, for_target
 from .configuration_eagle3 import Eagle3Config
 from .generation.candidate_generator import Eagle3CandidateGenerator
 from .generation.hook import install
@@ -34,7 +35,9 @@ __all__ = [
     "SpeculationStats",
     "TreeConfig",
     "__version__",
+    "attach",
     "declare_row_wise",
+    "detach",
     "new_draft",
     "record",
 ]
@@ -61,4 +64,5 @@ def _try_out() -> str | None:
 
 
 Eagle3DraftModel.push_to_hub = push_to_hub  # transformers' own uploads weights and configuration only
+Eagle3DraftModel.for_target = staticmethod(for_target)
 install(_try_out)

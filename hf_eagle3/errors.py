@@ -36,6 +36,10 @@ class UserError(ValueError):
     """A user error, in one line."""
 
 
+class CallRefused(ValueError):
+    """A call of `generate` that no draft can serve, raised before its first token; plain `generate` can."""
+
+
 @contextmanager
 def explained(what: str, remedy: str, by: tuple[str, ...] = ()) -> Iterator[None]:
     """

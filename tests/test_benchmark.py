@@ -439,7 +439,7 @@ def test_an_untrained_draft_shows_what_speculation_costs(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target", "somewhere"], "`--target` 'somewhere' needs a draft"),
+        (["--target", "somewhere"], "No draft is known for the target 'somewhere'"),
         (["--tasks", "nowhere.jsonl"], "`--tasks` 'nowhere.jsonl' is neither a file"),
         (["--methods", "magic"], "`--methods` 'magic' is unknown"),
         (["--methods", "assisted"], "`--assistant`"),

@@ -1,14 +1,17 @@
 """The command line on a tiny pair with a letters tokenizer: figures, comparison, and one line per mistake."""
 
 import json
+import re
 
 import pytest
 import torch
 from models import tiny_draft, tiny_target
 from test_options import letters_tokenizer
 
+from hf_eagle3 import embedded
 from hf_eagle3.cli import main
 from hf_eagle3.cli.generate import describe_difference
+from hf_eagle3.cli.origins import ACCEPTED, LEGEND, OWN
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,40 @@ def test_unknown_options_are_not_swallowed(folders):
     for wrong in (["--dtype", "int3"], ["--tre", "x"]):
         with pytest.raises(SystemExit, match="2"):
             main(["generate", *folders, "--prompt", "abcd", *wrong])
+
+
+def test_a_target_alone_finds_its_draft(capsys):
+    arguments = ["generate", "--target", str(embedded.TARGET), "--prompt", "Tom has 3 apples.", "--device", "cpu"]
+    assert main([*arguments, "--max-new-tokens", "4", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["num_cycles"] > 0
+    assert f"using the draft {embedded.DRAFT} (hf_eagle3), known for {embedded.TARGET}" in err
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "x"], ["benchmark"], ["serve"], ["space"]])
+def test_a_target_without_a_known_draft_names_similar_ones(command, capsys):
+    assert main([*command, "--target", "Qwen/Qwen3-9B"]) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(
+        f"hf-eagle3 {command[0]}: No draft is known for the target 'Qwen/Qwen3-9B'. Similar names: "
+    )
+    assert "Qwen/Qwen3-8B" in line
+
+
+def test_show_colours_the_text_by_origin(capsys):
+    """Both colours occur; without the colours the text is the streamed one."""
+    prompt = embedded.prompts("math")[0]["prompt"]
+    arguments = ["generate", "--target", str(embedded.TARGET), "--prompt", prompt, "--device", "cpu"]
+    arguments += ["--draft", str(embedded.DRAFT), "--max-new-tokens", "24", "--tree", "static"]
+    assert main(arguments) == 0
+    plain = capsys.readouterr().out
+    assert main([*arguments, "--show"]) == 0
+    legend, _, shown = capsys.readouterr().out.partition("\n")
+    assert legend == LEGEND
+    colours = re.compile(r"\033\[(32|1|0)m")
+    assert colours.sub("", shown).split("\nnew tokens")[0].strip() == plain.split("\nnew tokens")[0].strip()
+    coloured = dict.fromkeys((ACCEPTED, OWN), "")
+    for start, text in re.findall(r"(\033\[(?:32|1)m)(.*?)\033\[0m", shown, re.DOTALL):
+        coloured[start] += text
+    assert coloured[ACCEPTED]
+    assert coloured[OWN]

@@ -38,7 +38,7 @@ STAND_INS = {
     "draft_vocab_size=32000": "draft_vocab_size=896",
     '"cuda"': '"cpu"',
 }
-SERVES = {"space"}  # runs until it is stopped; tests of its own
+SERVES = {"serve", "space"}  # run until they are stopped; tests of their own
 # What makes a command end soon (or stay at home); put behind it.
 SHORTER = {
     "demo": "--num-prompts 1 --max-new-tokens 8",

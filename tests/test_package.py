@@ -31,7 +31,7 @@ LAYERS = (
     ("draft_layers", "modeling_eagle3", "fitting", "draft_init"),
     ("generation", "data", "hub"),
     ("training", "benchmarks", "embedded", "engines"),
-    ("model_loading",),
+    ("model_loading", "attachment"),
     ("__init__", "__main__", "cli", "pairs", "smollm2"),
 )
 # Files that run the whole package, beside those that the whole package asks.

@@ -7,6 +7,8 @@ import pytest
 
 from hf_eagle3 import embedded, pairs, smollm2
 from hf_eagle3.cli import main
+from hf_eagle3.hub import registry
+from hf_eagle3.hub.registry import known_draft
 from hf_eagle3.smollm2 import fetch as fetching
 from hf_eagle3.smollm2.fetch import RECORD, FetchError
 
@@ -71,3 +73,11 @@ def test_a_benchmark_takes_the_prompts_of_a_pair_by_domain():
     tasks = load_tasks(given)
     assert [task.name for task in tasks] == ["math", "code", "chat", "question", "summary"]
     assert all(len(task.prompts) == 2 for task in tasks)
+
+
+@pytest.mark.parametrize("by", ["id", "folder"])
+def test_the_draft_of_the_real_target_is_known(tmp_path, by):
+    (tmp_path / RECORD).write_text(json.dumps({"source": "hub"}))
+    known = known_draft(fetching.HUB_ID.upper() if by == "id" else str(tmp_path))
+    assert Path(known.draft) == smollm2.DRAFT
+    assert (registry.SMOLLM2_TARGET, registry.SMOLLM2_RECORD) == (fetching.HUB_ID, fetching.RECORD)

@@ -96,10 +96,6 @@ def complete(arguments: argparse.Namespace) -> None:
         if shipped.note:
             raise ValueError(f"`--target` {arguments.target}: {shipped.note}")
         arguments.target, arguments.draft = str(shipped.target), arguments.draft or shipped.name
-    elif arguments.draft is None:
-        raise ValueError(
-            f"`--target` {arguments.target!r} needs a draft: set `--draft` to a directory, a Hub id or random."
-        )
     arguments.named_draft = arguments.draft
     arguments.draft = str(pairs.DRAFTS.get(arguments.draft, arguments.draft))
     arguments.dtype = dtype_for(arguments.target, arguments.dtype, usable_device(arguments.device))

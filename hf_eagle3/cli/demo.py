@@ -8,34 +8,11 @@ import torch
 
 from .. import metrics
 from ..benchmarks.timing import timed
-from ..generation.stats import CycleRecord, CycleStreamer, record
+from ..generation.stats import record
 from ..model_loading import load_pair, usable_device
 from ..pairs import shipped_pair
-from ..token_ids import IncrementalDecoder
 from .inputs import encode, with_tree
-
-
-ACCEPTED, OWN, FAINT, PLAIN = "\033[32m", "\033[1m", "\033[2m", "\033[0m"
-
-
-class TokenRecorder(CycleStreamer):
-    """Records tokens and whether the draft proposed them."""
-
-    def __init__(self):
-        self.pieces: list[tuple[list[int], bool]] = []
-
-    def on_cycle(self, record: CycleRecord) -> None:
-        """Record the accepted draft tokens and the target's own token of a cycle."""
-        accepted = record.num_accepted_tokens
-        self.pieces += [(record.tokens[:accepted], True), (record.tokens[accepted:], False)]
-
-    def text(self, tokenizer, colored: bool) -> str:
-        """The text, with accepted draft tokens in green and the target's own in bold if `colored`."""
-        out, decoder = "", IncrementalDecoder(tokenizer)
-        for tokens, is_draft in self.pieces:
-            text = "".join(map(decoder.add, tokens))
-            out += (ACCEPTED if is_draft else OWN) + text + PLAIN if colored and text else text
-        return out
+from .origins import FAINT, LEGEND, PLAIN, TokenRecorder
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"at most {sizes.num_draft_tokens} nodes, {sizes.tree_depth} levels."
     )
     if colored:
-        print(f"{ACCEPTED}accepted draft tokens{PLAIN}, {OWN}the target's own tokens{PLAIN}")
+        print(LEGEND)
     warm = encode(tokenizer, "Hello", False, target.device)
     for extra in ({}, {"assistant_model": draft}):
         target.generate(**warm, max_new_tokens=8, **extra)

@@ -1,6 +1,7 @@
 """`hf-eagle3 generate`: stream text generated with a draft, then print statistics.
 
-`--compare` also runs plain `generate`; `--explain` shows the choices of the tree mode "auto" and their costs.
+`--show` colours the text by origin; `--compare` also runs plain `generate`; `--explain` shows the choices of the tree
+mode "auto" and their costs.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from ..generation.stats import SpeculationStats, record
 from ..model_loading import load_pair
 from ..token_ids import common_prefix_length
 from .inputs import encode, with_tree
+from .origins import LEGEND, OriginStreamer
 
 
 WARM_UP_TOKENS = 8
@@ -42,6 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     target.generate(**inputs, **options | {"max_new_tokens": WARM_UP_TOKENS}, assistant_model=draft)
     streamer = None if arguments.json else TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    if arguments.show:
+        print(LEGEND)
+        streamer = OriginStreamer(tokenizer)
     with record() as stats:
         tokens, seconds = timed(target, inputs, arguments.seed, **options, assistant_model=draft, streamer=streamer)
     tokens = tokens[0]

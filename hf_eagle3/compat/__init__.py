@@ -11,6 +11,7 @@ number alone. A missing name becomes a stand-in, so that importing always works.
     calls.py       what `generate` prepares, and what a model's forward takes and returns
     processors.py  logits processors and stopping criteria
     models.py      attributes of models and configurations, rotary embeddings, attention functions
+    serving.py     transformers' own server
     hooks.py       how a draft passed to `generate` reaches this package
     guard.py       whether a draft may be used with this version at all
     contract.py    checks every point, and drafting on tiny models: `python -m hf_eagle3.compat`

@@ -57,6 +57,12 @@ class Handler(Protocol):
         other assistant. Raises ValueError for a draft that was loaded as another class.
         """
 
+    def attached(self, target: PreTrainedModel, given: dict) -> Any:
+        """The draft of a call without an assistant, given its arguments; `None`: it has none."""
+
+    def attached_call(self, target: PreTrainedModel, generate, given: dict) -> Any:
+        """The result of such a call, without the draft where it cannot be used."""
+
     def draft_of(self, assistant: Any) -> Any:
         """`assistant` if it is our draft, else `None`."""
 
@@ -116,12 +122,14 @@ def _wrap_generate(handler: Handler) -> None:
     def generate(self, *args, **kwargs):
         assistant = args[place] if len(args) > place else kwargs.get("assistant_model")
         given = dict(zip(names[1:], args, strict=False)) | kwargs
-        draft = None if assistant is None else handler.accepted(self, assistant, given)
+        draft = handler.attached(self, given) if assistant is None else handler.accepted(self, assistant, given)
         if draft is None:
             return own(self, *args, **kwargs)
         given["assistant_model"] = draft
         plain = handler.plain(self, own, given)
-        return own(self, **given) if plain is None else plain
+        if plain is not None:
+            return plain
+        return handler.attached_call(self, own, given) if assistant is None else own(self, **given)
 
     GenerationMixin.generate = generate
 

@@ -9,6 +9,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel
 
 from ..compat.outputs import CandidateGenerator
+from ..errors import CallRefused
 from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.target import Target
@@ -88,7 +89,7 @@ class Eagle3CandidateGenerator(CandidateGenerator):
         logits_processor: LogitsProcessorList | None = None,
     ):
         if input_ids.shape[0] != 1:
-            raise ValueError(
+            raise CallRefused(
                 f"Assisted decoding of transformers takes one sequence, got {input_ids.shape[0]}; use another "
                 "`tree_mode` for batches."
             )

@@ -4,10 +4,8 @@ Refusals with their remedies live here. How a draft gets here is known to `compa
 """
 
 import os
-import weakref
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,15 +19,17 @@ from ..compat.calls import cache_of
 from ..compat.guard import Guard
 from ..compat.models import attention_name, is_stateful
 from ..compat.outputs import is_assisted
-from ..modeling_eagle3 import Eagle3DraftModel
+from ..errors import CallRefused
 from ..target.mode import accepted_mode
 from ..target.parts import unwrapped
+from .attached import ATTACHED, OptionRefused, attached_call, is_handed_on, option
 from .candidate_generator import Eagle3CandidateGenerator
 from .compiled.shapes import stash_static_request
 from .draft import kinds
 from .draft.interface import drafter_kind
 from .fallback import with_stats
 from .loop import speculative_decode
+from .named import draft_named
 from .stats import new_stats
 from .verify.attention import release_tree_masks
 
@@ -70,7 +70,9 @@ def refuse_wrong_class(assistant_model) -> None:
         )
 
 
-def _limited(draft: Any, num_tokens: int) -> Any:
+def _limited(draft: Any, num_tokens: int | None) -> Any:
+    if num_tokens is None:
+        return draft
     sizes = asdict(draft.tree_config.limited(num_tokens))
     return draft.with_tree(sizes.pop("tree_mode"), **sizes)
 
@@ -80,57 +82,51 @@ def refuse_options(target: PreTrainedModel, draft: Any, mode, config: Generation
     Refuse what cannot be honoured.
 
     Raises:
-        ValueError: the option, its value, and what to do instead.
+        OptionRefused: the option, its value, and what to do instead.
     """
     is_host_chain = draft.tree_config.tree_mode == HOST_CHAIN
     if target is draft:
         raise ValueError("`assistant_model` is the model itself; pass the draft that was trained for it.")
     if (config.num_beams or 1) > 1:
-        raise ValueError(f"`num_beams` is {config.num_beams}; a draft works with one beam. Leave one of the two out.")
+        raise OptionRefused(
+            f"`num_beams` is {config.num_beams}; a draft works with one beam. Leave one of the two out."
+        )
     given_options = config.to_dict()  # not every transformers has all of them
     for name, remedy in REFUSED_OPTIONS.items():
         value = given_options.get(name)
         if value not in (None, False):
-            raise ValueError(f"`{name}` ({value!r}) does not go with a draft as `assistant_model`: {remedy}.")
+            raise OptionRefused(f"`{name}` ({value!r}) does not go with a draft as `assistant_model`: {remedy}.")
     if config.use_cache is False:
-        raise ValueError("`use_cache=False` does not go with a draft as `assistant_model`; leave it out.")
+        raise OptionRefused("`use_cache=False` does not go with a draft as `assistant_model`; leave it out.")
     if config.cache_implementation not in (None, "dynamic", "static"):
-        raise ValueError(
+        raise OptionRefused(
             f"`cache_implementation` {config.cache_implementation!r} is not supported with a draft; leave it out (the "
             'dynamic cache), or give "static".'
         )
     if config.cache_implementation == "static" and is_host_chain:
-        raise ValueError(
+        raise OptionRefused(
             "`cache_implementation` 'static' does not go with the tree mode 'host_chain', transformers' own loop; "
             "leave it out or take another `tree_mode`."
         )
     shows_attentions = config.return_dict_in_generate and config.output_attentions
     attention = attention_name(target.config.get_text_config(decoder=True))
     if is_host_chain and shows_attentions and attention != "eager":
-        raise ValueError(
+        raise OptionRefused(
             "`output_attentions` with the tree mode 'host_chain', transformers' own loop, needs eager attention; "
             "leave it out or take another `tree_mode`."
         )
     if given.get("synced_gpus"):
-        raise ValueError("`synced_gpus` is not supported with a draft; generate without ZeRO-3/FSDP sharding.")
+        raise OptionRefused("`synced_gpus` is not supported with a draft; generate without ZeRO-3/FSDP sharding.")
     if given.get("assistant_tokenizer") is not None:
-        raise ValueError(
+        raise OptionRefused(
             "`assistant_tokenizer` has no meaning for an EAGLE-3 draft: it shares the target's vocabulary."
         )
     if not is_assisted(mode):
-        raise ValueError(
+        raise OptionRefused(
             f"Generation mode {mode.value!r} does not go with a draft as `assistant_model`; leave one out."
         )
     if is_host_chain and is_stateful(target):
-        raise ValueError(NO_WAY_BACK.format(type(target).__name__))
-
-
-def _file_versions(folder: Path) -> list[tuple[str, int, int]]:
-    """(path, size, time of change) of each file of a draft's directory; empty for a Hub id."""
-    if not folder.is_dir():
-        return []
-    files = ((file, file.stat()) for file in sorted(folder.resolve().iterdir()) if file.is_file())
-    return [(str(file), facts.st_size, facts.st_mtime_ns) for file, facts in files]
+        raise OptionRefused(NO_WAY_BACK.format(type(target).__name__))
 
 
 class _Drafts:
@@ -138,7 +134,6 @@ class _Drafts:
 
     def __init__(self, try_out: Callable[[], str | None]):
         self.guard = Guard(try_out)
-        self._loaded_drafts: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def draft_of(self, assistant: Any) -> Any | None:
         """See `draft_of`."""
@@ -147,24 +142,22 @@ class _Drafts:
     def accepted(self, target: PreTrainedModel, assistant: Any, given: dict) -> Any | None:
         """Ours, loaded if it is a name, or `None`; raises for a draft that was loaded as something else."""
         is_name = isinstance(assistant, (str, os.PathLike))
-        draft = self._loaded(target, os.fspath(assistant)) if is_name else draft_of(assistant)
+        draft = draft_named(os.fspath(assistant), target) if is_name else draft_of(assistant)
         if draft is None:
             refuse_wrong_class(assistant)
             return None
-        limit = given.get("num_assistant_tokens")
-        for config in (given.get("generation_config"), target.generation_config):
-            limit = config.num_assistant_tokens if limit is None and config is not None else limit
-        return draft if limit is None else _limited(draft, limit)
+        return _limited(draft, option("num_assistant_tokens", target, given))
 
-    def _loaded(self, target: PreTrainedModel, name: str) -> Eagle3DraftModel:
-        """The draft of a directory or Hub id, loaded once per target, and again when the directory's files change."""
-        known = self._loaded_drafts.setdefault(target, {})
-        files = _file_versions(Path(name))
-        if name not in known or known[name][0] != files:
-            logger.info("Loading the draft %s for %s.", name, type(target).__name__)
-            draft = Eagle3DraftModel.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
-            known[name] = files, draft
-        return known[name][1]
+    def attached(self, target: PreTrainedModel, given: dict) -> Any | None:
+        """The draft attached to `target`, unless `generate` passes the call on to other code."""
+        draft = ATTACHED.get(target)
+        if draft is None or is_handed_on(given):
+            return None
+        return _limited(draft, option("num_assistant_tokens", target, given))
+
+    def attached_call(self, target: PreTrainedModel, generate, given: dict) -> Any:
+        """See `attached_call`."""
+        return attached_call(target, generate, given)
 
     def plain(self, target: PreTrainedModel, generate, given: dict) -> Any:
         """The result of plain `generate` where drafts cannot be used, else `None`."""
@@ -196,18 +189,18 @@ class _Drafts:
         cache = cache_of(model_kwargs)
         accepted_mode(target, cache)
         if not can_go_back(cache):
-            raise ValueError(NO_WAY_BACK.format(type(target).__name__))
+            raise CallRefused(NO_WAY_BACK.format(type(target).__name__))
         if target.training:
-            raise ValueError(
+            raise CallRefused(
                 "The tree mode 'host_chain' needs a target in evaluation; call `eval()` before `generate`."
             )
         if cached_columns(cache, 0):  # it would read the cached tokens once more, behind themselves
-            raise ValueError(
+            raise CallRefused(
                 "The tree mode 'host_chain' is transformers' own loop, which does not continue on a cache that holds "
                 "tokens. Take another `tree_mode`."
             )
         if input_ids.shape[1] == 0:
-            raise ValueError(
+            raise CallRefused(
                 "The tree mode 'host_chain' is transformers' own loop, which needs `input_ids` beside "
                 "`inputs_embeds`. Take another `tree_mode`."
             )

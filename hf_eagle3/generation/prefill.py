@@ -19,6 +19,7 @@ from transformers import (
 from ..compat.caches import cached_columns, is_unused, is_user_provided
 from ..compat.calls import cache_of, prefill, put_cache, updated_kwargs
 from ..compat.outputs import BaseStreamer
+from ..errors import CallRefused
 from ..target.mode import own_cache
 from ..target.target import Target
 from .compiled.shapes import static_shapes
@@ -118,7 +119,7 @@ def read_prompt(prepared: Preparation) -> PromptPass:
         kwargs["output_hidden_states"] = True
     cache = cache_of(outputs) if cache_of(outputs) is not None else prepared.cache
     if model.training and is_unused(cache):
-        raise ValueError(
+        raise CallRefused(
             f"{type(model).__name__} keeps no cache in this state (training with gradient checkpointing); "
             "call `eval()` before `generate`."
         )

@@ -8,6 +8,7 @@ import torch
 from transformers import Cache, GenerationConfig
 
 from ..compat.caches import window_of
+from ..errors import CallRefused
 from ..target.mode import DecodingMode, accepted_mode
 from ..target.parts import is_sharded
 from ..target.target import Target
@@ -101,4 +102,4 @@ class _CostsOf:
 def _refuse_combinations(mode: DecodingMode, cache: Cache, config: GenerationConfig) -> None:
     windows = any(window_of(layer) is not None for layer in cache.layers)
     if config.return_dict_in_generate and config.output_attentions and windows and mode.kind == "tree":
-        raise ValueError("`output_attentions` with sliding-window layers does not go with a draft; leave one out.")
+        raise CallRefused("`output_attentions` with sliding-window layers does not go with a draft; leave one out.")

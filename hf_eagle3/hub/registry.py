@@ -5,6 +5,7 @@ Every entry names its public source. `checked`: its files were loaded with this 
 not access the Hub.
 """
 
+import difflib
 import functools
 import json
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from pathlib import Path
 
 
 DATA = Path(__file__).with_name("drafts.json")
+# By path, as importing these packages imports torch.
+EMBEDDED, SMOLLM2 = (Path(__file__).parents[1] / name for name in ("embedded", "smollm2"))
+SMOLLM2_TARGET, SMOLLM2_RECORD = "HuggingFaceTB/SmolLM2-135M-Instruct", "source.json"  # as in smollm2/fetch.py
 
 
 @dataclass(frozen=True)
@@ -48,3 +52,42 @@ def drafts_for(target: str) -> list[PublicDraft]:
     found = [entry for entry in public_drafts() if entry.target.lower() == target.lower()]
     order = {"authors of EAGLE-3": 0, "community": 2}
     return sorted(found, key=lambda entry: order.get(entry.publisher, 1))
+
+
+def shipped(target: str) -> Path | None:
+    """The folder of this package that has a draft for the target."""
+    if (EMBEDDED / "target").resolve() == Path(target).resolve():
+        return EMBEDDED
+    is_smollm2 = target.lower() == SMOLLM2_TARGET.lower() or (Path(target) / SMOLLM2_RECORD).is_file()
+    return SMOLLM2 if is_smollm2 else None
+
+
+def known_draft(target: str) -> PublicDraft:
+    """
+    The first of `drafts_for` a target, or the draft that ships with the package.
+
+    Args:
+        target: Hub id, or the directory of a target whose draft ships with the package.
+
+    Raises:
+        ValueError: none is known; the message lists targets of similar names.
+    """
+    if (folder := shipped(target)) is not None:
+        return PublicDraft(str(folder / "draft"), target, "hf_eagle3", str(folder / "README.md"), checked=True)
+    if known := drafts_for(target):
+        return known[0]
+    near = near_targets(target)
+    hint = f" Similar names: {', '.join(near)}." if near else ""
+    raise ValueError(
+        f"No draft is known for the target {target!r}.{hint} Name its draft (`--draft`, `draft`), or train one: "
+        f"`hf-eagle3 train --target {target}`."
+    )
+
+
+def near_targets(target: str, most: int = 3) -> list[str]:
+    """Targets with a known draft whose name, with or without the user's, is similar; the most similar first."""
+    names = sorted({entry.target for entry in public_drafts()})
+    by_name = {name.lower(): name for name in names} | {name.split("/")[-1].lower(): name for name in names}
+    words = (target.lower(), target.rstrip("/").split("/")[-1].lower())
+    found = (by_name[match] for word in words for match in difflib.get_close_matches(word, by_name, n=most))
+    return list(dict.fromkeys(found))[:most]

@@ -18,6 +18,7 @@ from ..compat.caches import (
 from ..compat.calls import cache_argument
 from ..compat.models import attention_name, optional_field
 from ..compat.versions import transformers_version
+from ..errors import CallRefused
 from .layer_inputs import (
     KNOWN_KINDS,
     NO_POSITION_IDS,
@@ -145,11 +146,11 @@ def accepted_mode(target: PreTrainedModel, cache: Cache | None) -> DecodingMode:
     `decoding_mode` of a target that can verify drafts.
 
     Raises:
-        ValueError: it cannot; the message gives the reason.
+        CallRefused: it cannot; the message gives the reason.
     """
     mode = decoding_mode(target, cache)
     if mode.kind == "refused":
-        raise ValueError(f"`assistant_model` cannot speed up {type(target).__name__}: {mode.reason}.")
+        raise CallRefused(f"`assistant_model` cannot speed up {type(target).__name__}: {mode.reason}.")
     return mode
 
 

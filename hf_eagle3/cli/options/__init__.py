@@ -5,7 +5,7 @@ Does not import torch or transformers, so that `--help`, `--version` and mistype
 
 from types import ModuleType
 
-from . import benchmark, convert, demo, generate, inspect, prepare, push, space, train
+from . import benchmark, convert, demo, generate, inspect, prepare, push, serve, space, train
 
 
 COMMANDS: dict[str, ModuleType] = {
@@ -16,6 +16,7 @@ COMMANDS: dict[str, ModuleType] = {
     "inspect": inspect,
     "prepare": prepare,
     "push": push,
+    "serve": serve,
     "space": space,
     "train": train,
 }

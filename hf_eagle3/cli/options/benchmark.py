@@ -5,10 +5,12 @@ from pathlib import Path
 
 from ...benchmarks import methods, prompts
 from .shared import (
+    KNOWN_DRAFT,
     PAIRS,
     add_device_arguments,
     add_template_argument,
     check_sources,
+    find_draft,
     natural,
     positive,
     refuse,
@@ -30,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--draft",
-        help="directory or Hub id of its draft; random: untrained weights, to show the cost of speculation",
+        help="directory or Hub id of its draft; random: untrained weights, to show the cost of speculation "
+        f"({KNOWN_DRAFT})",
     )
     parser.add_argument("--assistant", help="directory or Hub id of a small causal LM, for the method assisted")
     parser.add_argument(
@@ -70,3 +73,5 @@ def check(arguments: argparse.Namespace) -> None:
         check_sources(arguments, "--draft")
     if arguments.methods and not any(name.startswith("assisted") for name in arguments.methods):
         refuse(arguments, ("--assistant",), "unless `--methods` includes assisted; add it.")
+    if arguments.target not in PAIRS:
+        find_draft(arguments)

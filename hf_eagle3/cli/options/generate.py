@@ -7,6 +7,7 @@ from .shared import (
     add_template_argument,
     add_tree_arguments,
     check_sources,
+    find_draft,
     natural,
     positive,
     probability,
@@ -41,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explain", action="store_true", help="also show the choices of the tree mode auto and the costs behind them"
     )
+    parser.add_argument(
+        "--show", action="store_true", help="colour the text by origin: accepted draft tokens, the target's own tokens"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line instead of text and table")
 
 
@@ -50,5 +54,8 @@ def check(arguments: argparse.Namespace) -> None:
     refuse_unused_template(arguments)
     refuse_unused_sampling(arguments)
     refuse_unused_sizes(arguments, arguments.tree)
+    if arguments.json:
+        refuse(arguments, ("--show",), "with `--json`, which prints no text; omit one.")
     if arguments.tree not in (None, "auto"):
         refuse(arguments, ("--explain",), f"with `--tree {arguments.tree}`; it applies to the tree mode auto.")
+    find_draft(arguments)

@@ -9,13 +9,13 @@ from pathlib import Path
 from types import MappingProxyType
 
 from ...dtypes import DTYPES
+from ...hub.registry import known_draft
 
 
 NO_DEFAULTS: Mapping = MappingProxyType({})
 SAMPLING = {"--top-k": 0, "--top-p": 1.0, "--no-shared-noise": False}  # with the values that disable them
+KNOWN_DRAFT = "default: the known one of the target"
 AUTO_DTYPE = "default: auto, the dtype of the files; float32 for the embedded pair on a CPU"
-
-
 PAIRS = ("embedded", "smollm2")  # `hf_eagle3.pairs.NAMES`, which imports torch
 
 
@@ -35,6 +35,14 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least 1")
     return int(text)
+
+
+def port(text: str) -> int:
+    """Argument type: a port number."""
+    number = int(text) if text.isdigit() else 0
+    if not 1 <= number <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 1 to 65535")
+    return number
 
 
 def natural(text: str) -> int:
@@ -92,7 +100,7 @@ def add_template_argument(parser: argparse.ArgumentParser) -> None:
 
 def add_pair_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="directory or Hub id of the target model")
-    parser.add_argument("--draft", required=True, help="directory or Hub id of its EAGLE-3 draft model")
+    parser.add_argument("--draft", help=f"directory or Hub id of its EAGLE-3 draft model ({KNOWN_DRAFT})")
     add_device_arguments(parser, "both models")
 
 
@@ -166,6 +174,23 @@ def check_sources(arguments: argparse.Namespace, *flags: str) -> None:
         if source and is_path(source) and not Path(source).is_dir():
             found = "is a file" if Path(source).exists() else "does not exist"
             raise ValueError(f"`{flag}` {source} {found}; use a directory or Hub id (user/name) of a model.")
+
+
+def find_draft(arguments: argparse.Namespace) -> None:
+    """
+    Set `--draft`, if it was omitted, to the known draft of `--target`, and say so.
+
+    Raises:
+        ValueError: none is known.
+    """
+    if not arguments.draft:
+        known = known_draft(arguments.target)
+        arguments.draft = known.draft
+        print(
+            f"hf-eagle3: using the draft {known.draft} ({known.publisher}), known for {arguments.target}; `--draft` "
+            "selects another.",
+            file=sys.stderr,
+        )
 
 
 def is_path(source: str) -> bool:

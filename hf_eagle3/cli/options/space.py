@@ -2,7 +2,18 @@
 
 import argparse
 
-from .shared import AUTO_DTYPE, DTYPES, PAIRS, add_pair_argument, add_template_argument, check_sources, refuse
+from .shared import (
+    AUTO_DTYPE,
+    DTYPES,
+    KNOWN_DRAFT,
+    PAIRS,
+    add_pair_argument,
+    add_template_argument,
+    check_sources,
+    find_draft,
+    port,
+    refuse,
+)
 
 
 HELP = "serve the demo page: race plain generate, see accepted tokens, plots and draft trees (extra: space)"
@@ -11,7 +22,7 @@ HELP = "serve the demo page: race plain generate, see accepted tokens, plots and
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_pair_argument(parser)
     parser.add_argument("--target", default="", help="directory or Hub id of another target")
-    parser.add_argument("--draft", default="", help="directory or Hub id of its EAGLE-3 draft model")
+    parser.add_argument("--draft", default="", help=f"directory or Hub id of its EAGLE-3 draft model ({KNOWN_DRAFT})")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help=f"dtype of both models ({AUTO_DTYPE})")
     parser.add_argument("--device", default="", help="cpu, cuda, mps, ... (default: the accelerator if there is one)")
     add_template_argument(parser)
@@ -24,16 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
 
 
-def port(text: str) -> int:
-    """Argument type: a port number."""
-    number = int(text) if text.isdigit() else 0
-    if not 1 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port; use 1 to 65535")
-    return number
-
-
 def check(arguments: argparse.Namespace) -> None:
     """Raises ValueError for invalid combinations and options without effect, before anything is loaded."""
     if arguments.target:
         refuse(arguments, ("--pair",), "together with `--target`; omit one.", {"--pair": PAIRS[0]})
     check_sources(arguments, "--target", "--draft")
+    if arguments.target:
+        find_draft(arguments)

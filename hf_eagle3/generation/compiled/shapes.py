@@ -19,6 +19,7 @@ from ...compat.caches import (
     static_lengths,
 )
 from ...compat.calls import cache_of, compiled_call, makes_dynamic_cache, put_cache, would_compile
+from ...errors import CallRefused
 from ...target.layer_inputs import needs_layer_inputs
 from ...target.mode import DecodingMode, decoding_mode, is_looped
 from ..ops.storage import Shelf, rounded
@@ -115,7 +116,7 @@ def static_shapes(
     else `None`. The prompt is then read into a dynamic cache that knows no windows.
 
     Raises:
-        ValueError: the target or another option does not go with it.
+        CallRefused: the target or another option does not go with it.
     """
     own = cache_of(model_kwargs)
     own = own if isinstance(own, StaticCache) else None
@@ -124,17 +125,17 @@ def static_shapes(
     asked = "`cache_implementation` 'static'" if own is None else "a `StaticCache`"
     mode = static_mode(model)
     if mode.kind != "tree":
-        raise ValueError(
+        raise CallRefused(
             f"{asked} does not go with a draft on {type(model).__name__}: {mode.reason}. Leave it out (the dynamic "
             "cache)."
         )
     if own is not None and not keeps_every_column(own):
-        raise ValueError(
+        raise CallRefused(
             f"{asked} whose layers forget columns behind their sliding window does not go with a draft; make it no "
             'longer than the window (from transformers 5.24 on), or give `cache_implementation="static"`.'
         )
     if config.return_dict_in_generate and config.output_attentions:
-        raise ValueError(f"`output_attentions` with {asked} does not go with a draft; leave one out.")
+        raise CallRefused(f"`output_attentions` with {asked} does not go with a draft; leave one out.")
     put_cache(model_kwargs, dynamic_copy(own))
     cache = own or plain_static_cache(model, config, input_ids, model_kwargs)
     return StaticShapes(model, config, cache, own is not None)
