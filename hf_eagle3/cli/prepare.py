@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..dtypes import torch_dtype
 from ..errors import explained
-from ..model_loading import MODEL_REMEDY, load_draft, load_target, load_tokenizer, needs_extra
+from ..model_loading import MODEL_REMEDY, load_draft, load_target, load_target_config, load_tokenizer, needs_extra
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,13 +60,10 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
 
 def tokens_of(arguments: argparse.Namespace, data):
     """(tokenised samples, tokenizer, vocabulary size of the target)."""
-    from transformers import AutoConfig
-
     from ..data.loading import tokenised
 
     tokenizer = load_tokenizer(arguments.target)
-    with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
-        size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
+    size = load_target_config(arguments.target).get_text_config(decoder=True).vocab_size
     samples = tokenised(
         data,
         tokenizer,
