@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..benchmarks.prompts import prompt_of
-from ..data.messages import BadRow, row_of, short_repr
+from ..data.messages import BadRow, row_of
 from ..errors import UserError, explained
 from ..model_loading import load_target_config, load_tokenizer, needs_extra
 from .options.make_draft import HELD_OUT_SHARE, NUM_HELD_OUT, STAGES
@@ -176,7 +176,7 @@ def write_prompts(arguments: argparse.Namespace, state: State) -> None:
             prompt_of(line, len(lines))
             readable.append(len(lines) - 1)
         except BadRow as error:
-            problem = problem or f" First problem, row {len(lines)}: {short_repr(str(error), 200)}"
+            problem = problem or f" First problem, row {len(lines)}: {error}"
     if len(readable) < LEAST_PROMPTS:
         raise UserError(
             f"`--data` {arguments.data} has {len(readable)} prompts in {len(data)} rows; at least {LEAST_PROMPTS} are "

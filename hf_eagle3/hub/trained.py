@@ -1,4 +1,4 @@
-"""`training.json` beside a draft, as the model card shows it. Does not know how it is written (`training/record.py`)."""
+"""`training.json` beside a draft, as the model card shows it. `training/record.py` writes it."""
 
 import json
 from pathlib import Path
@@ -44,12 +44,7 @@ def training_rows(record: dict) -> list[tuple[str, str]]:
     ]
     kept = record.get("kept_step")
     rows = [
-        (
-            "data",
-            ", ".join(
-                Path(str(name)).name if Path(str(name)).exists() else str(name) for name in data.get("names", ())
-            ),
-        ),
+        ("data", ", ".join(map(_public_name, data.get("names", ())))),
         ("amount", _listed(counts)),
         ("length", _listed(steps) + (f"; kept: step {kept}" if kept not in (None, record.get("steps")) else "")),
         ("learning rate", _joined(record.get("learning_rate"), record.get("lr_scheduler_type"))),
@@ -61,6 +56,13 @@ def training_rows(record: dict) -> list[tuple[str, str]]:
         ("target's weights", f"fingerprint {record['target'].get('fingerprint')}"),
     ]
     return [(what, value) for what, value in rows if value]
+
+
+def _public_name(name: str) -> str:
+    """A Hub id or preset as it is; of a file or folder its last part only."""
+    path = Path(name)
+    is_hub_id = len(path.parts) <= 2 and not path.suffix and not path.is_absolute() and not path.exists()
+    return name if is_hub_id else path.name
 
 
 def _count(number: int | float | None, what: str) -> str | None:
