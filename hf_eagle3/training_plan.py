@@ -9,6 +9,7 @@ Pure functions of counts; do not know models, files or the Trainer. Sources:
     problems    200 word problems, the same target: tau 1.2 after 2 epochs at 5e-5, 3.7 after 8 epochs at 2e-3
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ LENGTH_STEP = 256
 LENGTH_SHARE = 0.99  # of the samples are not truncated
 MIN_STEPS = 400  # "problems" and "embedded" had not converged before
 SMALLEST_BATCH, LARGEST_BATCH = 512, 16384  # tokens per step; 16,384: the original code's 8 sequences of 2,048
+PASS = 8192  # tokens per forward pass, the original code's 4 sequences of 2,048; larger steps accumulate gradients
 WIDE = 1024  # hidden size; above it, little data does not need a higher rate but a lower one
 
 
@@ -61,12 +63,16 @@ class Amount:
 
 @dataclass(frozen=True)
 class Plan:
-    """Options of `hf-eagle3 train`; `batch_samples` are packed into sequences of `max_length` tokens."""
+    """
+    Options of `hf-eagle3 train`: `batch_samples`, with `batch_tokens` in the mean, are packed into sequences of
+    `max_length` tokens; a step accumulates the gradients of `accumulation` such batches.
+    """
 
     epochs: int
     learning_rate: float
     batch_samples: int
     batch_tokens: int
+    accumulation: int
     max_length: int
     warm_up: float
 
@@ -86,11 +92,13 @@ def plan(amount: Amount, hidden_size: int, epochs: int | None = None, learning_r
     is_small = row is not ROWS[-1]
     scale = min(1.0, WIDE / hidden_size) if is_small else 1.0
     rate = learning_rate if learning_rate is not None else max(row.learning_rate * scale, ROWS[-1].learning_rate)
-    length = -(-min(amount.long_sample, LONGEST) // LENGTH_STEP) * LENGTH_STEP
+    length = math.ceil(min(amount.long_sample, LONGEST) / LENGTH_STEP) * LENGTH_STEP
     wanted = min(max(epochs * amount.tokens / MIN_STEPS, SMALLEST_BATCH), LARGEST_BATCH)
     mean = amount.tokens / amount.samples
-    batch_samples = max(1, min(round(wanted / mean), amount.samples))
-    return Plan(epochs, float(f"{rate:.2g}"), batch_samples, round(batch_samples * mean), length, WARM_UP)
+    accumulation = math.ceil(wanted / PASS)
+    batch_samples = max(1, min(round(wanted / accumulation / mean), amount.samples))
+    batch_tokens = round(batch_samples * mean)
+    return Plan(epochs, float(f"{rate:.2g}"), batch_samples, batch_tokens, accumulation, length, WARM_UP)
 
 
 def vocabulary_size(counts: Sequence[int], vocab_size: int) -> int:

@@ -288,6 +288,7 @@ def train_command(arguments: argparse.Namespace, state: State) -> list[str]:
     all_tokens = found["vocab_size"]
     size = min(arguments.draft_vocab_size or vocabulary_size(found["counts"], all_tokens), all_tokens)
     is_cpu = arguments.device == "cpu" or not torch.accelerator.is_available()
+    has_bf16 = not is_cpu and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     return [
         *("train", "--target", arguments.target, "--train-data", str(answers(state))),
         *("--output-dir", str(state.result("train")), "--draft-vocab-size", str(size)),
@@ -295,9 +296,11 @@ def train_command(arguments: argparse.Namespace, state: State) -> list[str]:
         *("--num-train-epochs", str(chosen.epochs), "--learning-rate", f"{chosen.learning_rate:g}"),
         *("--lr-scheduler-type", "cosine", "--warmup-steps", f"{chosen.warm_up:g}"),
         *("--per-device-train-batch-size", str(chosen.batch_samples), "--packing", "true"),
+        *(("--gradient-accumulation-steps", str(chosen.accumulation)) if chosen.accumulation > 1 else ()),
         *("--max-length", str(chosen.max_length), "--seed", str(arguments.seed), "--report-to", "none"),
         *(("--target-dtype", arguments.dtype) if arguments.dtype != "auto" else ()),
-        *(("--use-cpu", "true") if is_cpu else ("--bf16", "true")),
+        *(("--use-cpu", "true") if is_cpu else ()),
+        *(("--bf16", "true") if has_bf16 else ()),
         *template_options(arguments),
         *("--resume-from-checkpoint", "true"),
     ]
