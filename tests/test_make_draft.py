@@ -228,9 +228,9 @@ def test_a_lora_adapter_is_a_target(here, tmp_path):
     assert make(here, tmp_path / "out", "--target", str(tmp_path / "adapter")) == 0
     record = json.loads((tmp_path / "out" / "draft" / "training.json").read_text())
     assert record["target"]["name"] == str(tmp_path / "adapter")
-    plain = json.loads((tmp_path / "out" / "benchmark" / "benchmark.json").read_text())["settings"]
-    assert plain["target_fingerprint"] == record["target"]["fingerprint"]
-    assert all(row["identical"] for row in json.loads((tmp_path / "out/benchmark/benchmark.json").read_text())["rows"])
+    measured = json.loads((tmp_path / "out" / "benchmark" / "benchmark.json").read_text())
+    assert measured["settings"]["target_fingerprint"] == record["target"]["fingerprint"]
+    assert all(row["identical"] for row in measured["rows"] if not row["method"].startswith("lookup"))
 
 
 def test_a_base_model_continues_the_prompts(here, tmp_path):
@@ -260,7 +260,7 @@ def test_the_embedded_target_gets_a_draft_in_two_minutes_of_one_core(tmp_path):
 @pytest.mark.parametrize(
     ("amount", "width", "expected"),
     [
-        # samples, tokens, answer tokens, long sample -> epochs, learning rate, samples, tokens, batches per step, length
+        # samples, tokens, answer tokens, long sample -> epochs, rate, samples, tokens, batches per step, length
         (Amount(20, 1_500, 1_200, 90), 192, (16, 2e-3, 7, 525, 1, 256)),
         (Amount(200, 40_000, 30_000, 300), 192, (16, 2e-3, 8, 1600, 1, 512)),
         (Amount(1_536, 400_000, 257_000, 600), 576, (8, 2e-3, 31, 8073, 1, 768)),
