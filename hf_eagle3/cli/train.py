@@ -15,7 +15,6 @@ from safetensors import safe_open
 from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 
 from ..benchmarks.environment import hardware, versions
-from ..compat.training import last_checkpoint
 from ..configuration_eagle3 import Eagle3Config
 from ..errors import UserError, explained
 from ..fitting import fit_to
@@ -35,6 +34,7 @@ EXTRA = ("accelerate", "datasets")
 MOST_HELD_OUT, HELD_OUT_SHARE = 200, 0.02
 TAU_PROMPTS, TAU_SHARE = 8, 0.1  # tau is measured on 8 prompts; of little data, a tenth
 COUNTED_FROM_STREAM = 10_000  # samples of a stream whose token counts determine the draft vocabulary
+TRAINER_STATE = "trainer_state.json"
 LORA_MODULES = ["fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -289,13 +289,16 @@ def token_counts(own: dict, samples, vocabulary: int) -> torch.Tensor:
 
 
 def checkpoint_to_resume(args) -> str | None:
-    """`--resume-from-checkpoint true` means the latest one, if any."""
+    """`--resume-from-checkpoint true` means the latest complete one, if any."""
     requested = args.resume_from_checkpoint
     if requested is None or str(requested).lower() == "false":
         return None
     if str(requested).lower() != "true":
         return requested
-    return last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    # The Trainer writes this file last: a checkpoint without it was interrupted.
+    complete = [path.parent for path in Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE}")]
+    steps = {int(path.name.rpartition("-")[2]): str(path) for path in complete if path.name[-1].isdigit()}
+    return steps[max(steps)] if steps else None
 
 
 def refuse_broken_checkpoint(folder: Path) -> None:
@@ -307,7 +310,7 @@ def refuse_broken_checkpoint(folder: Path) -> None:
         raise UserError(f"`--resume-from-checkpoint` {folder} is not a directory; use one, or true for the latest.")
     remedy = "Writing it was interrupted: delete it and resume from the previous checkpoint."
     with explained(f"`--resume-from-checkpoint`: {folder} is incomplete", remedy):
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
         for path in folder.glob("*.safetensors"):
             with safe_open(path, framework="pt"):
                 pass
