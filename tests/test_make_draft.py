@@ -243,6 +243,8 @@ def test_a_base_model_continues_the_prompts(here, tmp_path):
     assert "text" in json.loads((tmp_path / "out" / "answers.jsonl").read_text().splitlines()[0])
 
 
+@pytest.mark.nightly  # a hundred seconds of one core
+@pytest.mark.timeout(1800)
 def test_the_embedded_target_gets_a_draft_in_two_minutes_of_one_core(tmp_path):
     """A real, if small, target: its draft accepts tokens after a minute of training."""
     rows = [json.dumps({"prompt": row["prompt"]}) + "\n" for row in embedded.prompts("math")]
