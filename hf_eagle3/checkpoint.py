@@ -190,6 +190,18 @@ def has_file(path_or_id: str, filename: str, **hub_arguments) -> bool:
     return find_file(path_or_id, filename, **hub_arguments) is not None
 
 
+def base_of_adapter(folder: str | Path) -> str | None:
+    """Directory or Hub id of the base of the PEFT adapter in `folder`; `None` if `folder` is not a local adapter."""
+    file = Path(folder, ADAPTER_CONFIG)
+    return _read_json(str(file)).get("base_model_name_or_path") if file.is_file() else None
+
+
+def with_model_files(folder: str, *names: str) -> str:
+    """`folder`, or the base of the PEFT adapter in it if `folder` has none of the files `names`."""
+    has_one = any(Path(folder, name).is_file() for name in names)
+    return folder if has_one else base_of_adapter(folder) or folder
+
+
 class HubUnreachableError(OSError):
     """The Hub did not respond and the cache has no answer: the contents of a repository are unknown."""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -71,7 +72,17 @@ def load_causal_lm(flag: str, source: str, **options) -> PreTrainedModel:
         config, _ = PreTrainedConfig.get_config_dict(source)
     refuse_wrong_config(f"`{flag}` {source}", config)
     with explained(f"`{flag}` {source} cannot be loaded", MODEL_REMEDY):
-        return AutoModelForCausalLM.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, **options)
+    if checkpoint.base_of_adapter(source) is not None:
+        # transformers keeps the base's name, under which a draft of the adapted model would be published.
+        model.config.name_or_path = source
+    return model
+
+
+def load_target_config(source: str, flag: str = "--target") -> PreTrainedConfig:
+    """The configuration of a target, without its weights; for a folder with a PEFT adapter that of its base."""
+    with explained(f"`{flag}` {source} cannot be read", MODEL_REMEDY):
+        return AutoConfig.from_pretrained(checkpoint.with_model_files(source, checkpoint.CONFIG_NAME))
 
 
 def refuse_wrong_config(what: str, config: dict) -> None:
@@ -98,7 +109,7 @@ def numbers_of(config: dict, prefix: str = "") -> Iterator[tuple[str, float]]:
 def load_tokenizer(source: str, flag: str = "--target") -> PreTrainedTokenizerBase:
     """Load the tokenizer of the model given by the option `flag`."""
     with explained(f"The tokenizer of `{flag}` {source} cannot be loaded", "Save it into the model's directory."):
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(checkpoint.with_model_files(source, *TOKENIZER_FILES))
 
 
 def usable_device(name: str | None, option: str = "`--device`") -> str:

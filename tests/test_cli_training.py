@@ -79,7 +79,7 @@ def test_from_prompts_to_a_draft(folder, capsys):
     assert json.loads(capsys.readouterr().out)["identical"] is True
 
 
-@pytest.mark.parametrize(("size", "held_out"), [(1, 0), (2, 1), (49, 1), (100, 2), (12_000, 200)])
+@pytest.mark.parametrize(("size", "held_out"), [(1, 0), (2, 1), (49, 4), (100, 8), (500, 10), (12_000, 200)])
 def test_a_part_is_held_out_however_few_there_are(size, held_out):
     data = Dataset.from_dict({"number": range(size)})
     kept, evaluation = split_off(data)

@@ -44,6 +44,7 @@ SHORTER = {
     "demo": "--num-prompts 1 --max-new-tokens 8",
     "generate": "--max-new-tokens 8 --device cpu",
     "prepare": "--limit 6 --max-new-tokens 12 --device cpu",
+    "make-draft": "--max-new-tokens 12 --epochs 1 --device cpu --skip benchmark",
     "train": "--max-steps 2 --eval-steps 1 --num-generation-prompts 1 --generation-max-new-tokens 4 "
     "--report-to none --disable-tqdm true",
     "benchmark": "--limit 1 --repetitions 1 --warm-up 0 --max-new-tokens 6 --methods chain:3 --temperatures 0 "
@@ -192,7 +193,7 @@ def test_modules_that_are_named_exist():
 
 def test_the_table_of_commands_is_the_help():
     """One text per command: what `hf-eagle3 --help` prints stands in the README."""
-    table = dict(re.findall(r"^\| `hf-eagle3 (\w+)` \| (.*) \|$", README, re.MULTILINE))
+    table = dict(re.findall(r"^\| `hf-eagle3 ([\w-]+)` \| (.*) \|$", README, re.MULTILINE))
     assert table == {name: module.HELP for name, module in COMMANDS.items()}
     printed = " ".join(parser().format_help().split())
     for name, module in COMMANDS.items():

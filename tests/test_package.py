@@ -21,6 +21,7 @@ LAYERS = (
         "vocabulary",
         "metrics",
         "training_options",
+        "training_plan",
         "tree_config",
         "token_ids",
         "dtypes",

@@ -60,7 +60,7 @@ def run(argv: list[str], import_package: Callable[[], None]) -> int:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-    return import_module(f".{arguments.command}", __name__).run(arguments)
+    return import_module(f".{arguments.command.replace('-', '_')}", __name__).run(arguments)
 
 
 def is_debugging(argv: list[str]) -> bool:

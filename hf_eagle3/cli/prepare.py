@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from ..dtypes import torch_dtype
 from ..errors import explained
-from ..model_loading import MODEL_REMEDY, load_draft, load_target, load_tokenizer, needs_extra
+from ..model_loading import MODEL_REMEDY, load_draft, load_target, load_target_config, load_tokenizer, needs_extra
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -60,13 +60,10 @@ def regenerate(arguments: argparse.Namespace, data) -> int:
 
 def tokens_of(arguments: argparse.Namespace, data):
     """(tokenised samples, tokenizer, vocabulary size of the target)."""
-    from transformers import AutoConfig
-
     from ..data.loading import tokenised
 
     tokenizer = load_tokenizer(arguments.target)
-    with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
-        size = AutoConfig.from_pretrained(arguments.target).get_text_config(decoder=True).vocab_size
+    size = load_target_config(arguments.target).get_text_config(decoder=True).vocab_size
     samples = tokenised(
         data,
         tokenizer,
@@ -80,15 +77,21 @@ def tokens_of(arguments: argparse.Namespace, data):
 
 def vocabulary(arguments: argparse.Namespace, data) -> int:
     from ..draft_init import count_tokens
+    from ..training_plan import LENGTH_SHARE
 
     samples, _, size = tokens_of(arguments, data)
     counts = count_tokens(samples, size)
-    Path(arguments.output).write_text(
-        json.dumps(
-            {"target": arguments.target, "data": arguments.data, "vocab_size": size, "counts": counts.tolist()}
-        ),
-        encoding="utf-8",
-    )
+    lengths = sorted(len(sample["input_ids"]) for sample in samples)
+    found = {
+        "target": arguments.target,
+        "data": arguments.data,
+        "vocab_size": size,
+        "samples": len(lengths),
+        "tokens": sum(lengths),
+        "long_sample": lengths[int(LENGTH_SHARE * (len(lengths) - 1))],
+        "counts": counts.tolist(),
+    }
+    Path(arguments.output).write_text(json.dumps(found), encoding="utf-8")
     print(f"{int(counts.sum())} tokens, {int((counts > 0).sum())} of {size} distinct. Coverage of the most frequent:")
     shares = counts.sort(descending=True).values.cumsum(0) / counts.sum()
     for count in (1000, 4000, 8000, 16000, 32000, 64000):

@@ -3,6 +3,8 @@
 import argparse
 import json
 import logging
+import shlex
+import sys
 import zipfile
 from dataclasses import fields
 from pathlib import Path
@@ -12,7 +14,7 @@ import yaml
 from safetensors import safe_open
 from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 
-from ..compat.training import last_checkpoint
+from ..benchmarks.environment import hardware, versions
 from ..configuration_eagle3 import Eagle3Config
 from ..errors import UserError, explained
 from ..fitting import fit_to
@@ -20,6 +22,8 @@ from ..model_loading import BASE, load_causal_lm, load_tokenizer, needs_extra, r
 from ..modeling_eagle3 import Eagle3DraftModel
 from .options.shared import value_of
 from .options.train import DEFAULT_DRAFT_VOCABULARY, OPTIONS, SWITCHES, with_default
+from .progress import LOGGED, print_lines
+from .verdict import verdict_of_tau
 
 
 ARGUMENTS_REMEDY = "See `hf-eagle3 train --help-all` for all arguments."
@@ -28,7 +32,9 @@ VOCABULARY_REMEDY = "Create it with `hf-eagle3 prepare vocabulary`."
 TRAINER_MODULES = ("transformers.train", "transformers.integrations", "accelerate", "peft")
 EXTRA = ("accelerate", "datasets")
 MOST_HELD_OUT, HELD_OUT_SHARE = 200, 0.02
+TAU_PROMPTS, TAU_SHARE = 8, 0.1  # tau is measured on 8 prompts; of little data, a tenth
 COUNTED_FROM_STREAM = 10_000  # samples of a stream whose token counts determine the draft vocabulary
+TRAINER_STATE = "trainer_state.json"
 LORA_MODULES = ["fc", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -49,11 +55,15 @@ def parents() -> list[argparse.ArgumentParser]:
 
 def run(arguments: argparse.Namespace) -> int:
     from ..training import Eagle3TrainingArguments
+    from ..training.best import keep_best
 
     logging.basicConfig(format="%(message)s")
     own = {name: value_of(arguments, name) for name in (option[2:].replace("-", "_") for option in OPTIONS)}
     names = {field.name for field in fields(Eagle3TrainingArguments)}
-    settings = {name: value for name, value in vars(arguments).items() if name in names}
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    settings = {"disable_tqdm": not sys.stderr.isatty()} | given  # a bar in a file is a line per step
+    if "logging_strategy" not in given:
+        settings = {"logging_steps": LOGGED} | settings
     with explained("The training arguments cannot be used", ARGUMENTS_REMEDY, TRAINER_MODULES):
         args = Eagle3TrainingArguments.from_recipe(own["recipe"] or "paper", **settings)
     start = draft_to_start_from(own, args)
@@ -62,18 +72,39 @@ def run(arguments: argparse.Namespace) -> int:
         refuse_broken_checkpoint(Path(checkpoint))
     with explained("The Trainer rejects this configuration", ARGUMENTS_REMEDY, TRAINER_MODULES):
         trainer = make_trainer(start, own, args)
+        print_lines(trainer)
+        keep_best(trainer, given)
         trainer.train(resume_from_checkpoint=checkpoint)
         trainer.save_model(args.output_dir)
         metrics = trainer.evaluate() if trainer.eval_dataset is not None else {}
     if trainer.is_world_process_zero():
-        if own["lora_rank"]:
-            merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
-            merged.save_pretrained(str(Path(args.output_dir) / "merged"))
-        if metrics:
-            print(json.dumps(metrics))
-        print(f"Draft saved in {args.output_dir}")
+        finish(trainer, own, metrics)
     trainer.accelerator.end_training()  # exiting with an open process group may abort the process
     return 0
+
+
+def finish(trainer, own: dict, metrics: dict) -> None:
+    """Write `training.json` and the merge of an adapter; print figures, a verdict in words and the next command."""
+    from ..training.record import training_record, write_record
+
+    folder = Path(trainer.args.output_dir)
+    data = [own["features"]] if own["features"] else [own[name] for name in ("train_data", "eval_data") if own[name]]
+    record = training_record(trainer, data, versions(), hardware(trainer.args.device), own["draft"])
+    write_record(record, folder)
+    if own["lora_rank"]:
+        merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
+        merged.save_pretrained(str(folder / "merged"))
+        write_record(record, folder / "merged")
+    if metrics:
+        print(json.dumps(metrics))
+    print(f"Draft saved in {folder}")
+    tau, tree = metrics.get("eval_acceptance_length"), trainer.args.generation_tree
+    if tau is not None:
+        print(verdict_of_tau(tau, tree, record["data"]["answer_tokens"]))
+    template = trainer.args.chat_template_kwargs
+    options = ["--chat-template-kwargs", json.dumps(template)] if template else []
+    measure = ["hf-eagle3", "benchmark", "--target", own["target"], "--draft", str(folder), *options]
+    print(f"Next, measure the speedup: {shlex.join(measure)}")
 
 
 def draft_to_start_from(own: dict, args) -> str | None:
@@ -231,7 +262,8 @@ def split_off(data):
 
     if len(data) < 2:
         return data, None
-    count = min(MOST_HELD_OUT, max(1, int(len(data) * HELD_OUT_SHARE)))
+    few = min(TAU_PROMPTS, int(len(data) * TAU_SHARE))
+    count = min(MOST_HELD_OUT, max(1, few, int(len(data) * HELD_OUT_SHARE)))
     every = len(data) // count
     chosen = range(0, every * count, every)
     rest = [i for i in range(len(data)) if i not in set(chosen)]
@@ -257,13 +289,16 @@ def token_counts(own: dict, samples, vocabulary: int) -> torch.Tensor:
 
 
 def checkpoint_to_resume(args) -> str | None:
-    """`--resume-from-checkpoint true` means the latest one, if any."""
+    """`--resume-from-checkpoint true` means the latest complete one, if any."""
     requested = args.resume_from_checkpoint
     if requested is None or str(requested).lower() == "false":
         return None
     if str(requested).lower() != "true":
         return requested
-    return last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    # The Trainer writes this file last: a checkpoint without it was interrupted.
+    complete = [path.parent for path in Path(args.output_dir).glob(f"checkpoint-*/{TRAINER_STATE}")]
+    steps = {int(path.name.rpartition("-")[2]): str(path) for path in complete if path.name[-1].isdigit()}
+    return steps[max(steps)] if steps else None
 
 
 def refuse_broken_checkpoint(folder: Path) -> None:
@@ -275,7 +310,7 @@ def refuse_broken_checkpoint(folder: Path) -> None:
         raise UserError(f"`--resume-from-checkpoint` {folder} is not a directory; use one, or true for the latest.")
     remedy = "Writing it was interrupted: delete it and resume from the previous checkpoint."
     with explained(f"`--resume-from-checkpoint`: {folder} is incomplete", remedy):
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
         for path in folder.glob("*.safetensors"):
             with safe_open(path, framework="pt"):
                 pass

@@ -8,7 +8,6 @@ from .points import TRAINING, uses
 
 
 uses("transformers.Trainer", "_prepare_inputs", "evaluation", scope=TRAINING)
-_last_checkpoint = uses("transformers.trainer_utils", "get_last_checkpoint", "resuming", scope=TRAINING)
 
 
 def prepared_inputs(trainer: Trainer, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -19,8 +18,3 @@ def prepared_inputs(trainer: Trainer, inputs: dict[str, Any]) -> dict[str, Any]:
 def use_one_device(arguments: TrainingArguments) -> None:
     """Keep the `Trainer` from wrapping the model in `DataParallel`."""
     arguments._n_gpu = 1
-
-
-def last_checkpoint(folder: str) -> str | None:
-    """The newest checkpoint in a folder."""
-    return _last_checkpoint(folder)

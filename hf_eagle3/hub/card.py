@@ -17,6 +17,7 @@ from ..configuration_eagle3 import Eagle3Config
 from ..tree_config import TreeConfig
 from . import custom_generate, engines
 from .measured import Measured
+from .trained import training_rows
 
 
 TAGS = ("eagle3", "speculative-decoding", "custom_generate")
@@ -39,6 +40,7 @@ class CardFacts:
         datasets, license: As in Hub metadata; omitted if empty.
         tags: In addition to the default ones.
         measured: Benchmark figures, if any.
+        training: The record of its training (`training.json`), if any.
     """
 
     repository: str
@@ -51,6 +53,7 @@ class CardFacts:
     license: str | None = None
     tags: tuple[str, ...] = ()
     measured: Measured | None = field(default=None, repr=False)
+    training: dict | None = field(default=None, repr=False)
 
 
 def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = None) -> str:
@@ -105,6 +108,7 @@ def _body(config: Eagle3Config, facts: CardFacts) -> str:
         f"{target}{at}. It proposes a tree of next tokens which the target verifies in one pass: the text stays "
         "the target's own, token for token in float32, and is generated faster.",
         _draft_section(config, facts),
+        *(_training_section(facts.training) if facts.training else ()),
         _figures_section(facts),
         _transformers_section(facts),
         *(_engine_section(engine, config, facts) for engine in (engines.VLLM, engines.SGLANG, engines.ORIGINAL)),
@@ -133,6 +137,11 @@ def _draft_section(config: Eagle3Config, facts: CardFacts) -> str:
     if config.chat_template_kwargs:
         rows.append(("chat template", f"trained with `{_table_cell(config.chat_template_kwargs)}`"))
     return "## Draft\n\n" + _markdown_table(("", ""), rows)
+
+
+def _training_section(record: dict) -> list[str]:
+    rows = [(what, _table_cell(value)) for what, value in training_rows(record)]
+    return ["## Training\n\nRecorded by `hf-eagle3 train`.\n\n" + _markdown_table(("", ""), rows)]
 
 
 def _figures_section(facts: CardFacts) -> str:

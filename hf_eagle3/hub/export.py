@@ -15,7 +15,7 @@ from huggingface_hub import save_torch_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from ..checkpoint import CONFIG_NAME, share_weights
+from ..checkpoint import CONFIG_NAME, share_weights, with_model_files
 from ..compat.models import commit_of
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config
 from ..fitting import fit_notes, fitted
@@ -75,7 +75,7 @@ class ExportTarget:
         """
         From a directory or Hub id. `name` is the Hub id to write into the files if `source` is a directory.
         """
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(with_model_files(source, CONFIG_NAME), revision=revision)
         commit = commit_of(config) or revision
         name = name or (None if Path(source).is_dir() else source)
         return cls(engines.TargetFacts.of(config, name, commit), config, source)

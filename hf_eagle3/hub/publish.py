@@ -30,6 +30,7 @@ from .card import LIBRARY, CardFacts, write_card
 from .custom_generate import write_custom_generate
 from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, with_target_facts
 from .measured import read_benchmark
+from .trained import read_training
 
 
 logger = logging.get_logger(__name__)
@@ -129,6 +130,7 @@ def write_repository(
         license=publication.license,
         tags=tuple(publication.tags),
         measured=measured,
+        training=read_training(draft.config.name_or_path),
     )
     card = write_card(view.config, facts, earlier_card)
     case = engines.Case(view.config, publication.dialect, target.facts)

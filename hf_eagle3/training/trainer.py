@@ -25,6 +25,7 @@ from ..generation.stats import record
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.parts import unwrap_peft
 from .arguments import Eagle3TrainingArguments
+from .best import OverTrainingNotice
 from .figures import TrainingFigures
 from .objective import ObjectiveOutput, Positions, compute_objective, count_positions, shifted
 from .target_reader import TargetReader, segments_of
@@ -122,6 +123,7 @@ class Eagle3Trainer(Trainer):
             processing_class=processing_class,
             **kwargs,
         )
+        self.add_callback(OverTrainingNotice)
         # `compute_loss` gets the denominators of all accumulated batches, so the Trainer must not divide again.
         self.model_accepts_loss_kwargs = True
         self.reader.to(self.args.device)

@@ -5,7 +5,7 @@ Does not import torch or transformers, so that `--help`, `--version` and mistype
 
 from types import ModuleType
 
-from . import benchmark, convert, demo, generate, inspect, prepare, push, serve, space, train
+from . import benchmark, convert, demo, generate, inspect, make_draft, prepare, push, serve, space, train
 
 
 COMMANDS: dict[str, ModuleType] = {
@@ -14,6 +14,7 @@ COMMANDS: dict[str, ModuleType] = {
     "demo": demo,
     "generate": generate,
     "inspect": inspect,
+    "make-draft": make_draft,
     "prepare": prepare,
     "push": push,
     "serve": serve,

@@ -16,7 +16,9 @@ OPTIONS = {
     "--target": {"help": "directory or Hub id of the target model"},
     "--train-data": {"help": "preset (sharegpt, ultrachat-200k, openthoughts-114k-math), file, folder or Hub id"},
     "--train-split": {"help": "default: train"},
-    "--eval-data": {"help": "default: 2 %% of the training data (1 to 200 samples) is held out"},
+    "--eval-data": {
+        "help": "default: 2 %% of the training data (8 to 200 samples; at most a tenth of little data) is held out"
+    },
     "--eval-split": {"help": "default: train"},
     "--streaming": {"action": "store_true", "help": "read the data while training; needs --max-steps"},
     "--features": {"help": "folder of `prepare features` to train on instead of running the target"},
