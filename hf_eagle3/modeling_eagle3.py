@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput, logging
 from . import checkpoint, vocabulary
 from .compat.models import rotary_embedding
 from .configuration_eagle3 import Eagle3Config, own_fields
+from .dialects import refuse_foreign
 from .draft_layers import Attend, Eagle3DecoderLayer, RMSNorm, Rotary, causal_attend
 from .tree_config import TreeConfig
 
@@ -259,6 +260,7 @@ class Eagle3DraftModel(PreTrainedModel):
         if config is None:
             config = Eagle3Config.from_dict(checkpoint.load_config(source, **hub), **overrides)
         tensors = checkpoint.load_tensors(source, **hub)
+        refuse_foreign({}, tensors, source)
         config = config.changed(checkpoint.fields_from_names(tensors, config) | overrides)
         mapping = vocabulary.complete_mapping(
             tensors.pop("d2t", None), tensors.pop("t2d", None), config.draft_vocab_size, config.vocab_size, source

@@ -18,6 +18,7 @@ LAYERS = (
         "compat",
         "checkpoint",
         "dialects",
+        "dialect_keys",
         "vocabulary",
         "metrics",
         "training_options",
