@@ -129,8 +129,6 @@ def foreign_kind(config: dict, tensor_names: Collection[str] = ()) -> tuple[str,
     is_eagle3 = "draft_vocab_size" in config or any("eagle3" in name.lower() for name in names)
     if config.get("model_type") == "eagle" or any("eagle" in n.lower() and not is_eagle3 for n in names):
         return "eagle", f"`architectures` {', '.join(names)}" if names else "`model_type` eagle"
-    if config and not is_eagle3 and not tensor_names and config.get("num_hidden_layers") == 1:
-        return "eagle", "one layer, and neither `draft_vocab_size` nor an EAGLE-3 class in `architectures`"
     return None
 
 
@@ -143,15 +141,12 @@ def refuse_foreign(config: dict, tensor_names: Collection[str], source: str) -> 
     if found is None:
         return
     kind, evidence = found
-    remedy = ""
-    if kind == "eagle" and not tensor_names and config.get("vocab_size"):
-        remedy = (
-            f" If it is an EAGLE-3 draft that predicts the whole vocabulary, pass draft_vocab_size="
-            f"{config['vocab_size']}."
-        )
-    raise ValueError(
-        f"{source} has {evidence}, so it is {FOREIGN[kind]}; only EAGLE-3 drafts are supported.{remedy}"
-    )
+    raise ValueError(f"{source} has {evidence}, so it is {FOREIGN[kind]}; only EAGLE-3 drafts are supported.")
+
+
+def may_be_eagle1(config: dict) -> bool:
+    """Whether only the tensors of a `config.json` of one layer can tell an EAGLE-1/2 draft from an ordinary model."""
+    return "draft_vocab_size" not in config and config.get("num_hidden_layers") == 1
 
 
 def _refuse_unsupported(layer: dict, extra: dict, overrides: dict, source: str) -> None:
@@ -221,10 +216,11 @@ def _whole_vocabulary(raw: dict, vocab_size: int, source: str) -> int:
     if "draft_vocab_size" in raw or any("eagle3" in name.lower() for name in architectures):
         return vocab_size
     what = f" (`architectures`: {', '.join(architectures)})" if architectures else ""
+    hint = "With its one layer it may be an EAGLE-1/2 draft, which is not supported. " if may_be_eagle1(raw) else ""
     raise ValueError(
-        f"`draft_vocab_size` is missing from {source}{what}, so this is not an EAGLE-3 draft model. Load an ordinary "
-        "model with AutoModelForCausalLM and use it as the target. If it is an EAGLE-3 draft that predicts the whole "
-        f"vocabulary, pass draft_vocab_size={vocab_size}."
+        f"`draft_vocab_size` is missing from {source}{what}, so this is not an EAGLE-3 draft model. {hint}Load an "
+        "ordinary model with AutoModelForCausalLM and use it as the target. If it is an EAGLE-3 draft that predicts "
+        f"the whole vocabulary, pass draft_vocab_size={vocab_size}."
     )
 
 

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, logging
 from . import checkpoint, vocabulary
 from .compat.models import rotary_embedding
 from .configuration_eagle3 import Eagle3Config, own_fields
-from .dialects import refuse_foreign
+from .dialects import may_be_eagle1, refuse_foreign
 from .draft_layers import Attend, Eagle3DecoderLayer, RMSNorm, Rotary, causal_attend
 from .tree_config import TreeConfig
 
@@ -258,7 +258,10 @@ class Eagle3DraftModel(PreTrainedModel):
         hub = {name: value for name, value in hub.items() if value is not None}
         overrides = {name: kwargs.pop(name) for name in own_fields() & kwargs.keys()}
         if config is None:
-            config = Eagle3Config.from_dict(checkpoint.load_config(source, **hub), **overrides)
+            raw = checkpoint.load_config(source, **hub)
+            if may_be_eagle1(raw) and "draft_vocab_size" not in overrides:
+                refuse_foreign(raw, checkpoint.load_tensors(source, **hub), source)
+            config = Eagle3Config.from_dict(raw, **overrides)
         tensors = checkpoint.load_tensors(source, **hub)
         refuse_foreign({}, tensors, source)
         config = config.changed(checkpoint.fields_from_names(tensors, config) | overrides)
