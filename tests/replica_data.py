@@ -114,7 +114,9 @@ def block(**keys) -> dict:
     """z-lab's DFlash."""
     own = {"architectures": ["DFlashDraftModel"], "model_type": "qwen3", "block_size": 16, "num_target_layers": 36}
     own |= {"dflash_config": {"mask_token_id": 151669, "target_layer_ids": [1, 9, 17, 25, 33]}}
-    return qwen(**{"draft_vocab_size": ..., "num_hidden_layers": 5, "layer_types": ["full_attention"] * 5} | own | keys)
+    return qwen(
+        **{"draft_vocab_size": ..., "num_hidden_layers": 5, "layer_types": ["full_attention"] * 5} | own | keys
+    )
 
 
 def p_eagle(**keys) -> dict:
@@ -238,7 +240,9 @@ OF_NVIDIA = (
             expects={"taps": [1, 46, 90], "theta": 1e6}),
 )  # fmt: skip
 
-RED_HAT_LAYER = qwen(max_window_layers=..., sliding_window=..., use_sliding_window=..., mlp_bias=False, pretraining_tp=1)
+RED_HAT_LAYER = qwen(
+    max_window_layers=..., sliding_window=..., use_sliding_window=..., mlp_bias=False, pretraining_tp=1
+)
 OF_RED_HAT = (
     Replica("RedHatAI/Llama-3.1-8B-Instruct-speculator.eagle3", "config",
             f"{HUB}/RedHatAI/Llama-3.1-8B-Instruct-speculator.eagle3/commit/5b6cee4e4955edb3c90f2a39d1d804fbee5ce0ae",

@@ -19,6 +19,7 @@ LAYERS = (
         "checkpoint",
         "dialects",
         "dialect_keys",
+        "known_defects",
         "vocabulary",
         "metrics",
         "training_options",
@@ -32,7 +33,7 @@ LAYERS = (
     ("draft_layers", "modeling_eagle3", "fitting", "draft_init"),
     ("generation", "data", "hub"),
     ("training", "benchmarks", "embedded"),
-    ("model_loading",),
+    ("model_loading", "doctor"),
     ("__init__", "__main__", "cli", "real"),
 )
 # Files that run the whole package, beside those that the whole package asks.

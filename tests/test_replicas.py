@@ -31,7 +31,11 @@ def scaled(config: dict) -> dict:
     """`config` with tiny sizes where it states sizes."""
     whole = config.get("draft_vocab_size") == config.get("vocab_size")
     sizes = {"hidden_size": HIDDEN, "intermediate_size": MIDDLE, "num_attention_heads": HEADS, "head_dim": HEAD_DIM}
-    sizes |= {"num_key_value_heads": KV_HEADS, "vocab_size": VOCAB, "draft_vocab_size": VOCAB if whole else DRAFT_VOCAB}
+    sizes |= {
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": VOCAB,
+        "draft_vocab_size": VOCAB if whole else DRAFT_VOCAB,
+    }
     out = {name: sizes.get(name, value) for name, value in config.items()}
     for name in ("transformer_layer_config", "model"):
         if isinstance(out.get(name), dict):
@@ -46,7 +50,7 @@ def tensors_of(replica: Replica, config: dict) -> dict[str, torch.Tensor]:
     eagle = config.get("eagle_config") or {}
     size = layer.get("head_dim", HIDDEN // HEADS)
     taps = len(config.get("target_layer_ids") or eagle.get("eagle_aux_hidden_state_layer_ids") or (0, 0, 0))
-    shapes = {name: (2, 2) for name in replica.further}
+    shapes = dict.fromkeys(replica.further, (2, 2))
     if replica.names != "other":
         prefix, _, has_qk_norm = replica.names.partition(" ")
         top = "model." if prefix.startswith("model.") else ""
@@ -107,7 +111,9 @@ def test_a_published_layout_loads(tmp_path, caplog, replica):
     draft = Eagle3DraftModel.from_pretrained(tmp_path, dtype=torch.float32)
     config, expects = draft.config, replica.expects
     assert "unknown keys" not in caplog.text
-    target = LlamaConfig(hidden_size=HIDDEN, num_attention_heads=HEADS, vocab_size=VOCAB, num_hidden_layers=replica.layers)
+    target = LlamaConfig(
+        hidden_size=HIDDEN, num_attention_heads=HEADS, vocab_size=VOCAB, num_hidden_layers=replica.layers
+    )
     assert check_fit(target, config) == expects["taps"]
     rope = config.rope_parameters
     assert (rope["rope_theta"], rope.get("rope_type")) == (expects["theta"], expects.get("rope", "default"))

@@ -5,13 +5,14 @@ Does not import torch or transformers, so that `--help`, `--version` and mistype
 
 from types import ModuleType
 
-from . import benchmark, convert, demo, generate, inspect, prepare, push, space, train
+from . import benchmark, convert, demo, doctor, generate, inspect, prepare, push, space, train
 
 
 COMMANDS: dict[str, ModuleType] = {
     "benchmark": benchmark,
     "convert": convert,
     "demo": demo,
+    "doctor": doctor,
     "generate": generate,
     "inspect": inspect,
     "prepare": prepare,
