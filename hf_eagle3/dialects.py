@@ -1,7 +1,7 @@
 """Checkpoint dialects: maps the `config.json` of other projects to fields of `Eagle3Config`.
 
-Supported are SafeAILab, SpecForge/SGLang, NVIDIA ModelOpt and AutoModel, speculators, DeepSpec, AngelSlim, TorchSpec and
-EAGLE-3.1. An unsupported key that changes what a draft computes is an error; an unknown key is a warning
+Supported are SafeAILab, SpecForge/SGLang, NVIDIA's ModelOpt and AutoModel, speculators, DeepSpec, AngelSlim, TorchSpec
+and EAGLE-3.1. An unsupported key that changes what a draft computes is an error; an unknown key is a warning
 (`dialect_keys.py`). Does not know files, tensors' values or the model class.
 """
 
@@ -123,9 +123,9 @@ def foreign_kind(config: dict, tensor_names: Collection[str] = ()) -> tuple[str,
         if found := next(filter(pattern.search, tensor_names), None):
             return kind, f"the tensor `{found}`"
     # EAGLE-1's fused layer: `fc` reads [embedding ; feature], nothing is normed before the head.
-    if "fc.bias" in tensor_names or ("fc.weight" in tensor_names and "norm.weight" not in tensor_names):
-        if "midlayer.hidden_norm.weight" not in tensor_names:
-            return "eagle", "an `fc` but no `hidden_norm`"
+    is_fused = "fc.bias" in tensor_names or ("fc.weight" in tensor_names and "norm.weight" not in tensor_names)
+    if is_fused and "midlayer.hidden_norm.weight" not in tensor_names:
+        return "eagle", "an `fc` but no `hidden_norm`"
     is_eagle3 = "draft_vocab_size" in config or any("eagle3" in name.lower() for name in names)
     if config.get("model_type") == "eagle" or any("eagle" in n.lower() and not is_eagle3 for n in names):
         return "eagle", f"`architectures` {', '.join(names)}" if names else "`model_type` eagle"
@@ -182,8 +182,8 @@ def _plain_rope(fields: dict, source: str) -> None:
             continue
         if any(isinstance(value, dict) for value in rope.values()):
             raise ValueError(
-                f"{source}: `{name}` differs by kind of layer ({', '.join(rope)}); a draft has one kind. Pass the right "
-                "one as rope_parameters={...}."
+                f"{source}: `{name}` differs by kind of layer ({', '.join(rope)}); a draft has one kind. Pass the "
+                "right one as rope_parameters={...}."
             )
         if "mrope_section" in rope:
             kept = {key: value for key, value in rope.items() if not key.startswith("mrope_") and key != "type"}

@@ -55,7 +55,7 @@ def evidence_of(target, prompts, max_new_tokens: int = 96, depth: int = 5) -> Ev
     return Evidence(target, plain_answers(target, prompts, max_new_tokens), depth)
 
 
-# -- faults: each returns the draft as a faulty file would make it, or `None` where it cannot be had --------------------
+# -- faults: each returns the draft as a faulty file would make it, or `None` where it cannot be had -----
 
 
 def shifted_taps(draft, by: int):
@@ -66,14 +66,14 @@ def shifted_taps(draft, by: int):
 def foreign_embedding(draft, target):
     view = view_of(draft, has_embed_tokens=True, embed_trained=True)
     rows = target.get_input_embeddings().weight
-    view._modules["embed_tokens"] = torch.nn.Embedding.from_pretrained(rows[torch.randperm(len(rows))].clone())
+    view.embed_tokens = torch.nn.Embedding.from_pretrained(rows[torch.randperm(len(rows))].clone())
     return view
 
 
 def lost_head(draft, target):
     """A random head, where the target's rows are near the trained ones or the draft was trained with them."""
     view = view_of(draft, has_lm_head=True)
-    view._modules["lm_head"] = torch.nn.Linear(draft.config.hidden_size, draft.config.draft_vocab_size, bias=False)
+    view.lm_head = torch.nn.Linear(draft.config.hidden_size, draft.config.draft_vocab_size, bias=False)
     return view
 
 
@@ -124,18 +124,19 @@ FAULTS = {
 }
 
 
-def found(draft, fault: str, target, evidence: Evidence) -> str | None:
-    """Why the doctor is wrong about `draft` with this fault; `None`: it named the right repair, or there is no such."""
-    kind, make = FAULTS[fault]
+def seeded(draft, fault: str, target):
+    """The draft with a fault; the message, if loading names it; `None` where it cannot be had."""
     torch.manual_seed(0)
-    faulty = make(draft, target)
-    if faulty is None:
-        return None
+    return FAULTS[fault][1](draft, target)
+
+
+def mistake(faulty, fault: str, target, evidence: Evidence) -> str | None:
+    """How the doctor is wrong about a draft with this fault; `None`: it named the right repair."""
     if isinstance(faulty, str):
         return None if "contains target ids instead of offsets" in faulty else f"loading said: {faulty}"
     result = diagnose(faulty, target.config, evidence)
     kinds = [repair.kind for repair, _ in result.repairs]
-    if result.is_sound or kinds[:1] != [kind]:
+    if result.is_sound or kinds[:1] != [FAULTS[fault][0]]:
         rates = [round(rate, 2) for rate in result.before.rates]
-        return f"{kinds} instead of {kind}; acceptance {rates}, {[r.what for r, _ in result.repairs]}"
+        return f"{kinds}, acceptance {rates}, {[repair.what for repair, _ in result.repairs]}"
     return None

@@ -1,9 +1,9 @@
-"""Layouts of public repositories: the keys of their `config.json` with published values, and the names of their tensors.
+"""Layouts of public repositories: keys of their `config.json` with published values, and names of their tensors.
 
-`seen` says where a layout comes from: "config": the published config.json was read; "code": the publisher's own code or
-configuration files; "card": the model card or an issue that quotes it, the other keys as in the publisher's code.
-`expects` holds what must come out: tapped layers after fitting to a target of `layers` layers, RoPE, flags, the head, the
-embedding. `refused` holds a part of the message instead.
+`seen` says where a layout comes from: "config": the published config.json was read; "code": the publisher's own code
+or configuration files; "card": the model card or an issue that quotes it, other keys as in the publisher's code.
+`expects` holds what must come out: tapped layers after fitting to a target of `layers` layers, RoPE, flags, the head,
+the embedding. `refused` holds a part of the message instead.
 """
 
 from dataclasses import dataclass, field
@@ -151,7 +151,8 @@ OF_SPECFORGE = (
             qwen(dtype="bfloat16", torch_dtype=..., hidden_size=7168, num_attention_heads=64, num_key_value_heads=64,
                  mlp_bias=False, pretraining_tp=1, vocab_size=163840, **nested([2, 30, 58])),
             61, expects={"taps": [2, 30, 58], "theta": 1e6}),
-    Replica("AQ-MedAI/Kimi-K2-Instruct-eagle3", "config", f"{HUB}/AQ-MedAI/Kimi-K2-Instruct-eagle3/blob/main/config.json",
+    Replica("AQ-MedAI/Kimi-K2-Instruct-eagle3", "config",
+            f"{HUB}/AQ-MedAI/Kimi-K2-Instruct-eagle3/blob/main/config.json",
             qwen(dtype="bfloat16", torch_dtype=..., num_key_value_heads=32, mlp_bias=False, **nested([2, 30, 58])),
             61, expects={"taps": [2, 30, 58], "theta": 1e6}),
     Replica("AQ-MedAI/Ling-Flash-2.0-eagle3", "code", f"{SPECFORGE}/ling-flash-2.0-eagle3.json",
@@ -162,7 +163,8 @@ OF_SPECFORGE = (
             llama(attention_bias=False, attention_dropout=0.0, dtype="bfloat16", torch_dtype=..., head_dim=64,
                   mlp_bias=False, pad_token_id=2, pretraining_tp=1, rope_scaling=None, rope_theta=10000.0,
                   vocab_size=128896, **nested([4, 20, 40])), 45, expects={"taps": [4, 20, 40], "theta": 10000.0}),
-    Replica("linglingdan/eagle3_for_MiniCPM4", "config", f"{HUB}/linglingdan/eagle3_for_MiniCPM4/blob/main/config.json",
+    Replica("linglingdan/eagle3_for_MiniCPM4", "config",
+            f"{HUB}/linglingdan/eagle3_for_MiniCPM4/blob/main/config.json",
             llama(attention_bias=False, initializer_range=0.1, rope_scaling=None, rope_theta=10000.0, vocab_size=73448,
                   draft_vocab_size=15000, use_sliding_window=False),
             32, expects={"taps": [1, 15, 28], "theta": 10000.0}),
@@ -261,7 +263,8 @@ OF_RED_HAT = (
                      "made_for": "mistralai/Mistral-Large-3-675B-Instruct-2512-NVFP4"}),
     *(Replica(f"RedHatAI/{target}-speculator.eagle3", "code", f"{SPECULATORS}/src/speculators/models/eagle3/config.py",
               speculators(f"Qwen/{target}", RED_HAT_LAYER, norm_before_residual=True, **keys), layers, "layers.0",
-              embed=True, expects={"theta": 1e6, "flags": ["norm_before_residual"], "made_for": f"Qwen/{target}"} | out)
+              embed=True,
+              expects={"theta": 1e6, "flags": ["norm_before_residual"], "made_for": f"Qwen/{target}"} | out)
       for target, layers, keys, out in (
           ("Qwen3-8B", 36, {}, {"taps": [1, 17, 32]}),
           ("Qwen3-14B", 40, {IDS: None}, {"taps": [1, 19, 36]}),

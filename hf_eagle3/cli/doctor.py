@@ -87,7 +87,7 @@ def examine(
                 out["sound"] = False
                 out["verdict"] = (
                     f"Not sound with these prompts: {what}, the acceptance length is {other.acceptance_length:.2f} "
-                    f"instead of {found.after.acceptance_length:.2f}. Use the template that the draft was trained with."
+                    f"instead of {found.after.acceptance_length:.2f}. Use the template of the draft's training data."
                 )
                 out["repairs"].append({"kind": "template", "what": what, "acceptance": acceptance(other)})
     return out | {"auto": auto_choices(target, draft, prompts[0], arguments.max_new_tokens)}

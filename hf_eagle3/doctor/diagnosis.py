@@ -1,7 +1,8 @@
 """Finds out whether a draft is sound, and if not, which repairs raise its acceptance.
 
-A repair counts if it accepts more and gives the target's tokens a significantly higher likelihood at the same positions. The best one is applied, and the others are tried
-on top of it, as faults come together. Does not know how answers are made or how the result is shown.
+A repair counts if it accepts more at the same positions, and gives the target's tokens a significantly higher
+likelihood. The best one is applied, and the others are tried on top of it, as faults come together. Does not know how
+answers are made or how the result is shown.
 """
 
 from dataclasses import dataclass, field
@@ -17,8 +18,8 @@ from .repairs import Repair, repairs_for
 SIGNIFICANT = 4.0  # standard errors; about a dozen repairs are tried, and neighbouring positions are correlated
 LEAST_GAIN = 0.02  # of the acceptance length: smaller ones are not worth an override
 MOST_REPAIRS = 3
-# Acceptance of the first draft token. Published EAGLE-3 drafts reach 0.6 to 0.8 (EAGLE-3, figure 7; vLLM's pull request
-# 32628), heads whose files name wrong layers about 0.01 (vLLM's issue 50170).
+# Acceptance of the first draft token. Published EAGLE-3 drafts reach 0.6 to 0.8 (EAGLE-3, figure 7; vLLM's pull
+# request 32628), heads whose files name wrong layers about 0.01 (vLLM's issue 50170).
 UNSOUND, WEAK = 0.25, 0.45
 
 
@@ -56,8 +57,8 @@ class Diagnosis:
             )
         if first < UNSOUND:
             return (
-                f"Not sound: {first:.0%} of first tokens are accepted, and no usual repair helps. The draft belongs to "
-                "another target or chat template, is hardly trained, or its weights are damaged."
+                f"Not sound: {first:.0%} of first tokens are accepted, and no usual repair helps. The draft belongs "
+                "to another target or chat template, is hardly trained, or its weights are damaged."
             )
         if first < WEAK:
             return (
