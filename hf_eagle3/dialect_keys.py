@@ -148,6 +148,9 @@ REASONS = {
         *("initial_context_length", "router_jitter_noise", "first_k_dense_replace", "moe_layer_freq"),
         *("ep_size", "n_group", "n_routed_experts", "n_shared_experts", "num_nextn_predict_layers"),
         *("routed_scaling_factor", "scoring_func", "topk_group", "topk_method"),
+        *("attention_k_eq_v", "embd_pdrop", "expert_intermediate_size", "global_head_dim", "resid_pdrop"),
+        *("hidden_size_per_layer_input", "num_global_key_value_heads", "num_kv_shared_layers", "top_k_experts"),
+        *("use_bidirectional_attention", "use_double_wide_mlp", "vocab_size_per_layer_input"),
     ),
     OF_TEXT: (
         *("eod_token_id", "im_end_id", "im_newline_id", "im_start_id", "image_end_token_id"),
