@@ -203,7 +203,11 @@ def test_options_that_cannot_be(capsys):
 
 # -- all of them ------------------------------------------------------------------------------------------------------
 
-PAIRS = ("embedded", "stories", "norm before residual", "normed feedback, no head")
+PAIRS = ("embedded", "stories", "norm before residual", "no head of its own")
+
+
+def is_harmless(faulty, draft, evidence) -> bool:
+    return 1 + evidence.measure(faulty).mean > 0.97 * (1 + evidence.measure(draft).mean)
 
 
 @pytest.mark.nightly
@@ -219,7 +223,7 @@ def test_seeded_faults_are_found_and_sound_pairs_are_left_alone(stories):
         elif name == "norm before residual":
             target, draft, prompts = trained_pair(stories, 0, norm_before_residual=True)
         else:
-            target, draft, prompts = trained_pair(stories, 1, norm_output=True, has_lm_head=False)
+            target, draft, prompts = trained_pair(stories, 1, has_lm_head=False)
         evidence = evidence_of(target, prompts)
         others = evidence_of(target, prompts[: len(prompts) // 2], depth=3)
         for sound, seen in ((draft, evidence), (draft, others), (copy.deepcopy(draft).bfloat16(), evidence)):
@@ -231,6 +235,9 @@ def test_seeded_faults_are_found_and_sound_pairs_are_left_alone(stories):
             faulty = seeded(draft, fault, target)
             # The head of the published stories draft is far from the target's: nothing could repair a lost one.
             if faulty is None or (name, fault) == ("stories", "head"):
+                continue
+            # With normed residuals it makes no difference whether the feedback is normed: nothing to find.
+            if not isinstance(faulty, str) and is_harmless(faulty, draft, evidence):
                 continue
             num_faults += 1
             what = mistake(faulty, fault, target, evidence)
