@@ -31,6 +31,7 @@ PROMPTS = (
     "A train travels 60 kilometres in 45 minutes. How fast is it on average? Think step by step.",
     "Tell a short story about a lighthouse keeper and a lost dog.",
 )
+RUNS = {"tree": "trees", "chain": "chains", "plain": "plain steps"}
 THINKING = "enable_thinking"  # the argument of chat templates of models that reason
 TEMPLATE_GAIN = 1.25  # other prompts give other answers: only a large gain says something
 
@@ -173,7 +174,7 @@ def text_of(report: dict) -> str:
     rows += [("note", note) for note in report.get("notes", ())]
     if "auto" in report:
         auto = report["auto"]
-        rows.append(("target runs", f"{auto['mode']}s ({auto['reason']})"))
+        rows.append(("target runs", f"{RUNS[auto['mode']]} ({auto['reason']})"))
         for choice in auto["choices"]:
             what = f"{choice['nodes']} nodes of {choice['levels']} levels" if choice["levels"] else "plain steps"
             rows.append(("auto decided", f"{choice['cycles']} cycles: {what}"))
