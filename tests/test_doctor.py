@@ -21,6 +21,7 @@ from doctor_faults import (
     seeded,
     trained_pair,
 )
+from models import tiny_draft, tiny_target
 from safetensors.torch import load_file, save_file
 
 from hf_eagle3 import Eagle3DraftModel, embedded, record
@@ -176,8 +177,11 @@ def test_a_draft_that_does_not_load_is_not_sound_either(tmp_path, capsys):
     save_file(tensors, tmp_path / "draft" / "model.safetensors")
     assert main([*PAIR, "--draft", str(tmp_path / "draft"), *SHORT]) == 1
     text = " ".join(capsys.readouterr().out.split())
-    assert "the draft does not load" in text
+    assert "cannot be used with this target" in text
     assert "contains target ids instead of offsets" in text
+    tiny_draft(tiny_target()).save_pretrained(tmp_path / "other")
+    assert main([*PAIR, "--draft", str(tmp_path / "other"), *SHORT, "--json"]) == 1
+    assert "this draft belongs to another target" in json.loads(capsys.readouterr().out)["verdict"]
 
 
 def test_stored_parts_can_be_left_out(tmp_path):

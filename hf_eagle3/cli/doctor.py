@@ -21,6 +21,7 @@ from ..generation.stats import record
 from ..known_defects import defects_of
 from ..model_loading import load_draft, load_target, load_tokenizer, tokenizer_note
 from ..modeling_eagle3 import Eagle3DraftModel
+from ..target.target import check_fit
 from .inputs import encode
 from .parsing import installed
 
@@ -31,7 +32,7 @@ PROMPTS = (
     "A train travels 60 kilometres in 45 minutes. How fast is it on average? Think step by step.",
     "Tell a short story about a lighthouse keeper and a lost dog.",
 )
-RUNS = {"tree": "trees", "chain": "chains", "plain": "plain steps"}
+RUNS = {"": "plain steps", "tree": "trees", "chain": "chains", "plain": "plain steps"}
 THINKING = "enable_thinking"  # the argument of chat templates of models that reason
 TEMPLATE_GAIN = 1.25  # other prompts give other answers: only a large gain says something
 
@@ -42,8 +43,9 @@ def run(arguments: argparse.Namespace) -> int:
     report = {"target": arguments.target, "draft": arguments.draft, "environment": environment(target)}
     try:
         draft = load_draft(arguments.draft, target)
+        check_fit(target.config.get_text_config(decoder=True), draft.config)
     except ValueError as error:
-        report |= {"sound": False, "verdict": f"Not sound: the draft does not load. {error}"}
+        report |= {"sound": False, "verdict": f"Not sound: the draft cannot be used with this target. {error}"}
     else:
         notes = [*fit_notes(target.config, draft.config), tokenizer_note(arguments.draft, tokenizer)]
         notes += [f"Known defect, replaced when loading: {defect}." for defect in defects_of(arguments.draft)]
