@@ -133,8 +133,10 @@ def _checked(part: object, file: str) -> dict[str, torch.Tensor]:
 
 
 def native_name(name: str) -> str:
-    """Map `layers.0.` of newer writers to `midlayer.`, which all engine versions read."""
-    return re.sub(r"^layers\.0\.", "midlayer.", name)
+    """
+    Map `layers.0.` of newer writers to `midlayer.`, which all engine versions read; AutoModel writes `model.` first.
+    """
+    return re.sub(r"^layers\.0\.", "midlayer.", name.removeprefix("model."))
 
 
 def fields_from_names(tensors: dict[str, torch.Tensor], config) -> dict:

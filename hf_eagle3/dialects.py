@@ -1,98 +1,39 @@
 """Checkpoint dialects: maps the `config.json` of other projects to fields of `Eagle3Config`.
 
-Supported are SafeAILab, SpecForge/SGLang, NVIDIA ModelOpt, speculators, DeepSpec and EAGLE-3.1. An unsupported key
-that changes what a draft computes is an error; an unknown key is a warning. Does not know files, tensors or the model
-class.
+Supported are SafeAILab, SpecForge/SGLang, NVIDIA's ModelOpt and AutoModel, speculators, DeepSpec, AngelSlim, TorchSpec
+and EAGLE-3.1. An unsupported key that changes what a draft computes is an error; an unknown key is a warning
+(`dialect_keys.py`). Does not know files, tensors' values or the model class.
 """
 
-import functools
+import re
+from collections.abc import Collection
 
-from transformers import GenerationConfig, LlamaConfig, PreTrainedConfig, Qwen3Config
 from transformers.utils import logging
+
+from .dialect_keys import (
+    EXTRA_FIELDS,
+    FOREIGN,
+    FOREIGN_ARCHITECTURES,
+    FOREIGN_KEYS,
+    FOREIGN_SPECULATORS,
+    IDS_KEY,
+    OTHER_NAMES,
+    SHARED_FIELDS,
+    UNSUPPORTED,
+    meaning_of,
+)
 
 
 logger = logging.get_logger(__name__)
 
-SHARED_FIELDS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-    "attention_bias",
-    "attention_dropout",
-    "mlp_bias",
-    "rope_parameters",
-    "rope_scaling",
-    "rope_theta",
-    "dtype",
-    "torch_dtype",
-    "quantization_config",
-)
-# ModelOpt and SGLang store some of them in `eagle_config`.
-EXTRA_FIELDS = (
-    "draft_vocab_size",
-    "target_hidden_size",
-    "norm_before_residual",
-    "norm_before_fc",
-    "fc_norm",
-    "norm_output",
-    "use_qk_norm",
-    "embed_trained",
-    "has_lm_head",
-    "target_name_or_path",
-    "target_revision",
-    "chat_template_kwargs",
-)
-OTHER_NAMES = {"embed_requires_grad": "embed_trained", "use_aux_norm": "fc_norm"}  # speculators; older SGLang
-IDS_KEY = "eagle_aux_hidden_state_layer_ids"
-# Keys that identify another kind of drafter.
-OTHER_KINDS = {
-    "dflash_config": "a block drafter (DFlash, JetSpec)",
-    "ptd_token_id": "a parallel drafter (P-EAGLE)",
-    "pard_token": "a parallel drafter (PARD)",
-    "medusa_num_heads": "a set of Medusa heads",
-    "hydra_num_heads": "a set of Hydra heads",
-}
-# Read elsewhere, determined by the tensors, or without effect on what a draft computes.
-OTHER_KNOWN_KEYS = (
-    "eagle_config",
-    "layer_types",
-    "max_window_layers",
-    "num_aux_hidden_states",
-    "sliding_window",
-    "speculators_config",
-    "speculators_model_type",
-    "speculators_version",
-    "target_layer_ids",
-    "transformer_layer_config",
-    "use_aux_hidden_state",
-    "use_sliding_window",
-    "next_layer_regular",
-    "num_target_layers",
-    "parallel_draft_heads_num_layers",
-    "parallel_draft_step",
-    "step_loss_decay",
-    "target_model_type",
-    "transformers_weights",
-    "ttt_length",
-    "use_input_layernorm_in_first_layer",
-    "use_last_layernorm",
-    "use_mtp_layernorm",
-    # Defaults that transformers 4 wrote into every file.
-    *("add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "chunk_size_feed_forward"),
-    *("cross_attention_hidden_size", "decoder_start_token_id", "finetuning_task", "forced_bos_token_id"),
-    *("forced_eos_token_id", "is_decoder", "prefix", "pretraining_tp", "pruned_heads", "sep_token_id"),
-    *("task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "tie_word_embeddings", "tokenizer_class"),
-    *("torchscript", "use_bfloat16", "use_cache"),
+AUTOMODEL = "LlamaEagle3DraftModel"  # AutoModel's class; the rest of its file is the target's configuration
+# Names of tensors that only other kinds of drafters store.
+FOREIGN_TENSORS = (
+    (re.compile(r"kv_a_proj_with_mqa"), "eagle3-mla"),
+    (re.compile(r"(^|\.)mask_hidden$"), "p-eagle"),
+    (re.compile(r"\.pre_feedforward_layernorm\."), "eagle3-gemma4"),
+    (re.compile(r"^(medusa_heads?\.)?\d+\.\d+\.(linear\.)?weight$"), "medusa"),
+    (re.compile(r"^hidden_norm\.weight$"), "block"),
 )
 
 
@@ -113,21 +54,28 @@ def read_config(raw: dict, source: str, overrides: dict | None = None) -> dict:
     layer = raw.get("transformer_layer_config") if is_speculators else raw
     kind = raw.get("speculators_model_type", "eagle3")
     if kind != "eagle3" or layer is None:
-        raise ValueError(f"{source} is a speculators `{kind}` checkpoint; only `eagle3` drafts are supported.")
+        what = f", {FOREIGN[FOREIGN_SPECULATORS[kind]]}" if kind in FOREIGN_SPECULATORS else ""
+        raise ValueError(f"{source} is a speculators `{kind}` checkpoint{what}; only `eagle3` drafts are supported.")
     nested = raw.get("eagle_config") or {}
     extra = nested | {name: value for name, value in raw.items() if value is not None}
-    _refuse_other_kinds(extra, overrides, source)
+    # A caller who sets `draft_vocab_size` says that it is an EAGLE-3 draft.
+    refuse_foreign(layer | raw | {k: v for k, v in overrides.items() if k == "draft_vocab_size"}, (), source)
+    _refuse_unsupported(layer, extra, overrides, source)
     _warn_of_unknown_keys(layer | extra, source)
 
     fields = {name: layer[name] for name in SHARED_FIELDS if layer.get(name) is not None}
+    if "hidden_act" not in fields and layer.get("hidden_activation"):
+        fields["hidden_act"] = layer["hidden_activation"]
+    _plain_rope(fields, source)
     fields |= {field: True for name, field in OTHER_NAMES.items() if extra.get(name)}
     fields |= {name: extra[name] for name in (*EXTRA_FIELDS, "dtype", "torch_dtype") if extra.get(name) is not None}
     taps = layer.get("num_aux_hidden_states", raw.get("num_aux_hidden_states"))
     if taps is not None:
         fields["num_tapped_layers"] = taps
     verifier = (raw.get("speculators_config") or {}).get("verifier") or {}
-    if verifier.get("name_or_path"):
-        fields["target_name_or_path"] = verifier["name_or_path"]
+    for name in (verifier.get("name_or_path"), raw.get("target_model_name_or_path")):
+        if isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name):  # not a path on the publisher's machine
+            fields["target_name_or_path"] = name
     if "target_layer_ids" not in overrides and (ids := _target_layer_ids(raw, nested, source)) is not None:
         fields["target_layer_ids"] = ids
     if "sliding_window" not in overrides:
@@ -148,10 +96,60 @@ def read_config(raw: dict, source: str, overrides: dict | None = None) -> dict:
     return fields
 
 
-def _refuse_other_kinds(extra: dict, overrides: dict, source: str) -> None:
-    for name, kind in OTHER_KINDS.items():
-        if extra.get(name) is not None:
-            raise ValueError(f"{source} has `{name}`, so it is {kind}; only EAGLE-3 drafts are supported.")
+def foreign_kind(config: dict, tensor_names: Collection[str] = ()) -> tuple[str, str] | None:
+    """
+    (kind, evidence) where a checkpoint belongs to a drafter other than an EAGLE-3 draft, else `None`.
+
+    Args:
+        config: The parsed `config.json`, may be empty; keys of a nested `eagle_config` count as its own.
+        tensor_names: Names of the stored tensors as in [`checkpoint.native_name`], if known.
+
+    Returns:
+        The kind is a key of `dialect_keys.FOREIGN`, which has a text for each.
+    """
+    config = (config.get("eagle_config") or {}) | config
+    if config.get("speculators_model_type") in FOREIGN_SPECULATORS:
+        kind = config["speculators_model_type"]
+        return FOREIGN_SPECULATORS[kind], f"`speculators_model_type` {kind}"
+    names = [str(name) for name in config.get("architectures") or ()]
+    for name in names:
+        for part, kind in FOREIGN_ARCHITECTURES.items():
+            if part in name.lower():
+                return kind, f"`architectures` {name}"
+    for key, kind in FOREIGN_KEYS.items():
+        if config.get(key) not in (None, False):
+            return kind, f"`{key}`"
+    for pattern, kind in FOREIGN_TENSORS:
+        if found := next(filter(pattern.search, tensor_names), None):
+            return kind, f"the tensor `{found}`"
+    # EAGLE-1's fused layer: `fc` reads [embedding ; feature], nothing is normed before the head.
+    is_fused = "fc.bias" in tensor_names or ("fc.weight" in tensor_names and "norm.weight" not in tensor_names)
+    if is_fused and "midlayer.hidden_norm.weight" not in tensor_names:
+        return "eagle", "an `fc` but no `hidden_norm`"
+    is_eagle3 = "draft_vocab_size" in config or any("eagle3" in name.lower() for name in names)
+    if config.get("model_type") == "eagle" or any("eagle" in n.lower() and not is_eagle3 for n in names):
+        return "eagle", f"`architectures` {', '.join(names)}" if names else "`model_type` eagle"
+    return None
+
+
+def refuse_foreign(config: dict, tensor_names: Collection[str], source: str) -> None:
+    """
+    Raises:
+        ValueError: a checkpoint of another kind of drafter, by name; see [`foreign_kind`].
+    """
+    found = foreign_kind(config, tensor_names)
+    if found is None:
+        return
+    kind, evidence = found
+    raise ValueError(f"{source} has {evidence}, so it is {FOREIGN[kind]}; only EAGLE-3 drafts are supported.")
+
+
+def may_be_eagle1(config: dict) -> bool:
+    """Whether only the tensors of a `config.json` of one layer can tell an EAGLE-1/2 draft from an ordinary model."""
+    return "draft_vocab_size" not in config and config.get("num_hidden_layers") == 1
+
+
+def _refuse_unsupported(layer: dict, extra: dict, overrides: dict, source: str) -> None:
     if (extra.get("parallel_draft_step") or 1) > 1:
         raise ValueError(
             f"{source}: `parallel_draft_step` is {extra['parallel_draft_step']}; a draft that predicts several "
@@ -163,11 +161,44 @@ def _refuse_other_kinds(extra: dict, overrides: dict, source: str) -> None:
             "final norm and fuses nothing; such drafts are not supported. If the file is wrong, pass the tapped "
             "layers as target_layer_ids=[...]."
         )
+    rope = (layer.get("rope_parameters") or {}) | (layer.get("rope_scaling") or {})
+    for name, supported in UNSUPPORTED.items():
+        value = layer.get(name, extra.get(name, rope.get(name)))
+        if value is not None and value not in supported and "rope_parameters" not in overrides:
+            raise ValueError(
+                f"{source}: `{name}` is {value}; only {supported[0]} is supported. If the draft was trained without "
+                "it, remove it from config.json."
+            )
+
+
+def _plain_rope(fields: dict, source: str) -> None:
+    """
+    Replaces multimodal RoPE by the plain one of the same base: the three positions of a text token are equal, and the
+    frequencies are the plain ones (AngelSlim's and SpecForge's draft code, SGLang's reader).
+    """
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = fields.get(name)
+        if not rope:
+            continue
+        if any(isinstance(value, dict) for value in rope.values()):
+            raise ValueError(
+                f"{source}: `{name}` differs by kind of layer ({', '.join(rope)}); a draft has one kind. Pass the "
+                "right one as rope_parameters={...}."
+            )
+        if "mrope_section" in rope:
+            kept = {key: value for key, value in rope.items() if not key.startswith("mrope_") and key != "type"}
+            fields[name] = kept | {"rope_type": "default"}
+            logger.warning_once(
+                f"{source} has multimodal RoPE (`mrope_section`). Text is drafted as trained; images are drafted at "
+                "text positions, so that fewer tokens behind them may be accepted."
+            )
 
 
 def _warn_of_unknown_keys(found: dict, source: str) -> None:
     unknown = [
-        name for name, value in found.items() if name not in known_keys() and value not in (None, False, [], {})
+        name
+        for name, value in found.items()
+        if value not in (None, False, [], {}) and meaning_of(name)[0] == "unknown"
     ]
     if unknown:
         names = ", ".join(f"`{name}`" for name in sorted(unknown))
@@ -175,14 +206,6 @@ def _warn_of_unknown_keys(found: dict, source: str) -> None:
             f"{source} has unknown keys that may change what the draft computes: {names}. Check them if few tokens "
             "are accepted."
         )
-
-
-@functools.cache
-def known_keys() -> frozenset[str]:
-    """Keys of a `config.json` that are read or known to have no effect."""
-    configs = (PreTrainedConfig(), LlamaConfig(), Qwen3Config(), GenerationConfig())
-    kept = {name for config in configs for name in config.to_dict()}
-    return frozenset({*kept, *SHARED_FIELDS, *EXTRA_FIELDS, *OTHER_NAMES, IDS_KEY, *OTHER_KNOWN_KEYS, "_name_or_path"})
 
 
 def _whole_vocabulary(raw: dict, vocab_size: int, source: str) -> int:
@@ -193,15 +216,11 @@ def _whole_vocabulary(raw: dict, vocab_size: int, source: str) -> int:
     if "draft_vocab_size" in raw or any("eagle3" in name.lower() for name in architectures):
         return vocab_size
     what = f" (`architectures`: {', '.join(architectures)})" if architectures else ""
-    if any("eagle" in name.lower() for name in architectures) or raw.get("model_type") == "eagle":
-        hint = "It declares an EAGLE-1 or EAGLE-2 draft, which is not supported."
-    elif raw.get("num_hidden_layers") == 1:
-        hint = "With its one layer it may be an EAGLE-1 or EAGLE-2 draft, which is not supported."
-    else:
-        hint = "Load an ordinary model with AutoModelForCausalLM and use it as the target."
+    hint = "With its one layer it may be an EAGLE-1/2 draft, which is not supported. " if may_be_eagle1(raw) else ""
     raise ValueError(
-        f"`draft_vocab_size` is missing from {source}{what}, so this is not an EAGLE-3 draft model. {hint} If it is "
-        f"an EAGLE-3 draft that predicts the whole vocabulary, pass draft_vocab_size={vocab_size}."
+        f"`draft_vocab_size` is missing from {source}{what}, so this is not an EAGLE-3 draft model. {hint}Load an "
+        "ordinary model with AutoModelForCausalLM and use it as the target. If it is an EAGLE-3 draft that predicts "
+        f"the whole vocabulary, pass draft_vocab_size={vocab_size}."
     )
 
 
@@ -210,6 +229,8 @@ def _sliding_window(layer: dict, source: str) -> int | None:
     The window of the draft's attention. A file may have one that no layer uses: `layer_types` decides, or its default
     in Qwen3's configuration, from `use_sliding_window` and `max_window_layers`.
     """
+    if AUTOMODEL in (layer.get("architectures") or ()):  # the target's layers are listed; the draft's attends to all
+        return None
     window, count = layer.get("sliding_window"), layer.get("num_hidden_layers", 1)
     first = layer.get("max_window_layers", 28)
     uses = layer.get("use_sliding_window", False)

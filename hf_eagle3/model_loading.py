@@ -25,6 +25,7 @@ from .data.conversations import checked_template_kwargs
 from .dtypes import DTYPES
 from .errors import PACKAGE, UserError, explained, is_raised_by
 from .generation.ops.transfer import best_device
+from .known_defects import corrections
 from .modeling_eagle3 import Eagle3DraftModel
 
 
@@ -182,6 +183,7 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
         raw = checkpoint.load_config(source, **hub)
         # The dtype in the configuration may differ from that of the file; converting must not change weights.
         config = Eagle3Config.from_dict({k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")})
+        config = config.changed(corrections(source, config, {}))
         return Eagle3DraftModel.from_pretrained(source, config=config, dtype="auto", **hub).eval()
     needs_extra("train", ("peft",))
     from peft import PeftModel

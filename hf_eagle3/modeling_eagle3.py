@@ -18,7 +18,9 @@ from transformers.utils import ModelOutput, logging
 from . import checkpoint, vocabulary
 from .compat.models import rotary_embedding
 from .configuration_eagle3 import Eagle3Config, own_fields
+from .dialects import may_be_eagle1, refuse_foreign
 from .draft_layers import Attend, Eagle3DecoderLayer, RMSNorm, Rotary, causal_attend
+from .known_defects import corrections
 from .tree_config import TreeConfig
 
 
@@ -257,8 +259,17 @@ class Eagle3DraftModel(PreTrainedModel):
         hub = {name: value for name, value in hub.items() if value is not None}
         overrides = {name: kwargs.pop(name) for name in own_fields() & kwargs.keys()}
         if config is None:
-            config = Eagle3Config.from_dict(checkpoint.load_config(source, **hub), **overrides)
+            raw = checkpoint.load_config(source, **hub)
+            if may_be_eagle1(raw) and "draft_vocab_size" not in overrides:
+                refuse_foreign(raw, checkpoint.load_tensors(source, **hub), source)
+            config = Eagle3Config.from_dict(raw, **overrides)
+            overrides |= corrections(source, config, overrides)
         tensors = checkpoint.load_tensors(source, **hub)
+        refuse_foreign({}, tensors, source)
+        # Said not to be there: the target's are used instead of stored ones that are wrong.
+        for field, name in (("has_lm_head", "lm_head.weight"), ("has_embed_tokens", "embed_tokens.weight")):
+            if overrides.get(field) is False:
+                tensors.pop(name, None)
         config = config.changed(checkpoint.fields_from_names(tensors, config) | overrides)
         mapping = vocabulary.complete_mapping(
             tensors.pop("d2t", None), tensors.pop("t2d", None), config.draft_vocab_size, config.vocab_size, source

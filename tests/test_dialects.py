@@ -79,13 +79,16 @@ def test_flags_at_the_top_and_in_eagle_config(where, key, field):
         ({"ptd_token_id": 7}, "`ptd_token_id`, so it is a parallel drafter"),
         ({"dflash_config": {"mask_token_id": 1}, "block_size": 16}, "`dflash_config`, so it is a block drafter"),
         ({"medusa_num_heads": 4}, "so it is a set of Medusa heads"),
+        ({"partial_rotary_factor": 0.25}, "`partial_rotary_factor` is 0.25; only 1 is supported"),
+        ({"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "`partial_rotary_factor` is 0.5"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "differs by kind of layer"),
         (
             {"draft_vocab_size": ..., "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1},
-            "With its one layer it may be an EAGLE-1",
+            "With its one layer it may be an EAGLE-1/2 draft.* pass draft_vocab_size=128",
         ),
         (
             {"draft_vocab_size": ..., "architectures": ["EagleLlamaForCausalLM"]},
-            "declares an EAGLE-1 or EAGLE-2",
+            "`architectures` EagleLlamaForCausalLM, so it is an EAGLE-1/2 draft",
         ),
         (
             {"draft_vocab_size": ..., "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 32},
@@ -119,8 +122,8 @@ def test_an_override_stands_whatever_the_file_says():
 
 
 def test_keys_of_unknown_meaning_are_named(caplog):
-    fields(partial_rotary_factor=0.25, temperature=1.0, length_penalty=1.0, pretraining_tp=1, alpha=None, beta=False)
-    assert "`partial_rotary_factor`" in caplog.text
+    fields(embedding_multiplier=0.25, temperature=1.0, length_penalty=1.0, pretraining_tp=1, alpha=None, beta=False)
+    assert "`embedding_multiplier`" in caplog.text
     assert "pretraining_tp" not in caplog.text
     for name in ("temperature", "length_penalty", "alpha", "beta"):
         assert f"`{name}`" not in caplog.text

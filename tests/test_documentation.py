@@ -91,7 +91,9 @@ def test_all_blocks_of_the_readme_run_in_order(newcomer, capsys):
             exec(compile(code, "README.md", "exec"), namespace)
         elif language == "bash":
             for words in commands(code):
-                assert main([*words, *shlex.split(SHORTER.get(words[0], ""))]) == 0, capsys.readouterr().err
+                status = main([*words, *shlex.split(SHORTER.get(words[0], ""))])
+                # The draft is hardly trained: the doctor's status says that it is not sound.
+                assert status == (1 if words[0] == "doctor" else 0), capsys.readouterr().err
                 ran.append(words[0])
         else:
             assert language in ("", "bibtex"), f"a block of {language!r} that nobody runs"

@@ -6,10 +6,11 @@ import pytest
 import torch
 from local_hub import hub  # noqa: F401
 from models import CHAIN_TARGETS, TREE_TARGETS, tiny_draft, tiny_target
+from replica_data import REPLICAS
 from test_options import letters_tokenizer
 from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, T5Config
 
-from hf_eagle3 import Eagle3Config, embedded
+from hf_eagle3 import Eagle3Config, Eagle3DraftModel, embedded
 from hf_eagle3.cli import main
 from hf_eagle3.hub import registry
 
@@ -149,21 +150,58 @@ def test_known_drafts_are_suggested(tmp_path, capsys, hub):  # noqa: F811
     out = report(capsys, "--target", "meta-llama/Llama-3.1-8B-Instruct")["target"]
     assert out["known_drafts"][0]["draft"] == "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"
     assert main(["inspect", "--target", "meta-llama/Llama-3.1-8B-Instruct"]) == 0
-    assert "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B (not tested; https://github.com/SafeAILab/EAGLE" in (
+    assert "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B (its layout is tested; https://github.com/SafeAILab/EAGLE" in (
         capsys.readouterr().out
     )
 
 
 def test_every_public_draft_has_its_source():
     drafts = registry.public_drafts()
-    assert len(drafts) == len({entry.draft for entry in drafts}) > 20
+    assert len(drafts) == len({entry.draft for entry in drafts}) > 60
     for entry in drafts:
         assert entry.source.startswith("https://")
         assert entry.draft.count("/") == entry.target.count("/") == 1
         assert entry.layers in (None, "usual")
+        for defect in entry.defects:
+            assert defect.source.startswith("https://")
+            assert defect.published != defect.use
     found = registry.drafts_for("qwen/qwen3-8b")
     assert len(found) > 2
     assert found[0].publisher != "community"
+    assert registry.drafts_for("openai/gpt-oss-20b")[-1].checked == "refused"
+
+
+def test_checked_means_what_it_says():
+    """A replica of a checked draft's layout loads in test_replicas.py, or is refused there."""
+    loads = {replica.repository for replica in REPLICAS if replica.refused is None}
+    refused = {replica.repository for replica in REPLICAS if replica.refused}
+    for entry in registry.public_drafts():
+        expected = "layout" if entry.draft in loads else "refused" if entry.draft in refused else False
+        assert entry.checked == expected, entry.draft
+
+
+def test_a_known_defect_is_replaced_and_said(hub, tmp_path, capsys, caplog):  # noqa: F811
+    name = "AngelSlim/Qwen3-4B_eagle3"
+    tiny_draft(tiny_target(), rope_parameters={"rope_type": "default", "rope_theta": 1e6}).save_pretrained(tmp_path)
+    hub.put(name, tmp_path)
+    hub.put("user/copy", tmp_path)
+    assert Eagle3DraftModel.from_pretrained(name).config.rope_parameters["rope_theta"] == 10000.0
+    assert "`rope_theta` 1000000.0 should be 10000.0" in caplog.text
+    assert "pass rope_theta=1000000.0 to keep it" in caplog.text
+    kept = Eagle3DraftModel.from_pretrained(name, rope_theta=1e6)
+    assert kept.config.rope_parameters["rope_theta"] == 1e6
+    assert Eagle3DraftModel.from_pretrained("user/copy").config.rope_parameters["rope_theta"] == 1e6
+    out = report(capsys, "--draft", name)["draft"]
+    assert out["rope"]["rope_theta"] == 10000.0
+    assert ["measured there" in defect for defect in out["known_defects"]] == [True]
+    assert main(["inspect", "--draft", name]) == 0
+    assert "known defect, replaced" in capsys.readouterr().out
+    tiny_draft(tiny_target(), rope_parameters={"rope_type": "default", "rope_theta": 5e5}).save_pretrained(tmp_path)
+    hub.put(name, tmp_path)  # as if its publisher had changed the file
+    caplog.clear()
+    changed = Eagle3DraftModel.from_pretrained(name, force_download=True)
+    assert changed.config.rope_parameters["rope_theta"] == 5e5
+    assert "rope_theta" not in caplog.text
 
 
 @pytest.mark.parametrize(

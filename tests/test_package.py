@@ -18,6 +18,8 @@ LAYERS = (
         "compat",
         "checkpoint",
         "dialects",
+        "dialect_keys",
+        "known_defects",
         "vocabulary",
         "metrics",
         "training_options",
@@ -32,7 +34,7 @@ LAYERS = (
     ("draft_layers", "modeling_eagle3", "fitting", "draft_init"),
     ("generation", "data", "hub"),
     ("training", "benchmarks", "embedded", "engines"),
-    ("model_loading", "attachment"),
+    ("model_loading", "attachment", "doctor"),
     ("__init__", "__main__", "cli", "pairs", "smollm2"),
 )
 # Files that run the whole package, beside those that the whole package asks.

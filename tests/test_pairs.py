@@ -1,6 +1,7 @@
 """The pairs whose drafts ship: by name, with a target that may be missing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,15 @@ def test_the_draft_of_the_real_target_is_known(tmp_path, by):
     known = known_draft(fetching.HUB_ID.upper() if by == "id" else str(tmp_path))
     assert Path(known.draft) == smollm2.DRAFT
     assert (registry.SMOLLM2_TARGET, registry.SMOLLM2_RECORD) == (fetching.HUB_ID, fetching.RECORD)
+
+
+def test_a_draft_that_is_refused_is_never_the_known_one(monkeypatch):
+    entry = registry.public_drafts()[0]
+    refused, usable = (
+        replace(entry, draft=name, checked=value) for name, value in (("a/x", "refused"), ("b/y", False))
+    )
+    monkeypatch.setattr(registry, "public_drafts", lambda: (refused, usable))
+    assert known_draft(entry.target).draft == "b/y"
+    monkeypatch.setattr(registry, "public_drafts", lambda: (refused,))
+    with pytest.raises(ValueError, match="No draft is known"):
+        known_draft(entry.target)

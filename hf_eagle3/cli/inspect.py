@@ -30,6 +30,7 @@ from ..errors import explained
 from ..fitting import fit_notes
 from ..hub import engines, formats, registry
 from ..hub.export import ExportTarget
+from ..known_defects import corrections, defects_of
 from ..model_loading import (
     MODEL_REMEDY,
     TOKENIZER_FILES,
@@ -117,7 +118,13 @@ def describe_target(source: str, target: ExportTarget, attention: str | None) ->
         "draft_vocab_size": size,
     }
     out["known_drafts"] = [
-        {"draft": entry.draft, "source": entry.source, "checked": entry.checked, "notes": entry.notes}
+        {
+            "draft": entry.draft,
+            "source": entry.source,
+            "checked": entry.checked,
+            "notes": entry.notes,
+            "defects": [str(defect) for defect in entry.defects],
+        }
         for entry in registry.drafts_for(out["name"])
     ]
     return out
@@ -157,6 +164,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         stored = stored_shapes(source, **hub)
     if stored is not None:
         config = config.changed(checkpoint.fields_from_names(stored, config))
+    config = config.changed(corrections(source, config, {}))
     dialect = formats.SPECULATORS if "speculators_model_type" in raw else formats.PLAIN
     out = {
         "name": source,
@@ -169,6 +177,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         "vocab_size": config.vocab_size,
         "target_layer_ids": config.target_layer_ids,
         "rope": config.rope_parameters,
+        "known_defects": [str(defect) for defect in defects_of(source)],
         "sliding_window": config.sliding_window,
         "flags": [name for name in FLAGS if vars(config)[name]],
         "own_embedding": config.has_embed_tokens,
@@ -211,8 +220,8 @@ def table(title: str, part: dict) -> str:
             rows += [(label, text) for text in known(value)]
         elif name == "needs":
             rows += [("a draft for it", text) for text in needs(value)]
-        elif name == "notes":
-            rows += [("note", text) for text in value]
+        elif name in ("notes", "known_defects"):
+            rows += [("note" if name == "notes" else "known defect, replaced", text) for text in value]
         elif isinstance(value, dict):
             rows += [(label, f"{key}: {'; '.join(x) if isinstance(x, list) else x}") for key, x in value.items()]
         else:
@@ -227,8 +236,9 @@ def table(title: str, part: dict) -> str:
 def known(entries: list[dict]) -> list[str]:
     out = []
     for entry in entries:
-        checked = "tested" if entry["checked"] else "not tested"
-        out.append(f"{entry['draft']} ({checked}; {entry['source']}){' ' + entry['notes'] if entry['notes'] else ''}")
+        remarks = [entry["notes"], *(f"{defect}; loading replaces it." for defect in entry["defects"])]
+        checked = f"{registry.CHECKED[entry['checked']]}; {entry['source']}"
+        out.append(" ".join([f"{entry['draft']} ({checked})", *filter(None, remarks)]))
     return out
 
 

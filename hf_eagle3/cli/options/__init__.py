@@ -5,13 +5,14 @@ Does not import torch or transformers, so that `--help`, `--version` and mistype
 
 from types import ModuleType
 
-from . import benchmark, convert, demo, generate, inspect, make_draft, prepare, push, serve, space, train
+from . import benchmark, convert, demo, doctor, generate, inspect, make_draft, prepare, push, serve, space, train
 
 
 COMMANDS: dict[str, ModuleType] = {
     "benchmark": benchmark,
     "convert": convert,
     "demo": demo,
+    "doctor": doctor,
     "generate": generate,
     "inspect": inspect,
     "make-draft": make_draft,
