@@ -63,10 +63,14 @@ class Gain:
         self._plain_left -= 1
         return self._plain_left >= 0
 
+    def see(self, rate: float) -> None:
+        """A cycle came to `rate` tokens per second."""
+        self.rate = rate if self.rate == 0 else SMOOTHING * self.rate + (1 - SMOOTHING) * rate
+
     def pays(self, rate: float, plain_seconds: float, num_sequences: int) -> bool:
         """A cycle came to `rate` tokens per second, where a plain step takes `plain_seconds`; `False`: pause."""
         gain = rate * plain_seconds / (1 + BATCH_MARGIN * math.log2(num_sequences))
-        self.rate = rate if self.rate == 0 else SMOOTHING * self.rate + (1 - SMOOTHING) * rate
+        self.see(rate)
         self.value = SMOOTHING * self.value + (1 - SMOOTHING) * gain
         if gain >= 1:
             self._pause = FIRST_PAUSE
@@ -89,6 +93,7 @@ class AutoPlanner(TreePolicy):
         costs: The table for so many sequences per pass and so many tokens of context.
         pass_sizes: Passes of so many tokens are considered.
         is_static: Whether a level is expanded whole or not at all, since its width cannot change.
+        is_free: Whether drafting costs next to nothing, so that every cycle may look whether anything pays.
     """
 
     is_adaptive = True
@@ -101,8 +106,10 @@ class AutoPlanner(TreePolicy):
         costs: Callable[[int, int], CostTable],
         pass_sizes: tuple[int, ...] = PASS_SIZES,
         is_static: bool = False,
+        is_free: bool = False,
     ):
         super().__init__(sizes.tree_top_k)
+        self.is_free = is_free
         self.sizes, self.pass_sizes, self.is_static, self.costs_at = sizes, pass_sizes, is_static, costs
         self.reads_scores = device.type == "cpu"
         most = sizes.tree_top_k
@@ -136,13 +143,13 @@ class AutoPlanner(TreePolicy):
         self._levels = self._nodes = self._seen = 0
         self._curve, self._widths, self._frontiers = None, [], []
         has_drafted = costs.first.points and (costs.level.points or self.sizes.tree_depth == 1)
-        knows_drafting = has_drafted and costs.verify.covers(self.first_size * num)
+        knows_drafting = (has_drafted or self.is_free) and costs.verify.covers(self.first_size * num)
         self.is_exploring = not (knows_drafting and costs.verify.covers(num))
         self._watch.start(self.is_exploring)
         self._untimed = costs.first, num
         if self.is_exploring:
             return 0 if knows_drafting else outlook.depth
-        return 0 if self._gain.pauses() else outlook.depth
+        return 0 if self._gain.pauses() and not self.is_free else outlook.depth
 
     def chances(self, log_probs: torch.Tensor) -> torch.Tensor:
         """As in [`TreePolicy`]."""
@@ -215,6 +222,8 @@ class AutoPlanner(TreePolicy):
             return
         if self._levels:
             self._learn(tree, accepted, counts)
+        elif self.is_free and not self.is_exploring:  # nothing to propose: the usual rate falls
+            self._gain.see(1 / self.costs.verify(self.num_sequences))
         self._watch.stop(self.costs.verify, self.num_sequences * (self._nodes + 1))
         self.choices.append(self._weighed(counts) if self._levels else Choice(0, 0, 1.0, 1.0, 0.0))
 
