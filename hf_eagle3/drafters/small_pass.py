@@ -46,6 +46,8 @@ class SmallPasses:
             visible = None
         kwargs = {"attention_mask": torch.ones_like(ids) if visible is None else visible.long(), "use_cache": True}
         put_cache(kwargs, DynamicCache(config=self.target.config))
+        if visible is not None and self.target.takes_positions and not self.target.counts_padding:
+            kwargs["position_ids"] = (visible.long().cumsum(dim=1) - 1).clamp(min=0)
         if self.target.keeps_logits:
             kwargs["logits_to_keep"] = 1
         outputs = prefill(model, ids, model.generation_config, kwargs)
