@@ -22,6 +22,9 @@ from ..generation.tree.policy import TreePolicy
 # Chance given to a node that fills a smaller tree up to the size of its batch.
 LOG_FILLER = log(1e-4)
 SEPARATOR = -1  # ends a text: no continuation goes beyond it
+# A place that agrees with m tokens weighs m ** POWER: the likelihood of 90 answers of two small targets is highest at 1
+# to 1.5, with an escape of 2 to 4 in greedy text and 8 to 16 in text at T=1.
+POWER = 1.5
 UNLEARNT = float("inf")  # a node's `log_probs` where its chance is no estimate of the draft's to learn from
 
 
@@ -77,27 +80,25 @@ class Continuation:
     Attributes:
         text: Token ids, and `SEPARATOR` between texts.
         place: Of the token that followed.
-        weight: How much it counts.
-        growth: By how much more behind each further token.
+        length: Tokens on which both contexts agree.
     """
 
     text: Sequence[int]
     place: int
-    weight: float
-    growth: float = 0.0
+    length: int
 
 
 def expand(
     continuations: list[Continuation], depth: int, num_nodes: int, top_k: int, escape: float
 ) -> Proposals:
     """
-    The likeliest nodes first: a token's probability is its continuations' share of the weight of all that still agree,
-    with `escape` for what was never seen.
+    The likeliest nodes first: a token's probability is its continuations' share of the weight of all that still agree.
 
     Args:
         depth: Levels at most.
         num_nodes: Nodes at most.
         top_k: Children per node at most.
+        escape: Weight of what was never seen.
     """
     out, order, made = Proposals(), [], 0
 
@@ -108,7 +109,7 @@ def expand(
         for one in here:
             place = one.place + level
             if place < len(one.text) and (token := one.text[place]) != SEPARATOR:
-                weight = one.weight + level * one.growth
+                weight = (one.length + level) ** POWER
                 total += weight
                 found = by_token.setdefault(token, [0.0, []])
                 found[0] += weight

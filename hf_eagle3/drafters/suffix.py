@@ -11,6 +11,7 @@ Source: SuffixDecoding (arXiv 2411.04975); an index of a few n-gram sizes stands
 from collections.abc import Sequence
 
 import torch
+from transformers import PreTrainedModel
 
 from ..generation.auto.calibration import OWN_NOISE
 from ..generation.batch import Batch
@@ -25,7 +26,8 @@ from .proposals import SEPARATOR, Continuation, Proposals, expand, tree_of
 ORDERS = (8, 4, 2, 1)  # n-grams that are indexed
 MOST_PLACES = 12  # looked at per text and cycle, the newest first
 LONGEST_MATCH = 16  # tokens compared backwards: what is longer says no more
-ESCAPE = 2.0  # weight of what was never seen; a match of m tokens weighs m ** 2, a place of one token 1 / 3
+# Weight of what was never seen, see `POWER`: sampled text repeats itself less than greedy one.
+ESCAPE, SAMPLED_ESCAPE = 4.0, 14.0
 
 
 class SuffixIndex:
@@ -34,10 +36,14 @@ class SuffixIndex:
 
     Args:
         tokens: The text's first tokens; `SEPARATOR` between texts.
+
+    Attributes:
+        largest: Of these tokens.
     """
 
     def __init__(self, tokens: Sequence[int] = ()):
         self.tokens: list[int] = []
+        self.largest = max(tokens, default=SEPARATOR)
         self._places: dict[tuple[int, ...], list[int]] = {}
         self.extend(tokens)
 
@@ -62,7 +68,7 @@ class SuffixIndex:
                     break
                 if place not in found:
                     length = self._agreement(place, context, order)
-                    found[place] = Continuation(self.tokens, place, float(length**2), 2.0 * length)
+                    found[place] = Continuation(self.tokens, place, length)
             if len(found) == MOST_PLACES or (found and order == ORDERS[-2]):
                 break  # one token says little where two agree
         return list(found.values())
@@ -82,10 +88,11 @@ class SuffixTexts:
     Args:
         batch: The sequences; read only.
         documents: An index that all of them may continue from.
+        escape: Weight of what was never seen.
     """
 
-    def __init__(self, batch: Batch, documents: SuffixIndex | None):
-        self.batch, self.documents = batch, documents
+    def __init__(self, batch: Batch, documents: SuffixIndex | None, escape: float):
+        self.batch, self.documents, self.escape = batch, documents, escape
         visible, ids = batch.visible, batch.ids[:, : batch.prompt_length]
         self._known = [batch.prompt_length] * batch.num_sequences
         self._indices = []
@@ -105,7 +112,7 @@ class SuffixTexts:
         found = index.continuations(context)
         if self.documents is not None:
             found += self.documents.continuations(context)
-        return expand(found, depth, num_nodes, top_k, ESCAPE)
+        return expand(found, depth, num_nodes, top_k, self.escape)
 
 
 class SuffixDraft(Draft):
@@ -139,18 +146,40 @@ def indexed(documents: Sequence[Sequence[int]]) -> SuffixIndex | None:
     return SuffixIndex(text) if text else None
 
 
+def check_ids(documents: SuffixIndex | None, target: PreTrainedModel) -> None:
+    """Raises ValueError if the target has not all tokens of the documents."""
+    size = target.config.get_text_config(decoder=True).vocab_size
+    if documents is not None and documents.largest >= size:
+        raise ValueError(
+            f"`documents` contain the token id {documents.largest}, and the target has {size} tokens; tokenise them "
+            "with the target's tokenizer."
+        )
+
+
+def fit(draft: SuffixDraft, target: PreTrainedModel) -> SuffixDraft:
+    """The draft itself; see `check_ids`."""
+    check_ids(draft.documents, target)
+    return draft
+
+
+def escape_of(context: DraftContext) -> float:
+    """How much of the chance goes to tokens that were never seen in a call."""
+    return ESCAPE if context.noise is None else SAMPLED_ESCAPE
+
+
 class SuffixDrafter(Drafter):
     """See [`SuffixDraft`]."""
 
     def __init__(self, draft: SuffixDraft, context: DraftContext):
         self.draft, self.batch, self.timer = draft, context.batch, context.timer
         self.device, self.sizes = torch.device("cpu"), context.settings.sizes
+        self.escape = escape_of(context)
         self.texts: SuffixTexts | None = None
 
     def start(self, prompt: Prompt) -> None:
         """As in [`Drafter`]: the prompt is indexed if a cycle will follow."""
         if prompt.is_read:
-            self.texts = SuffixTexts(self.batch, self.draft.documents)
+            self.texts = SuffixTexts(self.batch, self.draft.documents, self.escape)
 
     def grow(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
         """As in [`Drafter`]."""
@@ -163,6 +192,7 @@ class SuffixDrafter(Drafter):
 register_drafter(
     SuffixDraft,
     SuffixDrafter,
+    fit=fit,
     device=lambda draft, target: torch.device("cpu"),
     identity=lambda draft: SuffixDraft,
     assumed=OWN_NOISE,
