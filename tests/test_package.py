@@ -30,6 +30,7 @@ LAYERS = (
     ),
     ("draft_layers", "modeling_eagle3", "fitting", "draft_init"),
     ("generation", "data", "hub"),
+    ("drafters",),
     ("training", "benchmarks", "embedded"),
     ("model_loading",),
     ("__init__", "__main__", "cli", "real"),

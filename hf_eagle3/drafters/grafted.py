@@ -31,7 +31,7 @@ from ..generation.tree.draft_tree import DraftTree
 from ..generation.tree.policy import FixedPolicy, TreePolicy
 from ..tree_config import TreeConfig
 from .base import Draft
-from .proposals import UNLEARNT, Proposals, cumulative, tree_of
+from .proposals import Proposals, cumulative, tree_of
 from .suffix import SuffixDraft, SuffixTexts, check_ids, escape_of, indexed
 
 
@@ -53,7 +53,9 @@ class GraftedDraft(Draft):
 
     def __init__(self, draft: Any, documents: Sequence[Sequence[int]] = ()):
         if isinstance(draft, (SuffixDraft, GraftedDraft)):
-            raise ValueError(f"`with_suffix` of a {type(draft).__name__}: it proposes repeated text already; leave it.")
+            raise ValueError(
+                f"`with_suffix` of a {type(draft).__name__}: it proposes repeated text already; leave it."
+            )
         self.draft, self.documents = draft, indexed(documents)
 
     @property
@@ -124,12 +126,15 @@ class GraftedDrafter(Drafter):
         self.inner = kind.open(draft.draft, replace(context, settings=replace(settings, sizes=self.sizes)))
         self.documents, self.batch, self.timer = draft.documents, context.batch, context.timer
         self.device, self.is_static = self.inner.device, settings.static is not None
+        self.reads_choices = self.inner.reads_choices
         self.texts: SuffixTexts | None = None
         self.escape = escape_of(context)
         cpu = torch.device("cpu")
         self.copying = Calibration(cpu, OWN_NOISE)
         self.assumed = Calibration(cpu, GREEDY if context.noise is None else SHARED_NOISE)  # of fixed trees
-        self._last: list[tuple[int, int, Proposals]] = []  # number and length of each sequence, and what it was to copy
+        self._last: list[
+            tuple[int, int, Proposals]
+        ] = []  # number and length of each sequence, and what it was to copy
 
     def start(self, prompt: Prompt) -> None:
         """As in [`Drafter`]."""
@@ -140,6 +145,10 @@ class GraftedDrafter(Drafter):
     def extend(self, inputs: DraftInputs) -> None:
         """As in [`Drafter`]."""
         self.inner.extend(inputs)
+
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        """As in [`Drafter`]."""
+        self.inner.observe(tree, logits)
 
     def grow(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
         """As in [`Drafter`]."""
@@ -173,7 +182,7 @@ class GraftedDrafter(Drafter):
                 joined, joined_edges = _better_chain((own, own_edges), (copied, edges))
             else:
                 joined, joined_edges = own, own_edges
-                _add(own, own_edges, copied, edges)
+                own.join(own_edges, copied, edges)
             each.append(joined)
             scores.append(cumulative(joined, joined_edges))
         return tree_of(each, roots, policy, scores)
@@ -223,19 +232,6 @@ def _covered(copies: list[Proposals], chances: list[list[float]]) -> list[float]
         for depth, chance in best.items():
             levels[depth - 1] += chance / len(copies)
     return levels
-
-
-def _add(own: Proposals, own_edges: list[float], copied: Proposals, edges: list[float]) -> None:
-    """Put copied nodes beside the draft's; what both propose has the better chance of the two."""
-    known, places = own.children(), []
-    for token, parent, edge in zip(copied.tokens, copied.parents, edges, strict=True):
-        key = (places[parent] if parent >= 0 else -1, token)
-        if key in known:
-            own_edges[known[key]] = max(own_edges[known[key]], edge)
-        else:
-            known[key] = own.add(token, key[0], UNLEARNT)
-            own_edges.append(edge)
-        places.append(known[key])
 
 
 def _better_chain(*chains: tuple[Proposals, list[float]]) -> tuple[Proposals, list[float]]:

@@ -60,6 +60,21 @@ class Proposals:
         """Index of each node by (parent, token)."""
         return {key: node for node, key in enumerate(zip(self.parents, self.tokens, strict=True))}
 
+    def join(self, edges: list[float], other: "Proposals", others: list[float]) -> None:
+        """
+        Put the nodes of `other` beside these. `edges` and `others` are log-chances of the nodes given their parents: a
+        node of both has the better one, new ones teach nothing about the draft.
+        """
+        known, places = self.children(), []
+        for token, parent, edge in zip(other.tokens, other.parents, others, strict=True):
+            key = (places[parent] if parent >= 0 else -1, token)
+            if key in known:
+                edges[known[key]] = max(edges[known[key]], edge)
+            else:
+                known[key] = self.add(token, key[0], UNLEARNT)
+                edges.append(edge)
+            places.append(known[key])
+
     def fill(self, other: "Proposals", count: int) -> None:
         """Take nodes of `other` that are missing here, with a small chance, until there are `count`."""
         known, places = self.children(), []
@@ -88,9 +103,7 @@ class Continuation:
     length: int
 
 
-def expand(
-    continuations: list[Continuation], depth: int, num_nodes: int, top_k: int, escape: float
-) -> Proposals:
+def expand(continuations: list[Continuation], depth: int, num_nodes: int, top_k: int, escape: float) -> Proposals:
     """
     The likeliest nodes first: a token's probability is its continuations' share of the weight of all that still agree.
 

@@ -56,9 +56,7 @@ def fit(draft: SmallModelDraft, target: PreTrainedModel) -> SmallModelDraft:
     Raises:
         ValueError: the vocabularies differ in size.
     """
-    small, large = (
-        model.config.get_text_config(decoder=True).vocab_size for model in (draft.model, target)
-    )
+    small, large = (model.config.get_text_config(decoder=True).vocab_size for model in (draft.model, target))
     if small != large:
         raise ValueError(
             f"The small model of `assistant_model` has {small} tokens, the target {large}: they do not share a "

@@ -35,9 +35,7 @@ class SmallPasses:
         cached: Committed tokens in the cache, per active sequence, left padding included.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, ids: torch.Tensor, visible: torch.Tensor | None, room: int, limit: int
-    ):
+    def __init__(self, model: PreTrainedModel, ids: torch.Tensor, visible: torch.Tensor | None, room: int, limit: int):
         self.target, self.model = Target(model, None), model
         self.handles = self.target.layer_inputs.register()
         self.device, self.dtype = model.device, model.dtype

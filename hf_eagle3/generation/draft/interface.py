@@ -134,9 +134,11 @@ class Drafter:
 
     Attributes:
         device: Where its trees lie.
+        reads_choices: Whether `observe` is wanted.
     """
 
     device: torch.device
+    reads_choices = False
 
     def start(self, prompt: Prompt) -> None:
         """The prompt has been read and the first token chosen."""
@@ -147,6 +149,9 @@ class Drafter:
     def grow(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
         """A tree of at most `depth` levels below each root; siblings carry different tokens, parents come first."""
         raise NotImplementedError
+
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        """What the target computed at every node of a verified tree, accepted or not: `logits` (A, N + 1, V)."""
 
     def select(self, kept: list[int]) -> None:
         """Only the active sequences at the places `kept` continue, in that order."""
