@@ -163,7 +163,7 @@ def test_sequences_copy_their_own_text(target, monkeypatch):
 def test_a_copy_of_the_target_is_accepted_whole(name, lengths, sampling):
     """Each sequence's cache, positions and masks are right, with padding, windows and accepted nodes moved."""
     target, draft = tiny_target(name), hf_eagle3.SmallModelDraft(tiny_target(name)).with_tree("chain", tree_depth=4)
-    stats = assert_same(target, draft, left_padded(lengths), max_new_tokens=41, eos_token_id=[3], **sampling)
+    stats = assert_same(target, draft, left_padded(lengths), max_new_tokens=41, **sampling)
     counts = [
         accepted
         for row, cuts in zip(stats.accepted_tokens, stats.cut, strict=True)
@@ -171,7 +171,7 @@ def test_a_copy_of_the_target_is_accepted_whole(name, lengths, sampling):
         if not is_cut
     ]
     assert set(counts) <= {4}
-    assert counts or "eos" in str(stats) or max(stats.generated_lengths) < 6
+    assert counts
 
 
 def test_nodes_of_a_small_models_tree_are_scored_like_paths(target):
@@ -187,25 +187,23 @@ def test_nodes_of_a_small_models_tree_are_scored_like_paths(target):
     out = target.generate(**inputs, max_new_tokens=20, do_sample=False, assistant_model=draft, streamer=Watch())
     length, checked = 9, 0
     for record in trees:
-        tree = record.tree
-        if tree is not None and tree.num_draft_tokens:
-            text = out[0, :length].tolist()
-            tokens, parents, scores = (value[0].tolist() for value in (tree.tokens, tree.parents, tree.scores))
-            for node in range(1, len(tokens)):
-                path, above = [tokens[node]], parents[node]
-                while above > 0:
-                    path.insert(0, tokens[above])
-                    above = parents[above]
-                logits = small(torch.tensor([text + path])).logits[0].log_softmax(dim=-1)
-                expected = sum(logits[length - 1 + i, token] for i, token in enumerate(path))
-                torch.testing.assert_close(torch.tensor(scores[node]), expected.detach(), rtol=1e-4, atol=1e-4)
-                checked += 1
-        length += len(record.tokens[0])
+        tokens, parents, scores = record.tree_tokens, record.tree_parents, record.tree_scores
+        text = out[0, :length].tolist()
+        for node in range(1, len(tokens)):
+            path, above = [tokens[node]], parents[node]
+            while above > 0:
+                path.insert(0, tokens[above])
+                above = parents[above]
+            logits = small(torch.tensor([text + path])).logits[0].log_softmax(dim=-1)
+            expected = sum(logits[length - 1 + i, token] for i, token in enumerate(path))
+            torch.testing.assert_close(torch.tensor(scores[node]), expected.detach(), rtol=1e-4, atol=1e-4)
+            checked += 1
+        length += len(record.tokens)
     assert checked > 50
 
 
 def test_small_models_that_do_not_fit_are_refused(target):
-    with pytest.raises(ValueError, match="24.*tokeniz|tokeniz.*24|25 tokens, the target 24"):
+    with pytest.raises(ValueError, match="25 tokens, the target 24"):
         target.generate(
             **left_padded([9]), assistant_model=hf_eagle3.SmallModelDraft(tiny_target("llama", vocab_size=25))
         )

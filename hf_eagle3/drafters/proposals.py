@@ -11,7 +11,7 @@ models, or where the continuations come from.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from math import exp, log
+from math import log
 
 import torch
 
@@ -22,8 +22,8 @@ from ..generation.tree.policy import TreePolicy
 # Chance given to a node that fills a smaller tree up to the size of its batch.
 LOG_FILLER = log(1e-4)
 SEPARATOR = -1  # ends a text: no continuation goes beyond it
-# A place that agrees with m tokens weighs m ** POWER: the likelihood of 90 answers of two small targets is highest at 1
-# to 1.5, with an escape of 2 to 4 in greedy text and 8 to 16 in text at T=1.
+# A place that agrees with m tokens weighs m ** POWER: 90 answers of two small targets are likeliest with 1 to 1.5, and
+# an escape of 2 to 4 in greedy text, 8 to 16 in text at T=1.
 POWER = 1.5
 UNLEARNT = float("inf")  # a node's `log_probs` where its chance is no estimate of the draft's to learn from
 

@@ -135,7 +135,7 @@ class SmallPasses:
         return self._prefixes[kind]
 
     def commit(self, paths: list[list[int]]) -> None:
-        """Of the nodes written, those at the places `paths` follow each sequence's tokens; the others are forgotten."""
+        """The nodes at the places `paths` now follow each sequence's tokens; the other nodes are forgotten."""
         longest = max(map(len, paths))
         in_place = min(self.cached) == self.write and all(path == list(range(len(path))) for path in paths)
         if longest and not in_place:
