@@ -266,6 +266,7 @@ def test_free_drafts_are_asked_in_every_cycle():
     ]
     costs.first.points[1] = costs.level.points[1] = 0.1
     for planner in planners:
+        planner.begin(Outlook(1, 9, 4, (True,)))
         planner._gain._plain_left = 5  # drafting did not pay
     assert [planner.begin(Outlook(1, 9, 4, (True,))) for planner in planners] == [4, 0]
 
