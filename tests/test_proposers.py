@@ -121,10 +121,10 @@ def test_trees_hold_the_likeliest_continuations():
 
 def test_joining_and_filling_keep_siblings_apart():
     own, edges = Proposals([1, 2], [-1, 0], [1, 2], [-0.5, -0.5]), [-0.5, -0.5]
-    other = Proposals([1, 3, 4], [-1, 0, -1], [1, 2, 1], [-0.1, -0.2, -0.3])
-    own.join(edges, other, [-0.1, -0.2, -0.3])
-    assert (own.tokens, own.parents, own.depths) == ([1, 2, 3, 4], [-1, 0, 0, -1], [1, 2, 2, 1])
-    assert edges == [-0.1, -0.5, -0.2, -0.3]
+    other = Proposals([4, 1, 3], [-1, -1, 1], [1, 1, 2], [-0.3, -0.1, -0.2])
+    own.join(edges, other, [-0.3, -0.1, -0.2])
+    assert (own.tokens, own.parents, own.depths) == ([1, 2, 4, 3], [-1, 0, -1, 0], [1, 2, 1, 2])
+    assert edges == [-0.1, -0.5, -0.3, -0.2]
     small = Proposals([4], [-1], [1], [-0.1])
     small.fill(own, 4)
     assert (small.tokens, small.parents) == ([4, 1, 2, 3], [-1, -1, 1, 1])
@@ -175,31 +175,32 @@ def test_a_copy_of_the_target_is_accepted_whole(name, lengths, sampling):
 
 
 def test_nodes_of_a_small_models_tree_are_scored_like_paths(target):
-    """Level passes in a tree: scores are those of single paths of the small model."""
-    small, trees = tiny_target("qwen3", seed=3), []
+    """Also after nodes were accepted, each sequence's own number of them."""
+    small, records = tiny_target(), []
     draft = hf_eagle3.SmallModelDraft(small).with_tree("static", num_draft_tokens=12, tree_depth=4, tree_top_k=3)
 
     class Watch(hf_eagle3.CycleStreamer):
         def on_cycle(self, record):
-            trees.append(record)
+            records.append(record)
 
-    inputs = left_padded([9])
+    inputs, lengths, checked = left_padded([13, 4]), [13, 13], 0
     out = target.generate(**inputs, max_new_tokens=20, do_sample=False, assistant_model=draft, streamer=Watch())
-    length, checked = 9, 0
-    for record in trees:
+    for record in records:
         tokens, parents, scores = record.tree_tokens, record.tree_parents, record.tree_scores
-        text = out[0, :length].tolist()
+        length = lengths[record.row]
+        text = out[record.row, 9 * record.row : length].tolist()
         for node in range(1, len(tokens)):
             path, above = [tokens[node]], parents[node]
             while above > 0:
                 path.insert(0, tokens[above])
                 above = parents[above]
             logits = small(torch.tensor([text + path])).logits[0].log_softmax(dim=-1)
-            expected = sum(logits[length - 1 + i, token] for i, token in enumerate(path))
+            expected = sum(logits[len(text) - 1 + i, token] for i, token in enumerate(path))
             torch.testing.assert_close(torch.tensor(scores[node]), expected.detach(), rtol=1e-4, atol=1e-4)
             checked += 1
-        length += len(record.tokens)
+        lengths[record.row] += len(record.tokens)
     assert checked > 50
+    assert len({record.num_accepted_tokens for record in records if record.cycle >= 0}) > 1
 
 
 def test_small_models_that_do_not_fit_are_refused(target):

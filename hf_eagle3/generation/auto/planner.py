@@ -92,8 +92,7 @@ class AutoPlanner(TreePolicy):
         assumed: What a [`Calibration`] begins with.
         costs: The table for so many sequences per pass and so many tokens of context.
         pass_sizes: Passes of so many tokens are considered.
-        is_static: Whether a level is expanded whole or not at all, since its width cannot change.
-        is_free: Whether drafting costs next to nothing, so that every cycle may look whether anything pays.
+        is_static, is_free: Whether a level's width cannot change; whether drafting costs nothing and is never paused.
     """
 
     is_adaptive = True
@@ -109,9 +108,8 @@ class AutoPlanner(TreePolicy):
         is_free: bool = False,
     ):
         super().__init__(sizes.tree_top_k)
-        self.is_free = is_free
-        self.sizes, self.pass_sizes, self.is_static, self.costs_at = sizes, pass_sizes, is_static, costs
-        self.reads_scores = device.type == "cpu"
+        self.sizes, self.pass_sizes, self.costs_at = sizes, pass_sizes, costs
+        self.is_static, self.is_free, self.reads_scores = is_static, is_free, device.type == "cpu"
         most = sizes.tree_top_k
         self.level_sizes = (most,) if is_static else (*(size for size in pass_sizes if size < most), most)
         self.calibration = Calibration(device, assumed)
@@ -147,9 +145,8 @@ class AutoPlanner(TreePolicy):
         self.is_exploring = not (knows_drafting and costs.verify.covers(num))
         self._watch.start(self.is_exploring)
         self._untimed = costs.first, num
-        if self.is_exploring:
-            return 0 if knows_drafting else outlook.depth
-        return 0 if self._gain.pauses() and not self.is_free else outlook.depth
+        is_plain = knows_drafting if self.is_exploring else not self.is_free and self._gain.pauses()
+        return 0 if is_plain else outlook.depth
 
     def chances(self, log_probs: torch.Tensor) -> torch.Tensor:
         """As in [`TreePolicy`]."""
@@ -194,9 +191,8 @@ class AutoPlanner(TreePolicy):
         if self.reads_scores:
             return chances.tolist()
         self._frontiers.append(chances)
-        if level <= len(self._levels_chances):
-            return self._levels_chances[level - 1]
-        return [1.0] * scores.shape[1]
+        known = self._levels_chances[level - 1 : level]
+        return known[0] if known else [1.0] * scores.shape[1]
 
     def num_nodes(self, scores: torch.Tensor, levels: int) -> int:
         """As in [`TreePolicy`]."""
@@ -238,8 +234,7 @@ class AutoPlanner(TreePolicy):
         expected = 1 + (self._past_curve[self._nodes - 1] if self._nodes else 0.0)
         if self.is_exploring:
             return Choice(self._levels, self._nodes, expected)
-        num = self.num_sequences
-        plain = self.costs.verify(num)
+        num, plain = self.num_sequences, self.costs.verify(self.num_sequences)
         drafting = self.costs.first(num) + sum(self.costs.level(num * width) for width in self._widths)
         verification = self.costs.verify(num * (self._nodes + 1))
         # Halfway between what was expected and what came: robust against an overconfident draft, and against luck.
