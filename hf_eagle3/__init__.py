@@ -3,6 +3,7 @@
 Importing this package installs the `generate` hook, once. It requires torch and transformers only.
 """
 
+from importlib import import_module
 from typing import Any
 
 from . import compat  # noqa: F401  (first: raises on versions where the other imports would fail)
@@ -21,6 +22,8 @@ from .tree_config import TreeConfig
 
 # Names that need the extra `train` (accelerate, datasets): imported at first access.
 TRAINING = ("Eagle3Trainer", "Eagle3TrainingArguments", "new_draft")
+# Drafts that need no training, by the module that registers them: imported at first access.
+DRAFTERS = {"LookaheadDraft": "lookahead", "SmallModelDraft": "small_model", "SuffixDraft": "suffix"}
 
 __all__ = [
     "CycleRecord",
@@ -32,7 +35,10 @@ __all__ = [
     "Eagle3Trainer",
     "Eagle3TrainingArguments",
     "GenerateEagle3Output",
+    "LookaheadDraft",
+    "SmallModelDraft",
     "SpeculationStats",
+    "SuffixDraft",
     "TreeConfig",
     "__version__",
     "attach",
@@ -44,6 +50,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in DRAFTERS:
+        return vars(import_module(f".drafters.{DRAFTERS[name]}", __name__))[name]
     if name not in TRAINING:
         raise AttributeError(f"module 'hf_eagle3' has no attribute {name!r}")
     try:
@@ -63,6 +71,19 @@ def _try_out() -> str | None:
     return first_failure()
 
 
+def _with_suffix(self: Eagle3DraftModel, documents=()) -> Any:
+    """
+    This draft with the proposals of a [`SuffixDraft`] in its trees: one budget, shared by calibrated chance.
+
+    Args:
+        documents: Token ids of texts that answers may quote, see [`SuffixDraft`].
+    """
+    from .drafters.grafted import GraftedDraft
+
+    return GraftedDraft(self, documents)
+
+
+Eagle3DraftModel.with_suffix = _with_suffix
 Eagle3DraftModel.push_to_hub = push_to_hub  # transformers' own uploads weights and configuration only
 Eagle3DraftModel.for_target = staticmethod(for_target)
 install(_try_out)

@@ -172,6 +172,26 @@ def test_the_defaults_can_run(pair):
     assert [method.name for method in parse(default_names(False)[:2], pair[1], None)] == ["lookup:10", "chain:5"]
 
 
+def test_drafts_without_training_by_name(pair):
+    target, draft = pair
+    names = ["suffix", "lookahead:3,4,2", "eagle3+suffix", "small:no-shared-noise", "small:some/folder"]
+    found = parse(names, draft, Assistant(target, {}), {"some/folder": target}.__getitem__)
+    drafts = [method.options["assistant_model"] for method in found]
+    assert [method.name for method in found] == names
+    assert [type(one).__name__ for one in drafts] == [
+        "SuffixDraft",
+        "LookaheadDraft",
+        "GraftedDraft",
+        "SmallModelDraft",
+        "SmallModelDraft",
+    ]
+    assert (drafts[1].window, drafts[1].ngram, drafts[1].guesses) == (3, 4, 2)
+    assert [one.tree_config.shared_noise for one in drafts] == [True, True, True, False, True]
+    assert all(method.is_ours for method in found)
+    with pytest.raises(ValueError, match="small:DIRECTORY, or set `--assistant`"):
+        parse(["small"], draft, None)
+
+
 def test_the_hosts_methods_are_left_out_where_they_cannot_run():
     host, ours = Method("lookup", {}), Method("chain", {}, is_ours=True)
     foreign = Method("assisted", {}, other_vocabulary=True)
@@ -486,5 +506,7 @@ def test_missing_packages_name_the_extra(monkeypatch, capsys):
 def test_titles_of_tables():
     assert methods.title("tree:24,6,6:no-shared-noise") == "EAGLE-3 tree 24/6/6 no-shared-noise"
     assert methods.title("assisted") == "SpS"
+    assert methods.title("small:models/tiny,1") == "small model tiny,1"
+    assert methods.title("lookahead:3,3,2") == "Lookahead 3/3/2"
     assert prompts.title("cnn_dm") == "CNN/DM"
     assert prompts.title("mine") == "mine"

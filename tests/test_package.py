@@ -33,6 +33,7 @@ LAYERS = (
     ),
     ("draft_layers", "modeling_eagle3", "fitting", "draft_init"),
     ("generation", "data", "hub"),
+    ("drafters",),
     ("training", "benchmarks", "embedded", "engines"),
     ("model_loading", "attachment", "doctor"),
     ("__init__", "__main__", "cli", "pairs", "smollm2"),

@@ -5,13 +5,18 @@
     chain[:DEPTH]             the draft, one child per level
     tree[:NODES,DEPTH,TOP_K]  the draft's static tree
     auto                      the draft's tree, its size chosen per cycle
+    eagle3+suffix             the same, with repeated text in its trees
+    small[:DIRECTORY]         a small model's tree (default: the one of `--assistant`), its size chosen per cycle
+    suffix                    repeated text alone
+    lookahead[:W,N,G]         n-grams of the target's guesses
 
-The last three, the EAGLE-3 methods, take the suffix `:no-shared-noise`.
+Methods with a draft's or a model's tree take the suffix `:no-shared-noise`.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -26,10 +31,21 @@ PLAIN = "plain"
 LOOKUP_TOKENS = 10  # as PLD (Saxena, 2023) in the paper
 NO_SHARED_NOISE = ":no-shared-noise"
 SYNTAX = (
-    "plain, lookup[:TOKENS], assisted[:TOKENS], chain[:DEPTH], tree[:NODES,DEPTH,TOP_K], auto; the last three with "
-    f"an optional suffix {NO_SHARED_NOISE}"
+    "plain, lookup[:TOKENS], assisted[:TOKENS], suffix, lookahead[:W,N,G], chain[:DEPTH], tree[:NODES,DEPTH,TOP_K], "
+    f"auto, eagle3+suffix, small[:DIRECTORY]; the last five with an optional suffix {NO_SHARED_NOISE}"
 )
-TITLES = {"lookup": "PLD", "assisted": "SpS", "chain": "EAGLE-3 chain", "tree": "EAGLE-3 tree", "auto": "EAGLE-3 auto"}
+TITLES = {
+    "lookup": "PLD",
+    "assisted": "SpS",
+    "chain": "EAGLE-3 chain",
+    "tree": "EAGLE-3 tree",
+    "auto": "EAGLE-3 auto",
+    "eagle3+suffix": "EAGLE-3 auto + suffix",
+    "small": "small model",
+    "suffix": "suffix",
+    "lookahead": "Lookahead",
+}
+WITHOUT_MODEL = ("suffix", "lookahead")
 
 
 @dataclass(frozen=True)
@@ -40,7 +56,7 @@ class Method:
     Attributes:
         name: As given to `--methods`, sizes included.
         options: Arguments of `generate`.
-        is_ours: Whether an EAGLE-3 draft proposes tokens; otherwise transformers' own loop runs.
+        is_ours: Whether our loop decodes; otherwise transformers' own loop runs.
         other_vocabulary: Whether the assistant's vocabulary differs from the target's.
     """
 
@@ -80,6 +96,8 @@ class Assistant:
 def title(name: str) -> str:
     """A method's name in tables: "EAGLE-3 tree 24/6/6"."""
     kind, *rest = name.split(":")
+    if kind == "small":  # a directory may hold anything
+        return f"{TITLES[kind]} {Path(name[len(kind) + 1 :]).name}".rstrip()
     sizes = "".join(f" {part.replace(',', '/')}" for part in rest)
     return TITLES.get(kind, kind) + sizes
 
@@ -89,14 +107,22 @@ def default_names(has_assistant: bool) -> list[str]:
     return [f"lookup:{LOOKUP_TOKENS}", "chain:5", "tree:24,6,6", "tree:59,8,10", "auto"] + ["assisted"] * has_assistant
 
 
-def parse(names: list[str], draft: "Eagle3DraftModel", assistant: Assistant | None) -> list[Method]:
+def parse(
+    names: list[str],
+    draft: "Eagle3DraftModel",
+    assistant: Assistant | None,
+    load_small: "Callable[[str], PreTrainedModel] | None" = None,
+) -> list[Method]:
     """
     The methods of `--methods`; "plain" is the baseline and never in the list.
+
+    Args:
+        load_small: Loads the model of a `small:DIRECTORY`.
 
     Raises:
         ValueError: an unknown name, invalid sizes, or a missing assistant.
     """
-    methods = [_parse(name, draft, assistant) for name in dict.fromkeys(names) if name != PLAIN]
+    methods = [_parse(name, draft, assistant, load_small) for name in dict.fromkeys(names) if name != PLAIN]
     if not methods:
         raise ValueError(
             f"`--methods` {' '.join(names)!r} has nothing to compare with plain generate; choose from: {SYNTAX}."
@@ -104,12 +130,15 @@ def parse(names: list[str], draft: "Eagle3DraftModel", assistant: Assistant | No
     return methods
 
 
-def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None) -> Method:
+def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None, load_small=None) -> Method:
     shared_noise = not name.endswith(NO_SHARED_NOISE)
     kind, _, text = name.removesuffix(NO_SHARED_NOISE).partition(":")
-    if kind not in TITLES or (not shared_noise and kind in ("lookup", "assisted")):
+    if kind not in TITLES or (not shared_noise and kind in ("lookup", "assisted", *WITHOUT_MODEL)):
         raise ValueError(f"`--methods` {name!r} is unknown; choose from: {SYNTAX}.")
-    counts = {"tree": (0, 3), "auto": (0,)}.get(kind, (0, 1))
+    if kind == "small":
+        return Method(name, {"assistant_model": _small(name, text, assistant, load_small, shared_noise)}, is_ours=True)
+    counts = {"tree": (0, 3), "lookahead": (0, 3), "auto": (0,), "suffix": (0,), "eagle3+suffix": (0,)}
+    counts = counts.get(kind, (0, 1))
     parts = text.split(",") if text else []
     sizes = [int(part) for part in parts if part.isdigit() and int(part) > 0]
     if len(parts) not in counts or len(sizes) < len(parts):
@@ -119,11 +148,31 @@ def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None) ->
     if kind == "assisted":
         options = _assisted_options(name, sizes, assistant)
         return Method(name, options, other_vocabulary="assistant_tokenizer" in options)
+    if kind in WITHOUT_MODEL:
+        from ..drafters.lookahead import LookaheadDraft
+        from ..drafters.suffix import SuffixDraft
+
+        return Method(name, {"assistant_model": SuffixDraft() if kind == "suffix" else LookaheadDraft(*sizes)}, True)
+    if kind == "eagle3+suffix":
+        view = draft.with_tree("auto", shared_noise=shared_noise).with_suffix()
+        return Method(name, {"assistant_model": view}, is_ours=True)
     mode = {"tree": "static"}.get(kind, kind)
     names = ("num_draft_tokens", "tree_depth", "tree_top_k") if kind == "tree" else ("tree_depth",)
     view = draft.with_tree(mode, shared_noise=shared_noise, **dict(zip(names, sizes, strict=False)))
     view.tree_config.fitted(draft.config.draft_vocab_size)  # raises if the sizes are impossible
     return Method(name, {"assistant_model": view}, is_ours=True)
+
+
+def _small(name: str, directory: str, assistant: Assistant | None, load_small, shared_noise: bool):
+    from ..drafters.small_model import SmallModelDraft
+
+    if not directory and (assistant is None or assistant.tokenizers):
+        raise ValueError(
+            f"`--methods` {name!r} needs a small model with the target's vocabulary: name its directory, as in "
+            "small:DIRECTORY, or set `--assistant`."
+        )
+    draft = SmallModelDraft(load_small(directory) if directory else assistant.model)
+    return draft.with_tree("auto", shared_noise=shared_noise)
 
 
 def _assisted_options(name: str, sizes: list[int], assistant: Assistant | None) -> dict:

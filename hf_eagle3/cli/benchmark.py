@@ -47,7 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     tokenizer = load_tokenizer(arguments.target)
     if arguments.draft != RANDOM and (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
         print(f"hf-eagle3 benchmark: {note}", file=sys.stderr)
-    chosen = methods.parse(arguments.methods, draft, load_assistant(arguments, target, tokenizer))
+    assistant = load_assistant(arguments, target, tokenizer)
+    chosen = methods.parse(arguments.methods, draft, assistant, lambda source: load_small(source, target))
     settings = BenchmarkSettings(
         temperatures=distinct(arguments.temperatures),
         batch_sizes=distinct(arguments.batch_sizes),
@@ -135,12 +136,17 @@ def load_assistant(arguments: argparse.Namespace, target: PreTrainedModel, token
     """The assistant model, with both tokenizers if the vocabularies differ."""
     if arguments.assistant is None:
         return None
-    model = load_causal_lm("--assistant", arguments.assistant, dtype=target.dtype).to(target.device).eval()
+    model = load_small(arguments.assistant, target, "--assistant")
     sizes = [m.config.get_text_config(decoder=True).vocab_size for m in (target, model)]
     if sizes[0] == sizes[1]:
         return methods.Assistant(model, {})
     own = load_tokenizer(arguments.assistant, "--assistant")
     return methods.Assistant(model, {"tokenizer": tokenizer, "assistant_tokenizer": own})
+
+
+def load_small(source: str, target: PreTrainedModel, flag: str = "--methods small:") -> PreTrainedModel:
+    """A small causal LM, in the dtype and on the device of `target`."""
+    return load_causal_lm(flag, source, dtype=target.dtype).to(target.device).eval()
 
 
 def random_draft(target: PreTrainedModel) -> Eagle3DraftModel:

@@ -72,6 +72,7 @@ def speculative_decode(
                         if plan is None:
                             tree = loop.without_draft()
                     with timer.phase("commit"):
+                        loop.observe(tree, logits)
                         loop.commit(tree, walk, plan, features, outputs)
                         loop.remove_ended(plan)
                     loop.learn(tree, walk, plan)
@@ -155,6 +156,11 @@ class Loop:
         kept = None if call.outputs.scores is None else (*call.outputs.scores, *scores)
         found = call.stopper.stopping_index(batch.active, lengths, tokens[-1][:, None].tolist(), kept)
         return [done if index == 0 and live else None for index, live in zip(found, batch.is_live, strict=True)]
+
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        """Drafters that learn from nodes that were not accepted see what the target computed there."""
+        if self.call.drafter.reads_choices:
+            self.call.drafter.observe(tree, logits)
 
     def commit(self, tree: DraftTree, walk: Walk, plan: Plan, features: torch.Tensor, outputs) -> None:
         """Move accepted slots down, and hand their features to the draft."""

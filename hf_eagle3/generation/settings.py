@@ -55,6 +55,8 @@ def settle(
     static: StaticShapes | None,
     device: torch.device,
     identity: Any,
+    assumed: tuple[float, float] | None = None,
+    is_free: bool = False,
 ) -> Settings:
     """
     Settings of a call.
@@ -65,6 +67,7 @@ def settle(
         static: The call's static shapes.
         device: Where trees are grown.
         identity: What the costs of drafting are kept by.
+        assumed, is_free: As in [`DrafterKind`].
 
     Raises:
         ValueError: the target allows no speculation, or options do not go together.
@@ -78,9 +81,10 @@ def settle(
     policy, pass_sizes = FixedPolicy(sizes), (sizes.num_draft_tokens + 1,)
     if is_auto and not is_sharded(model):  # processes that measure for themselves would choose different trees
         pass_sizes = PASS_SIZES if static is None else few_sizes(sizes.num_draft_tokens + 1)
-        assumed = GREEDY if not config.do_sample else SHARED_NOISE if sizes.shared_noise else OWN_NOISE
+        if assumed is None:
+            assumed = GREEDY if not config.do_sample else SHARED_NOISE if sizes.shared_noise else OWN_NOISE
         costs = _CostsOf(target, identity, static is not None)
-        policy = AutoPlanner(sizes, device, assumed, costs, pass_sizes, static is not None)
+        policy = AutoPlanner(sizes, device, assumed, costs, pass_sizes, static is not None, is_free)
     _refuse_combinations(mode, cache, config)
     return Settings(mode, sizes, policy, pass_sizes, static)
 

@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="directory or Hub id of its draft; random: untrained weights, to show the cost of speculation "
         f"({KNOWN_DRAFT})",
     )
-    parser.add_argument("--assistant", help="directory or Hub id of a small causal LM, for the method assisted")
+    parser.add_argument(
+        "--assistant", help="directory or Hub id of a small causal LM, for the methods assisted and small"
+    )
     parser.add_argument(
         "--methods", nargs="+", metavar="METHOD", help=f"{methods.SYNTAX} (default: all supported ones)"
     )
@@ -71,7 +73,8 @@ def check(arguments: argparse.Namespace) -> None:
         check_sources(arguments, "--target")
     if arguments.draft not in (*PAIRS, RANDOM):
         check_sources(arguments, "--draft")
-    if arguments.methods and not any(name.startswith("assisted") for name in arguments.methods):
-        refuse(arguments, ("--assistant",), "unless `--methods` includes assisted; add it.")
+    asked = [name.removesuffix(methods.NO_SHARED_NOISE) for name in arguments.methods or ()]
+    if asked and not any(name.startswith("assisted") or name == "small" for name in asked):
+        refuse(arguments, ("--assistant",), "unless `--methods` includes assisted or small; add one.")
     if arguments.target not in PAIRS:
         find_draft(arguments)

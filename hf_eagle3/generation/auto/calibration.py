@@ -54,13 +54,14 @@ class Calibration:
         What came of verified nodes, (A, N) each.
 
         Args:
-            log_probs: The draft's own, of each node given its parent.
+            log_probs: The draft's own, of each node given its parent; above 0 where it has none.
             is_asked: Whether the node's parent was taken, so that the target chose among its children.
             is_taken: Whether the node was.
         """
+        is_asked = is_asked & (log_probs <= 0)  # others' chances do not come from the draft
         bins = self._bins(log_probs).flatten()
         groups = self.group[bins]
         self.expected.index_add_(0, groups, self.assumed[bins].exp() * is_asked.flatten())
-        self.taken.index_add_(0, groups, is_taken.flatten().to(self.taken.dtype))
+        self.taken.index_add_(0, groups, (is_taken & is_asked).flatten().to(self.taken.dtype))
         correction = (self.taken / self.expected).log()
         self._table = (self.assumed + correction[self.group]).clamp(max=LOG_SUREST)

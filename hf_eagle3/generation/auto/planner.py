@@ -63,10 +63,14 @@ class Gain:
         self._plain_left -= 1
         return self._plain_left >= 0
 
+    def see(self, rate: float) -> None:
+        """A cycle came to `rate` tokens per second."""
+        self.rate = rate if self.rate == 0 else SMOOTHING * self.rate + (1 - SMOOTHING) * rate
+
     def pays(self, rate: float, plain_seconds: float, num_sequences: int) -> bool:
         """A cycle came to `rate` tokens per second, where a plain step takes `plain_seconds`; `False`: pause."""
         gain = rate * plain_seconds / (1 + BATCH_MARGIN * math.log2(num_sequences))
-        self.rate = rate if self.rate == 0 else SMOOTHING * self.rate + (1 - SMOOTHING) * rate
+        self.see(rate)
         self.value = SMOOTHING * self.value + (1 - SMOOTHING) * gain
         if gain >= 1:
             self._pause = FIRST_PAUSE
@@ -88,7 +92,7 @@ class AutoPlanner(TreePolicy):
         assumed: What a [`Calibration`] begins with.
         costs: The table for so many sequences per pass and so many tokens of context.
         pass_sizes: Passes of so many tokens are considered.
-        is_static: Whether a level is expanded whole or not at all, since its width cannot change.
+        is_static, is_free: Whether a level's width cannot change; whether drafting costs nothing and is never paused.
     """
 
     is_adaptive = True
@@ -101,10 +105,11 @@ class AutoPlanner(TreePolicy):
         costs: Callable[[int, int], CostTable],
         pass_sizes: tuple[int, ...] = PASS_SIZES,
         is_static: bool = False,
+        is_free: bool = False,
     ):
         super().__init__(sizes.tree_top_k)
-        self.sizes, self.pass_sizes, self.is_static, self.costs_at = sizes, pass_sizes, is_static, costs
-        self.reads_scores = device.type == "cpu"
+        self.sizes, self.pass_sizes, self.costs_at = sizes, pass_sizes, costs
+        self.is_static, self.is_free, self.reads_scores = is_static, is_free, device.type == "cpu"
         most = sizes.tree_top_k
         self.level_sizes = (most,) if is_static else (*(size for size in pass_sizes if size < most), most)
         self.calibration = Calibration(device, assumed)
@@ -136,13 +141,12 @@ class AutoPlanner(TreePolicy):
         self._levels = self._nodes = self._seen = 0
         self._curve, self._widths, self._frontiers = None, [], []
         has_drafted = costs.first.points and (costs.level.points or self.sizes.tree_depth == 1)
-        knows_drafting = has_drafted and costs.verify.covers(self.first_size * num)
+        knows_drafting = (has_drafted or self.is_free) and costs.verify.covers(self.first_size * num)
         self.is_exploring = not (knows_drafting and costs.verify.covers(num))
         self._watch.start(self.is_exploring)
         self._untimed = costs.first, num
-        if self.is_exploring:
-            return 0 if knows_drafting else outlook.depth
-        return 0 if self._gain.pauses() else outlook.depth
+        is_plain = knows_drafting if self.is_exploring else not self.is_free and self._gain.pauses()
+        return 0 if is_plain else outlook.depth
 
     def chances(self, log_probs: torch.Tensor) -> torch.Tensor:
         """As in [`TreePolicy`]."""
@@ -187,9 +191,8 @@ class AutoPlanner(TreePolicy):
         if self.reads_scores:
             return chances.tolist()
         self._frontiers.append(chances)
-        if level <= len(self._levels_chances):
-            return self._levels_chances[level - 1]
-        return [1.0] * scores.shape[1]
+        known = self._levels_chances[level - 1 : level]
+        return known[0] if known else [1.0] * scores.shape[1]
 
     def num_nodes(self, scores: torch.Tensor, levels: int) -> int:
         """As in [`TreePolicy`]."""
@@ -215,6 +218,8 @@ class AutoPlanner(TreePolicy):
             return
         if self._levels:
             self._learn(tree, accepted, counts)
+        elif self.is_free and not self.is_exploring:  # nothing to propose: the usual rate falls
+            self._gain.see(1 / self.costs.verify(self.num_sequences))
         self._watch.stop(self.costs.verify, self.num_sequences * (self._nodes + 1))
         self.choices.append(self._weighed(counts) if self._levels else Choice(0, 0, 1.0, 1.0, 0.0))
 
@@ -229,8 +234,7 @@ class AutoPlanner(TreePolicy):
         expected = 1 + (self._past_curve[self._nodes - 1] if self._nodes else 0.0)
         if self.is_exploring:
             return Choice(self._levels, self._nodes, expected)
-        num = self.num_sequences
-        plain = self.costs.verify(num)
+        num, plain = self.num_sequences, self.costs.verify(self.num_sequences)
         drafting = self.costs.first(num) + sum(self.costs.level(num * width) for width in self._widths)
         verification = self.costs.verify(num * (self._nodes + 1))
         # Halfway between what was expected and what came: robust against an overconfident draft, and against luck.

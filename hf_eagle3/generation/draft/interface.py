@@ -134,9 +134,11 @@ class Drafter:
 
     Attributes:
         device: Where its trees lie.
+        reads_choices: Whether `observe` is wanted.
     """
 
     device: torch.device
+    reads_choices = False
 
     def start(self, prompt: Prompt) -> None:
         """The prompt has been read and the first token chosen."""
@@ -147,6 +149,9 @@ class Drafter:
     def grow(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
         """A tree of at most `depth` levels below each root; siblings carry different tokens, parents come first."""
         raise NotImplementedError
+
+    def observe(self, tree: DraftTree, logits: torch.Tensor) -> None:
+        """What the target computed at every node of a verified tree, accepted or not: `logits` (A, N + 1, V)."""
 
     def select(self, kept: list[int]) -> None:
         """Only the active sequences at the places `kept` continue, in that order."""
@@ -168,6 +173,9 @@ class DrafterKind:
         vocabulary: assistant -> target ids of the tokens that it can propose, (D,); `None`: any.
         device: (assistant, target) -> where its trees are grown.
         identity: assistant -> what views of one draft share, by which the mode "auto" keeps measured costs.
+        assumed: What the mode "auto" takes the draft's probabilities for at first, as in [`Calibration`]; `None`: by
+            how the call chooses.
+        is_free: Whether proposing costs next to nothing: the mode "auto" then proposes in every cycle.
     """
 
     open: Callable[[Any, DraftContext], Drafter]
@@ -177,12 +185,14 @@ class DrafterKind:
     vocabulary: Callable[[Any], torch.Tensor | None] = lambda assistant: None
     device: Callable[[Any, PreTrainedModel], torch.device] = lambda assistant, target: target.device
     identity: Callable[[Any], Any] = lambda assistant: assistant
+    assumed: tuple[float, float] | None = None
+    is_free: bool = False
 
 
 _KINDS: dict[type, DrafterKind] = {}
 
 
-def register_drafter(assistant_type: type, open: Callable[[Any, DraftContext], Drafter], **others: Callable) -> None:
+def register_drafter(assistant_type: type, open: Callable[[Any, DraftContext], Drafter], **others: Any) -> None:
     """Let `generate` take assistants of `assistant_type`, subclasses included; for `others` see [`DrafterKind`]."""
     _KINDS[assistant_type] = DrafterKind(open, **others)
 

@@ -1,0 +1,40 @@
+"""`Draft`: what the drafts of this package share: a tree's sizes, and views with other ones. Does not know calls."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from ..tree_config import TreeConfig
+
+
+class Draft:
+    """
+    A draft that is no [`Eagle3DraftModel`], for `generate(assistant_model=...)`.
+
+    Attributes:
+        tree_config: Sizes of its trees.
+    """
+
+    tree_config: TreeConfig
+
+    def with_tree(self, tree_mode: str, **sizes) -> Any:
+        """
+        A view with another tree: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`, see [`TreeConfig`].
+
+        Raises:
+            ValueError: impossible sizes, or "host_chain", transformers' own loop, which takes other drafts.
+        """
+        if tree_mode == "host_chain":
+            raise ValueError(
+                f"`tree_mode` 'host_chain' is transformers' own loop, which does not take a {type(self).__name__}; "
+                "take 'chain'."
+            )
+        view = copy.copy(self)
+        view.tree_config = self.tree_config.with_changes(tree_mode, **sizes)
+        return view
+
+    def with_suffix(self, documents: Sequence[Sequence[int]] = ()) -> "Draft":
+        """This draft with the proposals of a [`SuffixDraft`] in its trees, see [`GraftedDraft`]."""
+        from .grafted import GraftedDraft
+
+        return GraftedDraft(self, documents)
