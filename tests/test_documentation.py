@@ -1,4 +1,4 @@
-"""The documentation does what it says: the README's blocks run; commands, options, files and links it names are there.
+"""The documentation does what it says: the blocks of README and guides run; commands, options, files and links exist.
 
 in the README   hf-eagle3 train --target Qwen/Qwen3-1.7B --train-data answers.jsonl ...
 runs here       hf-eagle3 train --target hf_eagle3/embedded/target --train-data answers.jsonl ... --max-steps 2
@@ -21,6 +21,8 @@ from hf_eagle3.cli.train import parents
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
+# Read in this order; docs/serving.md has servers, which run until they are stopped.
+GUIDES = "\n".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("training", "using", "sharing"))
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 PAGES = [
     *(
@@ -30,10 +32,8 @@ PAGES = [
     ),
     ROOT / "hf_eagle3" / "embedded" / "README.md",
 ]
-# What the README names that is not here, and what stands in for it. Each must still be named there.
+# What README and guides name that is not here, and what stands in for it. Each must still be named there.
 STAND_INS = {
-    "meta-llama/Llama-3.1-8B-Instruct": embedded.TARGET.as_posix(),
-    "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B": embedded.DRAFT.as_posix(),
     "Qwen/Qwen3-1.7B": embedded.TARGET.as_posix(),
     "draft_vocab_size=32000": "draft_vocab_size=896",
     '"cuda"': '"cpu"',
@@ -66,7 +66,7 @@ def commands(code: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines]
 
 
-# The README's blocks
+# The blocks of README and guides
 
 
 @pytest.fixture
@@ -81,14 +81,14 @@ def newcomer(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_all_blocks_of_the_readme_run_in_order(newcomer, capsys):
+def test_all_blocks_run_in_order(newcomer, capsys):
     """Python in one namespace, commands in one folder: what one block makes, the next ones use."""
     namespace, ran = {"__name__": "readme"}, []
-    for language, code in blocks(README):
+    for language, code in blocks(README + GUIDES):
         for name, stand_in in STAND_INS.items():
             code = code.replace(name, stand_in)
         if language == "python":
-            exec(compile(code, "README.md", "exec"), namespace)
+            exec(compile(code, "documentation", "exec"), namespace)
         elif language == "bash":
             for words in commands(code):
                 status = main([*words, *shlex.split(SHORTER.get(words[0], ""))])
@@ -104,7 +104,7 @@ def test_all_blocks_of_the_readme_run_in_order(newcomer, capsys):
 
 def test_stand_ins_are_needed():
     for name in STAND_INS:
-        assert any(name in code for _, code in blocks(README)), f"the README has no {name} any more"
+        assert any(name in code for _, code in blocks(README + GUIDES)), f"nobody names {name} any more"
 
 
 # Commands and options, wherever they are named
