@@ -252,3 +252,15 @@ def test_links_lead_somewhere(page):
             there = page if not name else page.parent / name
             assert there.exists(), f"{page.name} links to {link}"
             assert not anchor or anchor in anchors(there), f"{page.name} links to {link}"
+
+
+def test_the_map_from_the_paper_names_what_is_there():
+    page = (ROOT / "docs" / "paper_to_code.md").read_text("utf-8")
+    files = set(re.findall(r"`([\w/]+\.py)`", page))
+    assert len(files) > 10
+    for name in files:
+        assert (ROOT / "hf_eagle3" / name).is_file(), name
+    for name, functions in re.findall(r"`([\w/]+\.py)` \(((?:`\w+`(?:, )?)+)\)", page):
+        code = (ROOT / "hf_eagle3" / name).read_text("utf-8")
+        for function in re.findall(r"`(\w+)`", functions):
+            assert re.search(rf"\b(?:def {function}\b|\"{function}\")", code), f"{name} has no {function}"
