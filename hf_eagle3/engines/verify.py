@@ -22,7 +22,6 @@ from .vllm_server import served_model, serving
 
 DEPTH = 5  # tokens drafted per cycle
 TOLERANCE = 0.01  # of the acceptance rate at a position
-CONTEXT = 2048
 TIMEOUT = 1800  # seconds for one answer, on a shared CPU
 DRAFTS = re.compile(r"^vllm:spec_decode_num_drafts_total{.*} (\S+)$", re.MULTILINE)
 ACCEPTED = re.compile(
@@ -110,8 +109,9 @@ def run_here(
 def run_vllm(target: str, draft: Path, prompts: Sequence[list[int]], max_new_tokens: int, python: str) -> Served:
     """The same through a server and its counters."""
     speculative = {"method": "eagle3", "model": str(draft.absolute()), "num_speculative_tokens": DEPTH}
-    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", str(CONTEXT), "--max-num-seqs", "1"]
-    options += ["--max-num-batched-tokens", str(CONTEXT), "--speculative-config", json.dumps(speculative)]
+    context = str(max(map(len, prompts)) + max_new_tokens + DEPTH + 1)
+    options = ["--dtype", "float32", "--enforce-eager", "--max-model-len", context, "--max-num-seqs", "1"]
+    options += ["--max-num-batched-tokens", context, "--speculative-config", json.dumps(speculative)]
     log = Path(tempfile.gettempdir()) / "hf-eagle3-vllm.log"
     with serving(python, target, free_port(), log, *options) as url:
         name, tokens = served_model(url), []
