@@ -307,12 +307,17 @@ class Eagle3Config(PreTrainedConfig):
         """
         All fields a reader may need, not only those that differ from our defaults, since other readers have others.
         """
-        base = PreTrainedConfig().to_dict()
-        return {
-            key: value
-            for key, value in self.to_dict().items()
-            if value is not None and not (key in base and value == base[key]) and key not in UNUSED_FIELDS
-        }
+        return needed_fields(self.to_dict())
+
+
+def needed_fields(values: dict) -> dict:
+    """Those of a configuration's `values` that are set and that a reader of drafts may need."""
+    base = PreTrainedConfig().to_dict()
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not None and not (key in base and value == base[key]) and key not in UNUSED_FIELDS
+    }
 
 
 def check_common_fields(config: PreTrainedConfig) -> None:
@@ -350,9 +355,9 @@ def check_common_fields(config: PreTrainedConfig) -> None:
 
 
 @functools.cache
-def own_fields() -> frozenset[str]:
-    """Fields of `Eagle3Config` that `from_pretrained` accepts as overrides, and `rope_theta`, which is part of one."""
-    names = {f.name for f in fields(Eagle3Config)} - {f.name for f in fields(PreTrainedConfig)}
+def own_fields(config_class: type[PreTrainedConfig] = Eagle3Config) -> frozenset[str]:
+    """Fields of a configuration that `from_pretrained` accepts as overrides, and `rope_theta`, which is part of one."""
+    names = {f.name for f in fields(config_class)} - {f.name for f in fields(PreTrainedConfig)}
     return frozenset(names - {"dtype", "torch_dtype"} | {"rope_theta"})
 
 

@@ -28,9 +28,10 @@ LAYERS = (
         "configuration_eagle3",
         "target",
     ),
-    ("draft_layers", "modeling_eagle3", "fitting", "draft_init"),
+    ("draft_layers", "draft_model", "modeling_eagle3", "fitting", "draft_init"),
     ("generation", "data", "hub"),
     ("training", "benchmarks", "embedded"),
+    ("drafters",),
     ("model_loading",),
     ("__init__", "__main__", "cli", "real"),
 )

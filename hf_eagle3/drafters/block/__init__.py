@@ -1,0 +1,1 @@
+"""Block drafters: every level of the tree from one pass (DFlash, JetSpec)."""
