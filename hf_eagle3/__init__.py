@@ -8,6 +8,8 @@ from typing import Any
 from . import compat  # noqa: F401  (first: raises on versions where the other imports would fail)
 from ._version import __version__
 from .configuration_eagle3 import Eagle3Config
+from .drafters import register as register_drafters
+from .drafters.block import BlockDraftConfig, BlockDraftModel
 from .generation.candidate_generator import Eagle3CandidateGenerator
 from .generation.hook import install
 from .generation.outputs import GenerateEagle3Output
@@ -22,6 +24,8 @@ from .tree_config import TreeConfig
 TRAINING = ("Eagle3Trainer", "Eagle3TrainingArguments", "new_draft")
 
 __all__ = [
+    "BlockDraftConfig",
+    "BlockDraftModel",
     "CycleRecord",
     "CycleStreamer",
     "Eagle3CandidateGenerator",
@@ -62,3 +66,4 @@ def _try_out() -> str | None:
 
 Eagle3DraftModel.push_to_hub = push_to_hub  # transformers' own uploads weights and configuration only
 install(_try_out)
+register_drafters()

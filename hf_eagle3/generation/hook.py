@@ -15,6 +15,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
+from ..checkpoint import load_config
 from ..compat import hooks
 from ..compat.caches import cached_columns, can_go_back
 from ..compat.calls import cache_of
@@ -27,7 +28,7 @@ from ..target.parts import unwrapped
 from .candidate_generator import Eagle3CandidateGenerator
 from .compiled.shapes import stash_static_request
 from .draft import kinds
-from .draft.interface import drafter_kind
+from .draft.interface import draft_class, drafter_kind
 from .fallback import with_stats
 from .loop import speculative_decode
 from .stats import new_stats
@@ -83,6 +84,10 @@ def refuse_options(target: PreTrainedModel, draft: Any, mode, config: Generation
         ValueError: the option, its value, and what to do instead.
     """
     is_host_chain = draft.tree_config.tree_mode == HOST_CHAIN
+    if is_host_chain and not isinstance(draft, Eagle3DraftModel):
+        raise ValueError(
+            f"The tree mode 'host_chain' takes EAGLE-3 drafts, not a {type(draft).__name__}; take 'chain' instead."
+        )
     if target is draft:
         raise ValueError("`assistant_model` is the model itself; pass the draft that was trained for it.")
     if (config.num_beams or 1) > 1:
@@ -156,13 +161,14 @@ class _Drafts:
             limit = config.num_assistant_tokens if limit is None and config is not None else limit
         return draft if limit is None else _limited(draft, limit)
 
-    def _loaded(self, target: PreTrainedModel, name: str) -> Eagle3DraftModel:
+    def _loaded(self, target: PreTrainedModel, name: str) -> Any:
         """The draft of a directory or Hub id, loaded once per target, and again when the directory's files change."""
         known = self._loaded_drafts.setdefault(target, {})
         files = _file_versions(Path(name))
         if name not in known or known[name][0] != files:
             logger.info("Loading the draft %s for %s.", name, type(target).__name__)
-            draft = Eagle3DraftModel.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
+            kind = draft_class(load_config(name), Eagle3DraftModel)
+            draft = kind.from_pretrained(name, dtype=target.dtype).to(target.device).eval()
             known[name] = files, draft
         return known[name][1]
 

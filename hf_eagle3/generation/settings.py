@@ -54,6 +54,7 @@ def settle(
     static: StaticShapes | None,
     device: torch.device,
     identity: Any,
+    in_one_pass: bool = False,
 ) -> Settings:
     """
     Settings of a call.
@@ -64,6 +65,7 @@ def settle(
         static: The call's static shapes.
         device: Where trees are grown.
         identity: What the costs of drafting are kept by.
+        in_one_pass: Whether levels of the tree have no cost of their own.
 
     Raises:
         ValueError: the target allows no speculation, or options do not go together.
@@ -79,7 +81,7 @@ def settle(
         pass_sizes = PASS_SIZES if static is None else few_sizes(sizes.num_draft_tokens + 1)
         assumed = GREEDY if not config.do_sample else SHARED_NOISE if sizes.shared_noise else OWN_NOISE
         costs = _CostsOf(target, identity, static is not None)
-        policy = AutoPlanner(sizes, device, assumed, costs, pass_sizes, static is not None)
+        policy = AutoPlanner(sizes, device, assumed, costs, pass_sizes, static is not None, in_one_pass)
     _refuse_combinations(mode, cache, config)
     return Settings(mode, sizes, policy, pass_sizes, static)
 

@@ -1,1 +1,37 @@
 """Block drafters: every level of the tree from one pass (DFlash, JetSpec)."""
+
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ...fitting import fit_notes
+from ...generation.draft.interface import register_drafter
+from .configuration import BlockDraftConfig
+from .dialects import is_block_draft
+from .drafter import BlockDrafter
+from .modeling import BlockDraftModel
+
+
+__all__ = ["BlockDraftConfig", "BlockDraftModel", "register"]
+logger = logging.get_logger(__name__)
+
+
+def noted(draft: BlockDraftModel, target: PreTrainedModel) -> BlockDraftModel:
+    """`draft`; what does not fit its target is logged once. Its head is the target's, whatever the vocabulary."""
+    for note in fit_notes(target.config, draft.config):
+        logger.warning_once(note)
+    return draft
+
+
+def register() -> None:
+    """Let `generate` take them."""
+    register_drafter(
+        BlockDraftModel,
+        BlockDrafter,
+        fit=noted,
+        sizes=lambda draft: draft.tree_config.shallower(draft.config.num_predictions).fitted(draft.config.vocab_size),
+        features=lambda draft: draft.config,
+        device=lambda draft, target: draft.fc.weight.device,
+        identity=lambda draft: draft.layers,
+        in_one_pass=True,
+        reads=is_block_draft,
+    )

@@ -89,6 +89,7 @@ class AutoPlanner(TreePolicy):
         costs: The table for so many sequences per pass and so many tokens of context.
         pass_sizes: Passes of so many tokens are considered.
         is_static: Whether a level is expanded whole or not at all, since its width cannot change.
+        in_one_pass: Whether all levels come from one pass: `width` is not asked, and levels need no cost.
     """
 
     is_adaptive = True
@@ -101,10 +102,11 @@ class AutoPlanner(TreePolicy):
         costs: Callable[[int, int], CostTable],
         pass_sizes: tuple[int, ...] = PASS_SIZES,
         is_static: bool = False,
+        in_one_pass: bool = False,
     ):
         super().__init__(sizes.tree_top_k)
         self.sizes, self.pass_sizes, self.is_static, self.costs_at = sizes, pass_sizes, is_static, costs
-        self.reads_scores = device.type == "cpu"
+        self.reads_scores, self.in_one_pass = device.type == "cpu", in_one_pass
         most = sizes.tree_top_k
         self.level_sizes = (most,) if is_static else (*(size for size in pass_sizes if size < most), most)
         self.calibration = Calibration(device, assumed)
@@ -135,7 +137,7 @@ class AutoPlanner(TreePolicy):
         self._live = None if all(outlook.is_live) else on_device(live, self.calibration.edges.device)
         self._levels = self._nodes = self._seen = 0
         self._curve, self._widths, self._frontiers = None, [], []
-        has_drafted = costs.first.points and (costs.level.points or self.sizes.tree_depth == 1)
+        has_drafted = costs.first.points and (costs.level.points or self.in_one_pass or self.sizes.tree_depth == 1)
         knows_drafting = has_drafted and costs.verify.covers(self.first_size * num)
         self.is_exploring = not (knows_drafting and costs.verify.covers(num))
         self._watch.start(self.is_exploring)

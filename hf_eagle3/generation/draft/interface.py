@@ -164,10 +164,13 @@ class DrafterKind:
         open: (assistant, context) -> [`Drafter`].
         fit: (assistant, target) -> the assistant for that target; raises ValueError if it does not fit.
         sizes: assistant -> the [`TreeConfig`] of its trees.
-        features: assistant -> the [`Eagle3Config`] that names the tapped layers, or `None`: no features are read.
+        features: assistant -> the configuration that names the tapped layers, an [`Eagle3Config`] or one with its
+            fields of the target, or `None`: no features are read.
         vocabulary: assistant -> target ids of the tokens that it can propose, (D,); `None`: any.
         device: (assistant, target) -> where its trees are grown.
         identity: assistant -> what views of one draft share, by which the mode "auto" keeps measured costs.
+        in_one_pass: Whether all levels of a tree come from one pass, so that no level has a cost of its own.
+        reads: A parsed `config.json` -> whether it is of this kind, so that its directory can be given by name.
     """
 
     open: Callable[[Any, DraftContext], Drafter]
@@ -177,14 +180,21 @@ class DrafterKind:
     vocabulary: Callable[[Any], torch.Tensor | None] = lambda assistant: None
     device: Callable[[Any, PreTrainedModel], torch.device] = lambda assistant, target: target.device
     identity: Callable[[Any], Any] = lambda assistant: assistant
+    in_one_pass: bool = False
+    reads: Callable[[dict], bool] = lambda config: False
 
 
 _KINDS: dict[type, DrafterKind] = {}
 
 
-def register_drafter(assistant_type: type, open: Callable[[Any, DraftContext], Drafter], **others: Callable) -> None:
+def register_drafter(assistant_type: type, open: Callable[[Any, DraftContext], Drafter], **others: Any) -> None:
     """Let `generate` take assistants of `assistant_type`, subclasses included; for `others` see [`DrafterKind`]."""
     _KINDS[assistant_type] = DrafterKind(open, **others)
+
+
+def draft_class(config: dict, default: type) -> type:
+    """The registered type that reads a draft with this parsed `config.json`; `default`: none does."""
+    return next((cls for cls, kind in _KINDS.items() if kind.reads(config)), default)
 
 
 def drafter_kind(assistant: Any) -> DrafterKind | None:
