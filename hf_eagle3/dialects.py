@@ -151,7 +151,8 @@ def read_config(raw: dict, source: str, overrides: dict | None = None) -> dict:
 def _refuse_other_kinds(extra: dict, overrides: dict, source: str) -> None:
     for name, kind in OTHER_KINDS.items():
         if extra.get(name) is not None:
-            raise ValueError(f"{source} has `{name}`, so it is {kind}; only EAGLE-3 drafts are supported.")
+            remedy = "load it with hf_eagle3.BlockDraftModel" if name == "dflash_config" else "which is not supported"
+            raise ValueError(f"{source} has `{name}`, so it is {kind} and no EAGLE-3 draft; {remedy}.")
     if (extra.get("parallel_draft_step") or 1) > 1:
         raise ValueError(
             f"{source}: `parallel_draft_step` is {extra['parallel_draft_step']}; a draft that predicts several "

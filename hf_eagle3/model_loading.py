@@ -21,8 +21,10 @@ from transformers.utils import logging
 from . import checkpoint, embedded
 from .configuration_eagle3 import Eagle3Config
 from .data.conversations import checked_template_kwargs
+from .draft_model import DraftModel
 from .dtypes import DTYPES
 from .errors import PACKAGE, UserError, explained, is_raised_by
+from .generation.draft.interface import draft_class
 from .generation.ops.transfer import best_device
 from .modeling_eagle3 import Eagle3DraftModel
 
@@ -129,7 +131,7 @@ def dtype_for(source: str, dtype: str, device: str) -> str:
     return "float32" if dtype == "auto" and is_embedded and torch.device(device).type == "cpu" else dtype
 
 
-def load_draft(source: str, target: PreTrainedModel) -> Eagle3DraftModel:
+def load_draft(source: str, target: PreTrainedModel) -> DraftModel:
     """The draft, or the merge of an adapter with its base, in the dtype and on the device of `target`."""
     if not is_adapter(source):
         draft = read_draft(source, dtype=target.dtype)
@@ -140,7 +142,7 @@ def load_draft(source: str, target: PreTrainedModel) -> Eagle3DraftModel:
     return draft.to(target.device).eval()
 
 
-def read_draft(source: str, **options) -> Eagle3DraftModel:
+def read_draft(source: str, **options) -> DraftModel:
     """
     Load the draft given by `--draft`.
 
@@ -149,7 +151,8 @@ def read_draft(source: str, **options) -> Eagle3DraftModel:
     """
     try:
         with explained(f"`--draft` {source} cannot be loaded", MODEL_REMEDY):
-            return Eagle3DraftModel.from_pretrained(source, **options)
+            kind = draft_class(checkpoint.load_config(source), Eagle3DraftModel)
+            return kind.from_pretrained(source, **options)
     except ValueError as error:
         if source in str(error) or not is_raised_by(error, (PACKAGE,)):
             raise
