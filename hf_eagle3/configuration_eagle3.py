@@ -356,7 +356,7 @@ def check_common_fields(config: PreTrainedConfig) -> None:
 
 @functools.cache
 def own_fields(config_class: type[PreTrainedConfig] = Eagle3Config) -> frozenset[str]:
-    """Fields of a configuration that `from_pretrained` accepts as overrides, and `rope_theta`, which is part of one."""
+    """Fields that `from_pretrained` accepts as overrides of a configuration, and `rope_theta`, a part of one."""
     names = {f.name for f in fields(config_class)} - {f.name for f in fields(PreTrainedConfig)}
     return frozenset(names - {"dtype", "torch_dtype"} | {"rope_theta"})
 

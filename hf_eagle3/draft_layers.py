@@ -94,7 +94,6 @@ class Eagle3Attention(nn.Module):
         output = attend(query, key, value, self.layer_index)
         return self.o_proj(output.transpose(1, 2).flatten(2))
 
-
     def keys_and_values(self, states: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of `states` (B, L, input_size), RoPE applied, (B, kv heads, L, d) each."""
         key = self.k_proj(states).unflatten(2, (-1, self.head_dim))
@@ -120,7 +119,7 @@ class Eagle3MLP(nn.Module):
 
 
 class Eagle3DecoderLayer(nn.Module):
-    """A pre-norm decoder layer; the first one reads [embedding ; feature] (2H), unless `reads_pairs` says otherwise."""
+    """A pre-norm decoder layer; the first reads [embedding ; feature] (2H), unless `reads_pairs` says otherwise."""
 
     def __init__(self, config: Eagle3Config, layer_index: int, reads_pairs: bool | None = None):
         super().__init__()

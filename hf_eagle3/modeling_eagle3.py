@@ -39,8 +39,8 @@ class Eagle3DraftModel(DraftModel):
     """
     The EAGLE-3 draft model: proposes tokens for a target model from its tapped hidden states (usually three layers).
 
-    Use it as `target.generate(**inputs, assistant_model=draft)`. It has no `generate` of its own. `from_pretrained` reads
-    the dialects of SafeAILab, SpecForge/SGLang, ModelOpt, speculators, DeepSpec and EAGLE-3.1.
+    Use it as `target.generate(**inputs, assistant_model=draft)`. It has no `generate` of its own. `from_pretrained`
+    reads the dialects of SafeAILab, SpecForge/SGLang, ModelOpt, speculators, DeepSpec and EAGLE-3.1.
 
     Args:
         config: An [`Eagle3Config`]; `Eagle3Config.from_target(target)` makes one for a target.

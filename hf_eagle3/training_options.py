@@ -129,7 +129,7 @@ class TrainingOptions:
     block_loss: str = field(
         default="kl",
         metadata={
-            "help": "Block drafters: kl, KL(target || draft) (JetSpec); cross_entropy with the text's tokens (DFlash).",
+            "help": "Block drafters: kl, of target and draft (JetSpec); cross_entropy with the text (DFlash).",
             "choices": list(BLOCK_LOSSES),
         },
     )

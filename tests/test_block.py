@@ -5,7 +5,7 @@ the cat sat on the mat .      anchor "sat", block of 3:  sat <mask> <mask>  ->  
 
 import pytest
 import torch
-from models import left_padded, tiny_target
+from models import CACHE, left_padded, tiny_target
 from test_drafters import OPTIONS, Collector
 from test_generate import SAMPLING, assert_same, both
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
@@ -149,9 +149,7 @@ def test_a_second_turn_remembers_the_first(monkeypatch):
     options = {"do_sample": False, "return_dict_in_generate": True}
     first = target.generate(**inputs, max_new_tokens=12, assistant_model=draft, **options)
     ids = torch.cat((first.sequences, torch.tensor([[7, 9, 4]])), dim=1)
-    cache = first["cache"] if "cache" in first else first.past_key_values
-    name = "cache" if "cache" in first else "past_key_values"
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), name: cache, "max_new_tokens": 8}
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), CACHE: first[CACHE], "max_new_tokens": 8}
     seen = drafted_logits(target, draft, monkeypatch, do_sample=False, **given)
     reader, tokens = Target(target, draft.config), torch.tensor([seen[0][1]])
     features, _ = reader.read(tokens[:, :-1], torch.ones_like(tokens[:, :-1]))
@@ -162,7 +160,7 @@ def test_a_second_turn_remembers_the_first(monkeypatch):
 
 
 def test_the_tree_is_the_best_first_expansion_of_products():
-    """.6 .3 | .5 .2: "a" .6, "b" .3, then below them "x" and "y": a-x .3 (younger than b), b-x .15, a-y .12, b-y .06."""
+    """.6 .3 | .5 .2: "a" .6, "b" .3, below them "x" and "y": a-x .3 (younger than b), b-x .15, a-y .12, b-y .06."""
     chances = torch.tensor([[[0.6, 0.3], [0.5, 0.2]]]).log()
     tokens = torch.tensor([[[10, 11], [20, 21]]])
     expected = {  # nodes: (token, parent) of each

@@ -105,6 +105,7 @@ def draft_to_start_from(own: dict, args) -> str | None:
 def make_trainer(start: str | None, own: dict, args):
     """The Trainer with target, data and draft; `own` holds the values of `OPTIONS`."""
     from ..data.features import CachedTarget, FeatureDataset
+
     tokenizer = load_tokenizer(own["target"])
     target = load_target(own, args)
     if own["features"]:
@@ -228,7 +229,8 @@ def refuse_unknown_fields(overrides: dict, config_class: type[PreTrainedConfig])
     known = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
     if unknown := overrides.keys() - known - {"rope_theta"}:
         raise UserError(
-            f"`--draft-option {min(unknown)}` is not a field of {config_class.__name__}; choose from {', '.join(sorted(known))}."
+            f"`--draft-option {min(unknown)}` is not a field of {config_class.__name__}; choose from "
+            f"{', '.join(sorted(known))}."
         )
 
 

@@ -81,7 +81,8 @@ def settle(
         pass_sizes = PASS_SIZES if static is None else few_sizes(sizes.num_draft_tokens + 1)
         assumed = GREEDY if not config.do_sample else SHARED_NOISE if sizes.shared_noise else OWN_NOISE
         costs = _CostsOf(target, identity, static is not None)
-        policy = AutoPlanner(sizes, device, assumed, costs, pass_sizes, static is not None, in_one_pass)
+        policy = AutoPlanner(sizes, device, assumed, costs, pass_sizes, static is not None)
+        policy.in_one_pass = in_one_pass
     _refuse_combinations(mode, cache, config)
     return Settings(mode, sizes, policy, pass_sizes, static)
 

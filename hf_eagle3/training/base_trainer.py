@@ -21,8 +21,8 @@ from ..compat.training import prepared_inputs, use_one_device
 from ..data.collator import Eagle3DataCollator
 from ..data.features import CachedTarget
 from ..data.loading import is_tokenised, tokenised
-from ..generation.stats import record
 from ..draft_model import DraftModel
+from ..generation.stats import record
 from ..target.parts import unwrap_peft
 from .arguments import Eagle3TrainingArguments
 from .figures import TrainingFigures

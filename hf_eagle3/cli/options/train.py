@@ -10,7 +10,7 @@ from .shared import DTYPES, check_sources, positive, refuse, value_of
 HELP = "train a draft for a target"
 EAGLE3, BLOCK = "eagle3", "block"
 DEFAULT_RECIPES = {EAGLE3: "paper", BLOCK: "jetspec"}
-DEFAULT_BLOCK_SIZE = 8  # the smallest of DFlash's; a tree rarely goes deeper
+DEFAULT_BLOCK_SIZE = 8  # a tree rarely goes deeper
 DEFAULT_DRAFT_VOCABULARY = 32000  # as in the original code, if the target's vocabulary is larger
 
 # Models and data; the training arguments come from their dataclass.
@@ -21,7 +21,7 @@ OPTIONS = {
     },
     "--drafter": {
         "choices": (EAGLE3, BLOCK),
-        "help": "kind of the draft: eagle3 (default), or block: all levels of the tree from one pass (DFlash, JetSpec)",
+        "help": "kind of the draft: eagle3 (default), or block: a whole tree from one pass (DFlash, JetSpec)",
     },
     "--block-size": {
         "type": positive,
@@ -45,8 +45,8 @@ OPTIONS = {
     "--draft-option": {
         "action": "append",
         "metavar": "NAME=VALUE",
-        "help": "field of the draft's configuration, e.g. intermediate_size=4096 or target_layer_ids=[1,15,28]; with --draft it "
-        "overrides the stored value; repeatable",
+        "help": "field of the draft's configuration, e.g. intermediate_size=4096 or target_layer_ids=[1,15,28]; with "
+        "--draft it overrides the stored value; repeatable",
     },
     "--random-start": {"action": "store_true", "help": "random head and fusion layer, as in the original code"},
     "--lora-rank": {

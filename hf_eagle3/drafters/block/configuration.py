@@ -128,7 +128,9 @@ class BlockDraftConfig(PreTrainedConfig):
     def _check_fields_together(self) -> None:
         check_common_fields(self)
         if not self.target_layer_ids:
-            raise ValueError("`target_layer_ids` is missing; pass the tapped layers, or `num_target_layers` for theirs.")
+            raise ValueError(
+                "`target_layer_ids` is missing; pass the tapped layers, or `num_target_layers` for theirs."
+            )
         if not 2 - self.is_shifted <= self.block_size <= LARGEST_BLOCK:
             raise ValueError(f"`block_size` is {self.block_size}; it must be between 2 and {LARGEST_BLOCK}.")
         if not 0 <= self.mask_token_id < self.vocab_size:
@@ -215,7 +217,14 @@ class BlockDraftConfig(PreTrainedConfig):
     def to_dict(self) -> dict:
         """z-lab's layout, with JetSpec's and vLLM's causal flags; DeepSpec's for drafts of that kind."""
         out = super().to_dict()
-        for name in ("is_causal", "is_shifted", "has_embed_tokens", "has_lm_head", "mask_token_id", "target_layer_ids"):
+        for name in (
+            "is_causal",
+            "is_shifted",
+            "has_embed_tokens",
+            "has_lm_head",
+            "mask_token_id",
+            "target_layer_ids",
+        ):
             out.pop(name)
         rope = dict(self.rope_parameters)
         out |= {"model_type": "qwen3", "use_cache": True, "rope_parameters": rope, "rope_theta": rope["rope_theta"]}

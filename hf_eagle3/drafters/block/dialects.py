@@ -20,7 +20,7 @@ KNOWN_NESTED = (*NESTED_FIELDS, "causal_head", "causal", "draft_shift", "use_aux
 
 
 def default_target_layer_ids(num_target_layers: int, num_layers: int) -> list[int]:
-    """Layers that a file without ids taps: evenly spaced from 1 to n - 3, one per draft layer; the middle one for one."""
+    """Layers that a file without ids taps, one per draft layer: evenly spaced from 1 to n - 3; for one, the middle."""
     if num_layers == 1:
         return [num_target_layers // 2]
     return [round(1 + i * (num_target_layers - 4) / (num_layers - 1)) for i in range(num_layers)]
@@ -61,7 +61,10 @@ def read_block_config(raw: dict, source: str, overrides: dict[str, Any]) -> dict
     theta = overrides.pop("rope_theta", None)
     fields |= overrides
     if theta is not None:
-        fields |= {"rope_theta": theta, "rope_parameters": (fields.get("rope_parameters") or {}) | {"rope_theta": theta}}
+        fields |= {
+            "rope_theta": theta,
+            "rope_parameters": (fields.get("rope_parameters") or {}) | {"rope_theta": theta},
+        }
     for name in ("vocab_size", "block_size", "mask_token_id"):
         if fields.get(name) is None:
             raise ValueError(f"`{name}` is missing from {source}; pass it to `from_pretrained`.")

@@ -30,8 +30,8 @@ MASK_EMBEDDING = "mask_embedding.pt"  # vLLM replaces the mask's embedding row b
 
 class BlockDraftModel(DraftModel):
     """
-    A block drafter: DFlash's bidirectional block or JetSpec's causal one. `from_pretrained` reads the layouts of z-lab,
-    JetSpec, SpecForge and DeepSpec (DFlash drafts), and of transformers' `MuseGlimmerAssistantModel`.
+    A block drafter: DFlash's bidirectional block or JetSpec's causal one. `from_pretrained` reads the layouts of
+    z-lab, JetSpec, SpecForge and DeepSpec (DFlash drafts), and of transformers' `MuseGlimmerAssistantModel`.
 
     Use it as `target.generate(**inputs, assistant_model=draft)`. It has no `generate` of its own.
 
@@ -148,14 +148,9 @@ class BlockDraftModel(DraftModel):
         return config.changed({field: name in tensors for field, name in stored.items()}), tensors
 
 
-def seen_in_block(
-    config: BlockDraftConfig, layer: int, queries: torch.Tensor, keys: torch.Tensor
-) -> torch.Tensor:
-    """Which keys queries see in `layer`, (..., K, S), by positions (..., K) of a block and (..., S) of it and its past."""
+def seen_in_block(config: BlockDraftConfig, layer: int, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Which keys queries of a block see in `layer`, (..., K, S), by positions (..., K) and (..., S)."""
     queries, keys = queries[..., :, None], keys[..., None, :]
-    window = config.window(layer)
-    if config.sees_later(layer):
-        seen = (keys <= queries) | (keys > queries)
-    else:
-        seen = keys <= queries
+    later, window = config.sees_later(layer), config.window(layer)
+    seen = torch.ones_like(keys <= queries) if later else keys <= queries
     return seen if window is None else seen & (keys > queries - window)

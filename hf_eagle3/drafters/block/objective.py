@@ -114,7 +114,7 @@ def block_states(
     def attend(query: Tensor, key: Tensor, value: Tensor, layer: int) -> Tensor:
         query, key, value = same_dtype(query, key, value)
         parts = []
-        for number, (start, end) in enumerate(zip(range(0, count, step), ends, strict=True)):
+        for start, end in zip(range(0, count, step), ends, strict=True):
             part = slice(start * size, (start + step) * size)
             context = [x[:, :, :end].to(query.dtype) for x in known[layer]]
             given = (query[:, :, part], key[:, :, part], value[:, :, part], *context)

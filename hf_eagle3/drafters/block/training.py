@@ -60,9 +60,7 @@ class BlockTrainer(DraftTrainer):
 
     def blocks(self, batch: dict[str, Tensor]) -> Blocks:
         """Those of a batch with anchors."""
-        return blocks_of(
-            batch[ANCHORS], batch["loss_mask"], batch["document_ids"], self.num_predictions, self.decay
-        )
+        return blocks_of(batch[ANCHORS], batch["loss_mask"], batch["document_ids"], self.num_predictions, self.decay)
 
     def counts(self, batch: dict[str, Tensor]) -> Tensor:
         """As in [`DraftTrainer`]: the sum of all weights, (1,)."""

@@ -1,6 +1,6 @@
 """The tree of a block drafter: levels do not depend on the path, so that a path's chance is a product.
 
-    level 1: sat .6, ran .3     level 2: on .5, down .2     best first: sat .6, sat-on .3, ran .3, ran-on .15, sat-down .12
+    level 1: sat .6, ran .3     level 2: on .5, down .2     best first: sat .6, ran .3, sat-on .3, ran-on .15, ...
 
 Pure tensors. Shape letters: A sequences, T levels, k tokens of a level, N drafted nodes.
 

@@ -89,10 +89,10 @@ class AutoPlanner(TreePolicy):
         costs: The table for so many sequences per pass and so many tokens of context.
         pass_sizes: Passes of so many tokens are considered.
         is_static: Whether a level is expanded whole or not at all, since its width cannot change.
-        in_one_pass: Whether all levels come from one pass: `width` is not asked, and levels need no cost.
     """
 
     is_adaptive = True
+    in_one_pass = False  # set where all levels come from one pass: `width` is never asked, and no level has a cost
 
     def __init__(
         self,
@@ -102,14 +102,13 @@ class AutoPlanner(TreePolicy):
         costs: Callable[[int, int], CostTable],
         pass_sizes: tuple[int, ...] = PASS_SIZES,
         is_static: bool = False,
-        in_one_pass: bool = False,
     ):
         super().__init__(sizes.tree_top_k)
         self.sizes, self.pass_sizes, self.is_static, self.costs_at = sizes, pass_sizes, is_static, costs
-        self.reads_scores, self.in_one_pass = device.type == "cpu", in_one_pass
+        self.reads_scores = device.type == "cpu"
         most = sizes.tree_top_k
         self.level_sizes = (most,) if is_static else (*(size for size in pass_sizes if size < most), most)
-        self.calibration = Calibration(device, assumed)
+        self.calibration, self._watch = Calibration(device, assumed), Stopwatch(device)
         self.first_size = max(size for size in pass_sizes if size <= min(FIRST_SIZE, sizes.num_draft_tokens + 1))
         self.costs, self.num_sequences, self.is_exploring = CostTable(), 1, True
         self._curve: torch.Tensor | None = None  # expected accepted tokens by nodes, of the latest draft, (N,)
@@ -121,7 +120,6 @@ class AutoPlanner(TreePolicy):
         self._levels, self._nodes, self._seen = 0, 0, 0
         self._live: torch.Tensor | None = None  # places of the sequences that count, where not all do
         self._widths: list[int] = []  # of this cycle's levels
-        self._watch = Stopwatch(device)
         self._untimed: tuple[CostCurve, int] | None = None  # the draft's pass that runs, and its size
 
     # -- one cycle ----------------------------------------------------------------------------------------------------
