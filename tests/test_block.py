@@ -3,9 +3,12 @@
 the cat sat on the mat .      anchor "sat", block of 3:  sat <mask> <mask>  ->  level 1: on .5 .3, level 2: the .6 .2
 """
 
+import importlib
+from importlib.util import find_spec
+
 import pytest
 import torch
-from models import CACHE, left_padded, tiny_target
+from models import CACHE, SIZES, left_padded, tiny_target
 from test_drafters import OPTIONS, Collector
 from test_generate import SAMPLING, assert_same, both
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
@@ -221,6 +224,24 @@ def test_a_directory_is_enough(tmp_path):
     inputs = left_padded([9])
     stats = assert_same(target, str(tmp_path), inputs, max_new_tokens=30, do_sample=False)
     assert stats.num_draft_tokens > 0
+
+
+@pytest.mark.parametrize("given", [{}, {"speculation_type": "dflash"}], ids=["bare", "named"])
+def test_transformers_own_assistant_is_recognised(given):
+    """As `assistant_model`, in trees and batches; its weights are shared, not copied."""
+    module = "transformers.models.muse_glimmer_assistant"
+    if find_spec(module) is None:
+        pytest.skip("this transformers has no DFlash assistant")
+    muse = importlib.import_module(module)
+    sizes = {name: SIZES[name] for name in SIZES if name not in ("vocab_size", "tie_word_embeddings")}
+    sizes |= {"num_hidden_layers": 2, "block_size": BLOCK, "mask_token_id": MASK, "target_layer_ids": [0, 1, 2]}
+    torch.manual_seed(0)
+    assistant = muse.MuseGlimmerAssistantModel(muse.MuseGlimmerAssistantConfig(**sizes, sliding_window=8)).eval()
+    target = tiny_target()
+    stats = assert_same(target, assistant, left_padded([13, 4, 9]), max_new_tokens=30, do_sample=False, **given)
+    assert stats.num_draft_tokens > 0
+    shared = BlockDraftModel.from_assistant(assistant)
+    assert shared.fc.weight is assistant.encoder.fc.weight
 
 
 def test_a_tree_is_no_deeper_than_the_block():

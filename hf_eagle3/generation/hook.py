@@ -28,7 +28,7 @@ from ..target.parts import unwrapped
 from .candidate_generator import Eagle3CandidateGenerator
 from .compiled.shapes import stash_static_request
 from .draft import kinds
-from .draft.interface import draft_class, drafter_kind
+from .draft.interface import as_draft, draft_class, drafter_kind
 from .fallback import with_stats
 from .loop import speculative_decode
 from .stats import new_stats
@@ -59,7 +59,7 @@ NO_WAY_BACK = (
 def draft_of(assistant_model) -> Any | None:
     """Our draft in `assistant_model`, itself or wrapped (PEFT, `torch.compile`, DataParallel); else `None`."""
     model = unwrapped(assistant_model) if isinstance(assistant_model, nn.Module) else assistant_model
-    return None if drafter_kind(model) is None else model
+    return as_draft(model)
 
 
 def refuse_wrong_class(assistant_model) -> None:
@@ -95,7 +95,7 @@ def refuse_options(target: PreTrainedModel, draft: Any, mode, config: Generation
     given_options = config.to_dict()  # not every transformers has all of them
     for name, remedy in REFUSED_OPTIONS.items():
         value = given_options.get(name)
-        if value not in (None, False):
+        if value not in (None, False, *drafter_kind(draft).speculation_types):
             raise ValueError(f"`{name}` ({value!r}) does not go with a draft as `assistant_model`: {remedy}.")
     if config.use_cache is False:
         raise ValueError("`use_cache=False` does not go with a draft as `assistant_model`; leave it out.")

@@ -1,18 +1,22 @@
 """Block drafters: every level of the tree from one pass (DFlash, JetSpec)."""
 
+import weakref
+from typing import Any
+
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ...fitting import fit_notes
 from ...generation.draft.interface import register_drafter
 from .configuration import BlockDraftConfig
-from .dialects import is_block_draft
+from .dialects import MUSE, is_block_draft
 from .drafter import BlockDrafter
 from .modeling import BlockDraftModel
 
 
 __all__ = ["BlockDraftConfig", "BlockDraftModel", "register"]
 logger = logging.get_logger(__name__)
+_ADOPTED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # costs are kept by the draft: one per assistant
 
 
 def noted(draft: BlockDraftModel, target: PreTrainedModel) -> BlockDraftModel:
@@ -20,6 +24,15 @@ def noted(draft: BlockDraftModel, target: PreTrainedModel) -> BlockDraftModel:
     for note in fit_notes(target.config, draft.config):
         logger.warning_once(note)
     return draft
+
+
+def adopted(model: Any) -> BlockDraftModel | None:
+    """The draft that shares the weights of transformers' own DFlash assistant; `None`: it is something else."""
+    if not isinstance(model, PreTrainedModel) or model.config.model_type != MUSE:
+        return None
+    if model not in _ADOPTED:
+        _ADOPTED[model] = BlockDraftModel.from_assistant(model)
+    return _ADOPTED[model]
 
 
 def register() -> None:
@@ -34,4 +47,6 @@ def register() -> None:
         identity=lambda draft: draft.layers,
         in_one_pass=True,
         reads=is_block_draft,
+        adopts=adopted,
+        speculation_types=("dflash",),
     )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ... import checkpoint
 from ...compat.models import rotary_embedding
@@ -136,6 +137,19 @@ class BlockDraftModel(DraftModel):
             return grouped_attention(query, keys, values, additive(seen, query.dtype)[None, None])
 
         return self.decode(inputs_embeds, (cos[:, :, past:], sin[:, :, past:]), attend)
+
+    @classmethod
+    def from_assistant(cls, assistant: PreTrainedModel) -> "BlockDraftModel":
+        """A draft that shares the weights of transformers' own DFlash assistant, `MuseGlimmerAssistantModel`."""
+        config = BlockDraftConfig.from_dict(assistant.config.to_dict())
+        with torch.device("meta"):
+            draft = cls(config)
+        weights = {
+            OTHER_NAMES.get(name, name): tensor for name, tensor in assistant.state_dict(keep_vars=True).items()
+        }
+        draft.load_state_dict(weights, assign=True)
+        draft.rotary_emb = rotary_embedding(config).to(assistant.device)  # its buffers are in no state dict
+        return draft.eval()
 
     @classmethod
     def _read(

@@ -171,6 +171,8 @@ class DrafterKind:
         identity: assistant -> what views of one draft share, by which the mode "auto" keeps measured costs.
         in_one_pass: Whether all levels of a tree come from one pass, so that no level has a cost of its own.
         reads: A parsed `config.json` -> whether it is of this kind, so that its directory can be given by name.
+        adopts: Any model -> a draft of this kind that shares its weights, or `None`: it is something else.
+        speculation_types: Values of transformers' `speculation_type` that mean this kind.
     """
 
     open: Callable[[Any, DraftContext], Drafter]
@@ -182,6 +184,8 @@ class DrafterKind:
     identity: Callable[[Any], Any] = lambda assistant: assistant
     in_one_pass: bool = False
     reads: Callable[[dict], bool] = lambda config: False
+    adopts: Callable[[Any], Any | None] = lambda model: None
+    speculation_types: tuple[str, ...] = ()
 
 
 _KINDS: dict[type, DrafterKind] = {}
@@ -195,6 +199,14 @@ def register_drafter(assistant_type: type, open: Callable[[Any, DraftContext], D
 def draft_class(config: dict, default: type) -> type:
     """The registered type that reads a draft with this parsed `config.json`; `default`: none does."""
     return next((cls for cls, kind in _KINDS.items() if kind.reads(config)), default)
+
+
+def as_draft(assistant: Any) -> Any | None:
+    """`assistant` if it is of a registered kind, or what a kind makes of it; `None`: none knows it."""
+    if drafter_kind(assistant) is not None:
+        return assistant
+    adopted = (kind.adopts(assistant) for kind in _KINDS.values())
+    return next((draft for draft in adopted if draft is not None), None)
 
 
 def drafter_kind(assistant: Any) -> DrafterKind | None:
