@@ -121,8 +121,10 @@ def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None) ->
         return Method(name, options, other_vocabulary="assistant_tokenizer" in options)
     mode = {"tree": "static"}.get(kind, kind)
     names = ("num_draft_tokens", "tree_depth", "tree_top_k") if kind == "tree" else ("tree_depth",)
+    from ..generation.draft.interface import drafter_kind
+
     view = draft.with_tree(mode, shared_noise=shared_noise, **dict(zip(names, sizes, strict=False)))
-    view.tree_config.fitted(draft.config.draft_vocab_size)  # raises if the sizes are impossible
+    drafter_kind(draft).sizes(view)  # raises if the sizes are impossible
     return Method(name, {"assistant_model": view}, is_ours=True)
 
 
