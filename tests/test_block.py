@@ -18,8 +18,10 @@ import hf_eagle3
 from hf_eagle3 import BlockDraftConfig, BlockDraftModel
 from hf_eagle3.drafters.block.drafter import BlockDrafter
 from hf_eagle3.drafters.block.tree import product_tree
+from hf_eagle3.errors import UserError
 from hf_eagle3.generation.draft.interface import drafter_kind
 from hf_eagle3.generation.tree.policy import FixedPolicy
+from hf_eagle3.model_loading import load_any_draft, load_draft, load_eagle3_draft
 from hf_eagle3.target.target import Target
 from hf_eagle3.tree_config import TreeConfig
 
@@ -224,6 +226,41 @@ def test_a_directory_is_enough(tmp_path):
     inputs = left_padded([9])
     stats = assert_same(target, str(tmp_path), inputs, max_new_tokens=30, do_sample=False)
     assert stats.num_draft_tokens > 0
+
+
+@pytest.mark.parametrize("is_folder", [False, True], ids=["draft", "folder"])
+def test_attached_to_a_target(is_folder, tmp_path):
+    target = tiny_target()
+    draft = block_draft(target)
+    draft.save_pretrained(tmp_path)
+    inputs, options = left_padded([9]), {"max_new_tokens": 30, "do_sample": False}
+    plain = target.generate(**inputs, **options)
+    with hf_eagle3.attach(target, str(tmp_path) if is_folder else draft, "static", **VIEWS["tree"][1]) as attached:
+        assert isinstance(attached.draft, BlockDraftModel)
+        with hf_eagle3.record() as stats:
+            assert torch.equal(target.generate(**inputs, **options), plain)
+        assert stats.num_draft_tokens > 0
+        with hf_eagle3.record() as stats:  # a call that no draft can serve
+            target.generate(**inputs, **options, num_beams=2)
+        assert stats.num_cycles == 0
+
+
+def test_programs_load_either_kind_and_convert_only_eagle3(tmp_path):
+    target = tiny_target()
+    block_draft(target).save_pretrained(tmp_path)
+    for draft in (load_draft(str(tmp_path), target), load_any_draft(str(tmp_path))):
+        assert isinstance(draft, BlockDraftModel)
+    with pytest.raises(UserError, match="is a BlockDraftModel; only EAGLE-3 drafts can be converted"):
+        load_eagle3_draft(str(tmp_path))
+    with pytest.raises(ValueError, match=r"block drafter \(DFlash, JetSpec\).*load it with hf_eagle3.BlockDraftModel"):
+        hf_eagle3.Eagle3DraftModel.from_pretrained(tmp_path)
+
+
+def test_a_stored_head_that_is_said_not_to_be_there_is_not_used(tmp_path):
+    block_draft(tiny_target(), has_lm_head=True, has_embed_tokens=True, is_shifted=True).save_pretrained(tmp_path)
+    draft = BlockDraftModel.from_pretrained(tmp_path, has_lm_head=False)
+    assert draft.lm_head is None
+    assert draft.embed_tokens is not None
 
 
 @pytest.mark.parametrize("given", [{}, {"speculation_type": "dflash"}], ids=["bare", "named"])

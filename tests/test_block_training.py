@@ -21,6 +21,7 @@ from hf_eagle3.drafters.block import objective
 from hf_eagle3.drafters.block.modeling import BlockDraftModel
 from hf_eagle3.drafters.block.objective import BlockObjective, block_states, blocks_of, compute_losses, sample_anchors
 from hf_eagle3.drafters.block.training import BlockTrainer, new_block_draft
+from hf_eagle3.hub.trained import training_rows
 from hf_eagle3.training import Eagle3TrainingArguments
 
 
@@ -238,8 +239,18 @@ def test_the_command_line_trains_and_serves_one(tmp_path, capsys):
     options += ["--target", str(tmp_path / "target"), "--train-data", str(tmp_path / "data.jsonl")]
     options += ["--output-dir", str(tmp_path / "out"), "--max-steps", "2", "--report-to", "none"]
     assert main(["train", *options, "--disable-tqdm", "true", "--draft-option", "mask_token_id=3"]) == 0
-    assert "eval_acceptance_length" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "eval_acceptance_length" in printed
+    assert "Verdict: tau" in printed
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert (record["block_loss"], record["block_loss_decay"], record["steps"]) == ("cross_entropy", 7.0, 2)
+    assert [entry["step"] for entry in record["evaluation"]["history"]][:2] == [1, 2]  # the best of them is kept
+    assert record["kept_step"] in (1, 2)
+    assert ("loss", "cross_entropy") in training_rows(record)
     raw = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (raw["block_size"], raw["num_hidden_layers"], raw["dflash_config"]["causal_head"]) == (4, 1, False)
     stats = assert_same(target, str(tmp_path / "out"), left_padded([9]), max_new_tokens=20, do_sample=False)
     assert stats.num_draft_tokens > 0
+    again = ["--draft", str(tmp_path / "out"), *options[-10:-6], "--output-dir", str(tmp_path / "again")]
+    assert main(["train", *again, "--use-cpu", "true"]) != 0
+    assert "is a BlockDraftModel; set `--drafter block`" in capsys.readouterr().err

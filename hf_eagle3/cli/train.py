@@ -180,6 +180,9 @@ def first_draft(start: str | None, own: dict, args, target, samples) -> DraftMod
     if start:
         refuse_unknown_fields(options, config_class)
         draft = read_draft(start, dtype=torch.float32, **options)
+        if not isinstance(draft.config, config_class):
+            kind = EAGLE3 if own["drafter"] == BLOCK else BLOCK
+            raise UserError(f"`--draft` {start} is a {type(draft).__name__}; set `--drafter {kind}`.")
         return fit_to(draft, target) if own["drafter"] == EAGLE3 else draft
     set_seed(args.seed)
     if own["layers"]:
