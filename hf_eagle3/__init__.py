@@ -10,6 +10,7 @@ from . import compat  # noqa: F401  (first: raises on versions where the other i
 from ._version import __version__
 from .attachment import attach, detach, for_target
 from .configuration_eagle3 import Eagle3Config
+from .drafters.block import BlockDraftConfig, BlockDraftModel
 from .generation.candidate_generator import Eagle3CandidateGenerator
 from .generation.hook import install
 from .generation.outputs import GenerateEagle3Output
@@ -26,6 +27,8 @@ TRAINING = ("Eagle3Trainer", "Eagle3TrainingArguments", "new_draft")
 DRAFTERS = {"LookaheadDraft": "lookahead", "SmallModelDraft": "small_model", "SuffixDraft": "suffix"}
 
 __all__ = [
+    "BlockDraftConfig",
+    "BlockDraftModel",
     "CycleRecord",
     "CycleStreamer",
     "Eagle3CandidateGenerator",

@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -64,9 +65,12 @@ def _read_json(file: str) -> dict:
     return content
 
 
-def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
+def load_tensors(
+    path_or_id: str, rename: Callable[[str], str] | None = None, **hub_arguments
+) -> dict[str, torch.Tensor]:
     """
-    All tensors of a checkpoint by native name, from safetensors or `.bin` (weights only), sharded or not.
+    All tensors of a checkpoint by native name, from safetensors or `.bin` (weights only), sharded or not. `rename`
+    gives the native name; default: `native_name`.
 
     Raises:
         OSError: no weight file.
@@ -85,7 +89,7 @@ def load_tensors(path_or_id: str, **hub_arguments) -> dict[str, torch.Tensor]:
         except (SafetensorError, RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
             raise ValueError(f"{file} is damaged or not a weight file ({error}); download it again.") from error
         for name, tensor in _checked(part, file).items():
-            native = native_name(name)
+            native = (rename or native_name)(name)
             if native in tensors:
                 raise ValueError(f"{path_or_id} stores `{native}` twice (once as `{name}`); remove one.")
             if tensor.is_floating_point() and not torch.isfinite(tensor).all():

@@ -171,44 +171,14 @@ class Eagle3Config(PreTrainedConfig):
         """
         Checks across fields. Not a `@strict` validator, which would wrap the error in one that is no ValueError.
         """
-        for name, most in LARGEST.items():
-            value = vars(self)[name]
-            if not 0 < value <= most:
-                raise ValueError(f"`{name}` is {value}; it must be between 1 and {most}.")
+        check_common_fields(self)
         if not 0 < self.draft_vocab_size <= self.vocab_size:
             raise ValueError(
                 f"`draft_vocab_size` is {self.draft_vocab_size}; it must be between 1 and `vocab_size` "
                 f"({self.vocab_size})."
             )
-        if self.num_attention_heads % self.num_key_value_heads != 0:
-            raise ValueError(
-                f"`num_attention_heads` ({self.num_attention_heads}) must be a multiple of `num_key_value_heads` "
-                f"({self.num_key_value_heads})."
-            )
-        ids = self.target_layer_ids
-        if ids is not None and (len(set(ids)) != len(ids) or min(ids, default=-1) < 0):
-            raise ValueError(
-                f"`target_layer_ids` is {ids}; pass at least one layer, without repeats, counted from 0 (layer i's "
-                "output is `hidden_states[i + 1]`)."
-            )
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise ValueError(f"`sliding_window` is {self.sliding_window}; pass at least 1, or None for no window.")
-        self._check_numerics()
         if self.norm_before_fc and self.fc_norm:
             raise ValueError("`norm_before_fc` and `fc_norm` are both set; a checkpoint has at most one of them.")
-
-    def _check_numerics(self) -> None:
-        """Values that would otherwise fail with a bare KeyError, or silently give NaN or no rotation."""
-        rope = self.rope_parameters
-        for name, value, known in (
-            ("hidden_act", self.hidden_act, known_activations()),
-            ("rope_parameters['rope_type']", rope.get("rope_type", "default"), known_rope_types()),
-        ):
-            if known and value not in known:
-                raise ValueError(f"`{name}` is {value!r}; transformers supports {', '.join(known)}.")
-        for name, value in (("rope_theta", rope["rope_theta"]), ("rms_norm_eps", self.rms_norm_eps)):
-            if not 0 < value < math.inf:
-                raise ValueError(f"`{name}` is {value}; pass a positive number, e.g. the target's.")
 
     @property
     def fused_features_size(self) -> int:
@@ -337,18 +307,57 @@ class Eagle3Config(PreTrainedConfig):
         """
         All fields a reader may need, not only those that differ from our defaults, since other readers have others.
         """
-        base = PreTrainedConfig().to_dict()
-        return {
-            key: value
-            for key, value in self.to_dict().items()
-            if value is not None and not (key in base and value == base[key]) and key not in UNUSED_FIELDS
-        }
+        return needed_fields(self.to_dict())
+
+
+def needed_fields(values: dict) -> dict:
+    """Those of a configuration's `values` that are set and that a reader of drafts may need."""
+    base = PreTrainedConfig().to_dict()
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not None and not (key in base and value == base[key]) and key not in UNUSED_FIELDS
+    }
+
+
+def check_common_fields(config: PreTrainedConfig) -> None:
+    """
+    Raises ValueError for sizes, taps and numbers of a draft's configuration, of any kind, that cannot be: they would
+    otherwise fail with a bare KeyError, or silently give NaN or no rotation.
+    """
+    for name, most in LARGEST.items():
+        value = vars(config).get(name, 1)
+        if not 0 < value <= most:
+            raise ValueError(f"`{name}` is {value}; it must be between 1 and {most}.")
+    if config.num_attention_heads % config.num_key_value_heads != 0:
+        raise ValueError(
+            f"`num_attention_heads` ({config.num_attention_heads}) must be a multiple of `num_key_value_heads` "
+            f"({config.num_key_value_heads})."
+        )
+    ids = config.target_layer_ids
+    if ids is not None and (len(set(ids)) != len(ids) or min(ids, default=-1) < 0):
+        raise ValueError(
+            f"`target_layer_ids` is {ids}; pass at least one layer, without repeats, counted from 0 (layer i's "
+            "output is `hidden_states[i + 1]`)."
+        )
+    if config.sliding_window is not None and config.sliding_window < 1:
+        raise ValueError(f"`sliding_window` is {config.sliding_window}; pass at least 1, or None for no window.")
+    rope = config.rope_parameters
+    for name, value, known in (
+        ("hidden_act", config.hidden_act, known_activations()),
+        ("rope_parameters['rope_type']", rope.get("rope_type", "default"), known_rope_types()),
+    ):
+        if known and value not in known:
+            raise ValueError(f"`{name}` is {value!r}; transformers supports {', '.join(known)}.")
+    for name, value in (("rope_theta", rope["rope_theta"]), ("rms_norm_eps", config.rms_norm_eps)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"`{name}` is {value}; pass a positive number, e.g. the target's.")
 
 
 @functools.cache
-def own_fields() -> frozenset[str]:
-    """Fields of `Eagle3Config` that `from_pretrained` accepts as overrides, and `rope_theta`, which is part of one."""
-    names = {f.name for f in fields(Eagle3Config)} - {f.name for f in fields(PreTrainedConfig)}
+def own_fields(config_class: type[PreTrainedConfig] = Eagle3Config) -> frozenset[str]:
+    """Fields that `from_pretrained` accepts as overrides of a configuration, and `rope_theta`, a part of one."""
+    names = {f.name for f in fields(config_class)} - {f.name for f in fields(PreTrainedConfig)}
     return frozenset(names - {"dtype", "torch_dtype"} | {"rope_theta"})
 
 

@@ -76,7 +76,7 @@ FOREIGN = {
     "eagle": "an EAGLE-1/2 draft",
     "medusa": "a set of Medusa heads",
     "hydra": "a set of Hydra heads",
-    "block": "a block drafter (DFlash, JetSpec, DSpark)",
+    "block": "a block drafter (DFlash, JetSpec)",
     "p-eagle": "a parallel drafter (P-EAGLE)",
     "pard": "a parallel drafter (PARD)",
     "mtp": "a set of multi-token-prediction layers",

@@ -141,7 +141,8 @@ def refuse_foreign(config: dict, tensor_names: Collection[str], source: str) -> 
     if found is None:
         return
     kind, evidence = found
-    raise ValueError(f"{source} has {evidence}, so it is {FOREIGN[kind]}; only EAGLE-3 drafts are supported.")
+    remedy = "load it with hf_eagle3.BlockDraftModel" if kind == "block" else "only EAGLE-3 drafts are supported"
+    raise ValueError(f"{source} has {evidence}, so it is {FOREIGN[kind]} and no EAGLE-3 draft; {remedy}.")
 
 
 def may_be_eagle1(config: dict) -> bool:

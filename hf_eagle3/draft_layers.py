@@ -82,22 +82,25 @@ class Eagle3Attention(nn.Module):
         self, states: torch.Tensor, rotary: Rotary, attend: Attend, places: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Output (B, L, H) for `states` (B, L, input_size); with `places` (B, n), only at these, (B, n, H)."""
-        batch, length, _ = states.shape
         # With `places`, keys and values are still made for all L states, for later passes to attend to.
         query_states = states if places is None else at_places(states, places)
-        query = self.q_proj(query_states).view(batch, query_states.shape[1], -1, self.head_dim)
-        key = self.k_proj(states).view(batch, length, -1, self.head_dim)
-        value = self.v_proj(states).view(batch, length, -1, self.head_dim).transpose(1, 2)
-        if self.q_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
+        query = self.q_proj(query_states).unflatten(2, (-1, self.head_dim))
+        query = (query if self.q_norm is None else self.q_norm(query)).transpose(1, 2)
+        key, value = self.keys_and_values(states, rotary)
         cos, sin = rotary
-        query, key = query.transpose(1, 2), key.transpose(1, 2)
-        key = key * cos + rotate_half(key) * sin
         if places is not None:  # queries rotate by the angles at their own positions
             cos, sin = (at_places(angles[:, 0], places)[:, None] for angles in (cos, sin))
         query = query * cos + rotate_half(query) * sin
         output = attend(query, key, value, self.layer_index)
         return self.o_proj(output.transpose(1, 2).flatten(2))
+
+    def keys_and_values(self, states: torch.Tensor, rotary: Rotary) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of `states` (B, L, input_size), RoPE applied, (B, kv heads, L, d) each."""
+        key = self.k_proj(states).unflatten(2, (-1, self.head_dim))
+        value = self.v_proj(states).unflatten(2, (-1, self.head_dim)).transpose(1, 2)
+        key = (key if self.k_norm is None else self.k_norm(key)).transpose(1, 2)
+        cos, sin = rotary
+        return key * cos + rotate_half(key) * sin, value
 
 
 class Eagle3MLP(nn.Module):
@@ -116,11 +119,12 @@ class Eagle3MLP(nn.Module):
 
 
 class Eagle3DecoderLayer(nn.Module):
-    """A pre-norm decoder layer; the first one reads [embedding ; feature] (2H)."""
+    """A pre-norm decoder layer; the first reads [embedding ; feature] (2H), unless `reads_pairs` says otherwise."""
 
-    def __init__(self, config: Eagle3Config, layer_index: int):
+    def __init__(self, config: Eagle3Config, layer_index: int, reads_pairs: bool | None = None):
         super().__init__()
         is_first, size, eps = layer_index == 0, config.hidden_size, config.rms_norm_eps
+        is_first = is_first if reads_pairs is None else reads_pairs
         self.norm_before_residual = config.norm_before_residual
         self.input_layernorm = RMSNorm(size, eps=eps)
         self.hidden_norm = RMSNorm(size, eps=eps) if is_first else None

@@ -20,10 +20,11 @@ from transformers import (
 from transformers.utils import logging
 
 from . import checkpoint, embedded
-from .configuration_eagle3 import Eagle3Config
 from .data.conversations import checked_template_kwargs
+from .draft_model import DraftModel
 from .dtypes import DTYPES
 from .errors import PACKAGE, UserError, explained, is_raised_by
+from .generation.draft.interface import draft_class
 from .generation.ops.transfer import best_device
 from .known_defects import corrections
 from .modeling_eagle3 import Eagle3DraftModel
@@ -38,7 +39,7 @@ MODEL_REMEDY = "Use the directory or Hub id of a model that this transformers ve
 
 def load_pair(
     target: str, draft: str, *, dtype: str = "auto", device: str | None = None
-) -> tuple[PreTrainedModel, Eagle3DraftModel, PreTrainedTokenizerBase]:
+) -> tuple[PreTrainedModel, DraftModel, PreTrainedTokenizerBase]:
     """
     Target, draft and tokenizer.
 
@@ -141,7 +142,7 @@ def dtype_for(source: str, dtype: str, device: str) -> str:
     return "float32" if dtype == "auto" and is_embedded and torch.device(device).type == "cpu" else dtype
 
 
-def load_draft(source: str, target: PreTrainedModel) -> Eagle3DraftModel:
+def load_draft(source: str, target: PreTrainedModel) -> DraftModel:
     """The draft, or the merge of an adapter with its base, in the dtype and on the device of `target`."""
     if not is_adapter(source):
         draft = read_draft(source, dtype=target.dtype)
@@ -152,7 +153,7 @@ def load_draft(source: str, target: PreTrainedModel) -> Eagle3DraftModel:
     return draft.to(target.device).eval()
 
 
-def read_draft(source: str, **options) -> Eagle3DraftModel:
+def read_draft(source: str, **options) -> DraftModel:
     """
     Load the draft given by `--draft`.
 
@@ -161,14 +162,23 @@ def read_draft(source: str, **options) -> Eagle3DraftModel:
     """
     try:
         with explained(f"`--draft` {source} cannot be loaded", MODEL_REMEDY):
-            return Eagle3DraftModel.from_pretrained(source, **options)
+            kind = draft_class(checkpoint.load_config(source), Eagle3DraftModel)
+            return kind.from_pretrained(source, **options)
     except ValueError as error:
         if source in str(error) or not is_raised_by(error, (PACKAGE,)):
             raise
         raise UserError(f"`--draft` {source}: {error}") from error
 
 
-def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
+def load_eagle3_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
+    """As [`load_any_draft`]; UserError for another kind of draft, which has no other dialects."""
+    draft = load_any_draft(source, base, **hub)
+    if not isinstance(draft, Eagle3DraftModel):
+        raise UserError(f"{source} is a {type(draft).__name__}; only EAGLE-3 drafts can be converted or pushed.")
+    return draft
+
+
+def load_any_draft(source: str, base: str | None = None, **hub) -> DraftModel:
     """
     Load a draft in the dtype of its file, on the CPU. A LoRA adapter is merged into its base draft.
 
@@ -182,9 +192,10 @@ def load_any_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftMo
             raise ValueError(f"`--base {base}`: {source} is not an adapter (no {checkpoint.ADAPTER_CONFIG}); omit it.")
         raw = checkpoint.load_config(source, **hub)
         # The dtype in the configuration may differ from that of the file; converting must not change weights.
-        config = Eagle3Config.from_dict({k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")})
+        kind = draft_class(raw, Eagle3DraftModel)
+        config = kind.config_class.from_dict({k: v for k, v in raw.items() if k not in ("dtype", "torch_dtype")})
         config = config.changed(corrections(source, config, {}))
-        return Eagle3DraftModel.from_pretrained(source, config=config, dtype="auto", **hub).eval()
+        return kind.from_pretrained(source, config=config, dtype="auto", **hub).eval()
     needs_extra("train", ("peft",))
     from peft import PeftModel
 

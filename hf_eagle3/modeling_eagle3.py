@@ -6,25 +6,19 @@ and a causal pass share the same layers. Does not know the target: embedding row
 Shape letters: B batch, L sequence, H hidden, V target vocabulary, D draft vocabulary, F width of the tapped features.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel
-from transformers.utils import ModelOutput, logging
+from transformers.utils import ModelOutput
 
 from . import checkpoint, vocabulary
 from .compat.models import rotary_embedding
-from .configuration_eagle3 import Eagle3Config, own_fields
+from .configuration_eagle3 import Eagle3Config
 from .dialects import may_be_eagle1, refuse_foreign
 from .draft_layers import Attend, Eagle3DecoderLayer, RMSNorm, Rotary, causal_attend
-from .known_defects import corrections
-from .tree_config import TreeConfig
-
-
-logger = logging.get_logger(__name__)
+from .draft_model import DraftModel, without_unwanted
 
 
 @dataclass
@@ -42,11 +36,12 @@ class Eagle3DraftOutput(ModelOutput):
     draft_hidden_states: torch.FloatTensor | None = None
 
 
-class Eagle3DraftModel(PreTrainedModel):
+class Eagle3DraftModel(DraftModel):
     """
     The EAGLE-3 draft model: proposes tokens for a target model from its tapped hidden states (usually three layers).
 
-    Use it as `target.generate(**inputs, assistant_model=draft)`. It has no `generate` of its own.
+    Use it as `target.generate(**inputs, assistant_model=draft)`. It has no `generate` of its own. `from_pretrained`
+    reads the dialects of SafeAILab, SpecForge/SGLang, ModelOpt, speculators, DeepSpec and EAGLE-3.1.
 
     Args:
         config: An [`Eagle3Config`]; `Eagle3Config.from_target(target)` makes one for a target.
@@ -56,10 +51,7 @@ class Eagle3DraftModel(PreTrainedModel):
     """
 
     config_class = Eagle3Config
-    base_model_prefix = ""
     main_input_name = "input_ids"
-    supports_gradient_checkpointing = True  # used by training-time test, which recomputes every step
-    _supports_sdpa = True
     _no_split_modules = ["Eagle3DecoderLayer"]
 
     def __init__(self, config: Eagle3Config):
@@ -87,8 +79,6 @@ class Eagle3DraftModel(PreTrainedModel):
             self.register_buffer("t2d", torch.arange(config.vocab_size) < config.draft_vocab_size)
         self.gradient_checkpointing = False
         self.post_init()
-        self.generation_config = GenerationConfig()
-        TreeConfig().write_to(self.generation_config)
 
     def get_input_embeddings(self) -> nn.Module | None:
         """The draft's own embedding; `None` where the target's rows are used."""
@@ -99,27 +89,6 @@ class Eagle3DraftModel(PreTrainedModel):
         """Target id of every draft id, (D,) int64; `None` where the draft predicts the whole vocabulary."""
         return vocabulary.target_ids(self.d2t) if self.config.has_vocabulary_mapping else None
 
-    @property
-    def tree_config(self) -> TreeConfig:
-        """The tree drafted per cycle, validated from `generation_config`."""
-        return TreeConfig.read_from(self.generation_config)
-
-    def with_tree(self, tree_mode: str, **sizes) -> "Eagle3DraftModel":
-        """
-        A view of this draft with another tree; it shares the weights and does not modify this draft.
-
-        Args:
-            tree_mode: "auto", "static", "chain" or "host_chain".
-            sizes: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`; see [`TreeConfig`].
-
-        Example:
-            `fast = draft.with_tree("static", num_draft_tokens=24, tree_depth=6, tree_top_k=6)`
-        """
-        view = copy.copy(self)  # shallow: modules and parameters are the same objects
-        view.generation_config = copy.deepcopy(self.generation_config)
-        self.tree_config.with_changes(tree_mode, **sizes).write_to(view.generation_config)
-        return view
-
     def fuse(self, target_features: torch.Tensor) -> torch.Tensor:
         """Fused features g (B, L, H) from the concatenated outputs of the tapped layers (B, L, F)."""
         if self.input_norm is not None:
@@ -129,12 +98,6 @@ class Eagle3DraftModel(PreTrainedModel):
             parts = target_features.split(self.config.target_hidden_size, dim=-1)
             target_features = torch.cat([norm(part) for norm, part in zip(self.fc_norm, parts, strict=True)], dim=-1)
         return self.fc(target_features)
-
-    def rotary(self, position_ids: torch.Tensor, dtype: torch.dtype) -> Rotary:
-        """cos and sin for positions (B, L), with a heads axis: (B, 1, L, head_dim)."""
-        reference = torch.empty(0, dtype=dtype, device=position_ids.device)  # only its dtype and device are used
-        cos, sin = self.rotary_emb(reference, position_ids)
-        return cos[:, None], sin[:, None]
 
     def decode(
         self,
@@ -231,70 +194,22 @@ class Eagle3DraftModel(PreTrainedModel):
         logits = self.lm_head(normed)
         return Eagle3DraftOutput(logits, fed_back) if return_dict else (logits, fed_back)
 
-    def generate(self, *args, **kwargs):
-        """Raises TypeError: a draft cannot generate on its own."""
-        raise TypeError(
-            "An Eagle3DraftModel only proposes tokens. Call `target.generate(..., assistant_model=draft)` with "
-            "the model it was trained for."
-        )
+    @classmethod
+    def _read_config(cls, source: str, overrides: dict, hub: dict) -> Eagle3Config:
+        raw = checkpoint.load_config(source, **hub)
+        if may_be_eagle1(raw) and "draft_vocab_size" not in overrides:
+            refuse_foreign(raw, checkpoint.load_tensors(source, **hub), source)
+        return Eagle3Config.from_dict(raw, **overrides)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs) -> "Eagle3DraftModel":
-        """
-        Load a draft of any dialect: SafeAILab, SpecForge/SGLang, ModelOpt, speculators, DeepSpec, EAGLE-3.1.
-
-        Args:
-            pretrained_model_name_or_path: Directory or Hub id.
-            config: Replaces the stored configuration.
-            kwargs: Hub arguments (`revision`, `token`, `cache_dir`, `subfolder`, `local_files_only`, ...), any
-                [`Eagle3Config`] field as an override (e.g. `rope_theta=10000.0`, `target_layer_ids=[1, 15, 28]`), and
-                arguments of transformers' `from_pretrained` (`dtype`, `device_map`, `quantization_config`, ...).
-
-        Raises:
-            ValueError: missing, unexpected, mis-shaped or non-finite tensors, all named; none is initialised instead.
-            OSError: no configuration or no weights.
-        """
-        source = str(pretrained_model_name_or_path)
-        hub = {name: kwargs.pop(name) for name in checkpoint.HUB_ARGUMENTS if name in kwargs}
-        hub = {name: value for name, value in hub.items() if value is not None}
-        overrides = {name: kwargs.pop(name) for name in own_fields() & kwargs.keys()}
-        if config is None:
-            raw = checkpoint.load_config(source, **hub)
-            if may_be_eagle1(raw) and "draft_vocab_size" not in overrides:
-                refuse_foreign(raw, checkpoint.load_tensors(source, **hub), source)
-            config = Eagle3Config.from_dict(raw, **overrides)
-            overrides |= corrections(source, config, overrides)
+    def _read(cls, source: str, config: Eagle3Config, overrides: dict, hub: dict) -> tuple[Eagle3Config, dict]:
         tensors = checkpoint.load_tensors(source, **hub)
         refuse_foreign({}, tensors, source)
-        # Said not to be there: the target's are used instead of stored ones that are wrong.
-        for field, name in (("has_lm_head", "lm_head.weight"), ("has_embed_tokens", "embed_tokens.weight")):
-            if overrides.get(field) is False:
-                tensors.pop(name, None)
+        tensors = without_unwanted(tensors, overrides)
         config = config.changed(checkpoint.fields_from_names(tensors, config) | overrides)
         mapping = vocabulary.complete_mapping(
             tensors.pop("d2t", None), tensors.pop("t2d", None), config.draft_vocab_size, config.vocab_size, source
         )
         if mapping is not None:
             tensors["d2t"], tensors["t2d"] = mapping
-        # Compared before loading: transformers would initialise missing tensors and only warn.
-        with torch.device("meta"):
-            expected = cls(config).state_dict()
-        checkpoint.check_tensors(tensors, expected, source)
-        model = super().from_pretrained(None, *model_args, config=config, state_dict=tensors, **kwargs)
-        model.config.name_or_path = model.name_or_path = source  # PEFT stores the latter as an adapter's base
-        model._read_generation_config(source, hub)
-        return model
-
-    def _read_generation_config(self, source: str, hub: dict) -> None:
-        try:
-            if checkpoint.has_file(source, "generation_config.json", **hub):
-                stored = GenerationConfig.from_pretrained(source, **hub)
-                TreeConfig.read_from(stored).write_to(self.generation_config)
-        except checkpoint.HubUnreachableError as error:
-            logger.warning(f"The default tree of `{source}` is unknown; using the package's default. {error}")
-
-    def save_pretrained(self, save_directory, **kwargs) -> None:
-        """Write the plain format that SGLang, vLLM and the original code read, and `generation_config.json`."""
-        super().save_pretrained(save_directory, **kwargs)
-        self.generation_config.save_pretrained(save_directory)
-        checkpoint.share_weights(save_directory)
+        return config, tensors

@@ -8,6 +8,16 @@ from dataclasses import dataclass, field
 
 
 LOSSES = ("soft_cross_entropy", "kl", "lk_alpha", "lk_lambda")
+BLOCK_LOSSES = ("cross_entropy", "kl")
+# Recipes of block drafters: their value of `is_causal`; the rest is in `RECIPES`.
+BLOCK_RECIPES = {"dflash": False, "jetspec": True}
+_BLOCK_OPTIMISER = {
+    "learning_rate": 6e-4,
+    "adam_beta2": 0.999,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.04,
+}
 # Recipes as field values, from the sources of SpecForge (git a6b6b023) and speculators 0.9.0, whose recorded losses
 # and gradients are in tests/data/parity.
 RECIPES: dict[str, dict] = {
@@ -35,6 +45,10 @@ RECIPES: dict[str, dict] = {
         "mean_over": "loss_mask",
         "train_lm_head": False,
     },
+    # DFlash (arXiv 2602.06036): SpecForge's and DeepSpec's configurations of it.
+    "dflash": {"block_loss": "cross_entropy", "block_loss_decay": 7.0, **_BLOCK_OPTIMISER},
+    # JetSpec (arXiv 2606.18394), section 2.3: forward KL, uniform weights; its optimiser is DFlash's.
+    "jetspec": {"block_loss": "kl", "block_loss_decay": 0.0, **_BLOCK_OPTIMISER},
 }
 
 
@@ -105,6 +119,30 @@ class TrainingOptions:
     train_lm_head: bool = field(
         default=True,
         metadata={"help": "Train the draft's head. speculators freezes it at the target's rows: false."},
+    )
+
+    # Block drafters
+    num_anchors: int = field(
+        default=512,
+        metadata={"help": "Block drafters: blocks sampled per sequence. DFlash, SpecForge, DeepSpec: 512."},
+    )
+    block_loss: str = field(
+        default="kl",
+        metadata={
+            "help": "Block drafters: kl, of target and draft (JetSpec); cross_entropy with the text (DFlash).",
+            "choices": list(BLOCK_LOSSES),
+        },
+    )
+    block_loss_decay: float = field(
+        default=0.0,
+        metadata={
+            "help": "Block drafters: level d's loss weighs exp(-(d - 1) / block_loss_decay); 0: all alike (JetSpec). "
+            "DFlash: 7 with blocks of 16 (SpecForge), 4 with blocks of 7 (DeepSpec)."
+        },
+    )
+    block_temperature: float = field(
+        default=1.0,
+        metadata={"help": "Block drafters: temperature of the KL, which is multiplied by its square. JetSpec."},
     )
 
     # Cost

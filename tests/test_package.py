@@ -31,10 +31,11 @@ LAYERS = (
         "configuration_eagle3",
         "target",
     ),
-    ("draft_layers", "modeling_eagle3", "fitting", "draft_init"),
+    ("draft_layers", "draft_model", "modeling_eagle3", "fitting", "draft_init"),
     ("generation", "data", "hub"),
+    ("training",),
     ("drafters",),
-    ("training", "benchmarks", "embedded", "engines"),
+    ("benchmarks", "embedded", "engines"),
     ("model_loading", "attachment", "doctor"),
     ("__init__", "__main__", "cli", "pairs", "smollm2"),
 )

@@ -17,6 +17,7 @@ from hf_eagle3.drafters.suffix import SuffixIndex
 from hf_eagle3.generation.auto.calibration import OWN_NOISE, Calibration
 from hf_eagle3.generation.auto.costs import CostTable
 from hf_eagle3.generation.auto.planner import AutoPlanner
+from hf_eagle3.generation.auto.traits import MEASURED, DraftingTraits
 from hf_eagle3.generation.tree.policy import Outlook
 from hf_eagle3.tree_config import TreeConfig
 
@@ -261,8 +262,8 @@ def test_free_drafts_are_asked_in_every_cycle():
     for size, seconds in ((1, 1.0), (4, 2.0), (8, 3.0)):
         costs.verify.points[size] = seconds
     planners = [
-        AutoPlanner(TreeConfig(), torch.device("cpu"), OWN_NOISE, lambda *_: costs, is_free=is_free)
-        for is_free in (True, False)
+        AutoPlanner(TreeConfig(), torch.device("cpu"), OWN_NOISE, lambda *_: costs, traits=traits)
+        for traits in (DraftingTraits(is_free=True), MEASURED)
     ]
     costs.first.points[1] = costs.level.points[1] = 0.1
     for planner in planners:

@@ -154,12 +154,18 @@ def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None, lo
 
         return Method(name, {"assistant_model": SuffixDraft() if kind == "suffix" else LookaheadDraft(*sizes)}, True)
     if kind == "eagle3+suffix":
+        from ..modeling_eagle3 import Eagle3DraftModel
+
+        if not isinstance(draft, Eagle3DraftModel):
+            raise ValueError(f"`--methods` {name!r} takes an EAGLE-3 draft, not a {type(draft).__name__}; omit it.")
         view = draft.with_tree("auto", shared_noise=shared_noise).with_suffix()
         return Method(name, {"assistant_model": view}, is_ours=True)
     mode = {"tree": "static"}.get(kind, kind)
     names = ("num_draft_tokens", "tree_depth", "tree_top_k") if kind == "tree" else ("tree_depth",)
+    from ..generation.draft.interface import drafter_kind
+
     view = draft.with_tree(mode, shared_noise=shared_noise, **dict(zip(names, sizes, strict=False)))
-    view.tree_config.fitted(draft.config.draft_vocab_size)  # raises if the sizes are impossible
+    drafter_kind(draft).sizes(view)  # raises if the sizes are impossible
     return Method(name, {"assistant_model": view}, is_ours=True)
 
 

@@ -8,14 +8,14 @@ from .. import smollm2
 from ..engines.verify import verify_vllm
 from ..errors import explained
 from ..hub.export import UNKNOWN_TARGET, ExportTarget, export
-from ..model_loading import MODEL_REMEDY, load_any_draft, load_target, load_tokenizer
+from ..model_loading import MODEL_REMEDY, load_eagle3_draft, load_target, load_tokenizer
 from ..modeling_eagle3 import Eagle3DraftModel
 from .inputs import encode, new_folder
 
 
 def run(arguments: argparse.Namespace) -> int:
     new_folder(arguments.output, "output")
-    draft = load_any_draft(
+    draft = load_eagle3_draft(
         arguments.source, arguments.base, revision=arguments.revision, subfolder=arguments.subfolder
     )
     target = UNKNOWN_TARGET

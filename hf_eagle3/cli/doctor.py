@@ -16,6 +16,7 @@ from ..compat.models import attention_name
 from ..compat.versions import is_proved, transformers_version
 from ..doctor.diagnosis import UNSOUND, WEAK, diagnose
 from ..doctor.measure import Acceptance, Evidence, plain_answers
+from ..errors import UserError
 from ..fitting import fit_notes
 from ..generation.stats import record
 from ..known_defects import defects_of
@@ -47,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         report |= {"sound": False, "verdict": f"Not sound: the draft cannot be used with this target. {error}"}
     else:
+        if not isinstance(draft, Eagle3DraftModel):
+            what = f"`--draft` {arguments.draft} is a {type(draft).__name__}"
+            raise UserError(f"{what}; only EAGLE-3 drafts are examined. Measure it with `hf-eagle3 benchmark`.")
         notes = [*fit_notes(target.config, draft.config), tokenizer_note(arguments.draft, tokenizer)]
         notes += [f"Known defect, replaced when loading: {defect}." for defect in defects_of(arguments.draft)]
         report["notes"] = [note for note in notes if note is not None]

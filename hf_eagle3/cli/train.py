@@ -16,12 +16,23 @@ from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 
 from ..benchmarks.environment import hardware, versions
 from ..configuration_eagle3 import Eagle3Config
+from ..draft_model import DraftModel
+from ..drafters.block import BlockDraftConfig
 from ..errors import UserError, explained
 from ..fitting import fit_to
 from ..model_loading import BASE, load_causal_lm, load_tokenizer, needs_extra, read_draft
-from ..modeling_eagle3 import Eagle3DraftModel
+from ..training_options import BLOCK_RECIPES
 from .options.shared import value_of
-from .options.train import DEFAULT_DRAFT_VOCABULARY, OPTIONS, SWITCHES, with_default
+from .options.train import (
+    BLOCK,
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_DRAFT_VOCABULARY,
+    DEFAULT_RECIPES,
+    EAGLE3,
+    OPTIONS,
+    SWITCHES,
+    with_default,
+)
 from .progress import LOGGED, print_lines
 from .verdict import verdict_of_tau
 
@@ -65,7 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
     if "logging_strategy" not in given:
         settings = {"logging_steps": LOGGED} | settings
     with explained("The training arguments cannot be used", ARGUMENTS_REMEDY, TRAINER_MODULES):
-        args = Eagle3TrainingArguments.from_recipe(own["recipe"] or "paper", **settings)
+        own["drafter"] = own["drafter"] or EAGLE3
+        own["recipe"] = own["recipe"] or DEFAULT_RECIPES[own["drafter"]]
+        args = Eagle3TrainingArguments.from_recipe(own["recipe"], **settings)
     start = draft_to_start_from(own, args)
     checkpoint = checkpoint_to_resume(args)
     if checkpoint:
@@ -123,7 +136,6 @@ def draft_to_start_from(own: dict, args) -> str | None:
 def make_trainer(start: str | None, own: dict, args):
     """The Trainer with target, data and draft; `own` holds the values of `OPTIONS`."""
     from ..data.features import CachedTarget, FeatureDataset
-    from ..training import Eagle3Trainer
 
     tokenizer = load_tokenizer(own["target"])
     target = load_target(own, args)
@@ -137,7 +149,7 @@ def make_trainer(start: str | None, own: dict, args):
     else:
         data, held_out = load_data(own, tokenizer, args, target.config.get_text_config(decoder=True).vocab_size)
         draft = first_draft(start, own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
-    return Eagle3Trainer(
+    return trainer_class(own["drafter"])(
         model=draft,
         target_model=target,
         args=args,
@@ -148,15 +160,38 @@ def make_trainer(start: str | None, own: dict, args):
     )
 
 
-def first_draft(start: str | None, own: dict, args, target, samples) -> Eagle3DraftModel:
+def trainer_class(drafter: str) -> type:
+    """The Trainer of a kind of drafter."""
+    if drafter == BLOCK:
+        from ..drafters.block.training import BlockTrainer
+
+        return BlockTrainer
+    from ..training import Eagle3Trainer
+
+    return Eagle3Trainer
+
+
+def first_draft(start: str | None, own: dict, args, target, samples) -> DraftModel:
     """The initial draft: `start`, or a new one with the most frequent tokens of `samples` as vocabulary."""
     from ..training import new_draft
 
+    config_class = BlockDraftConfig if own["drafter"] == BLOCK else Eagle3Config
+    options = draft_options(own["draft_option"])
     if start:
-        overrides = draft_options(own["draft_option"])
-        refuse_unknown_fields(overrides)
-        return fit_to(read_draft(start, dtype=torch.float32, **overrides), target)
+        refuse_unknown_fields(options, config_class)
+        draft = read_draft(start, dtype=torch.float32, **options)
+        if not isinstance(draft.config, config_class):
+            kind = EAGLE3 if own["drafter"] == BLOCK else BLOCK
+            raise UserError(f"`--draft` {start} is a {type(draft).__name__}; set `--drafter {kind}`.")
+        return fit_to(draft, target) if own["drafter"] == EAGLE3 else draft
     set_seed(args.seed)
+    if own["layers"]:
+        options.setdefault("num_hidden_layers", own["layers"])
+    if own["drafter"] == BLOCK:
+        from ..drafters.block.training import new_block_draft
+
+        shape = {"block_size": own["block_size"] or DEFAULT_BLOCK_SIZE, "is_causal": BLOCK_RECIPES[own["recipe"]]}
+        return new_block_draft(target, not own["random_start"], **shape | options)
     vocabulary = target.config.get_text_config(decoder=True).vocab_size
     size = own["draft_vocab_size"] or min(DEFAULT_DRAFT_VOCABULARY, vocabulary)
     if own["vocabulary"] and size >= vocabulary:
@@ -165,7 +200,7 @@ def first_draft(start: str | None, own: dict, args, target, samples) -> Eagle3Dr
             "set a smaller `--draft-vocab-size`."
         )
     counts = token_counts(own, samples, vocabulary) if size < vocabulary else None
-    return new_draft(target, size, counts, not own["random_start"], **draft_options(own["draft_option"]))
+    return new_draft(target, size, counts, not own["random_start"], **options)
 
 
 def lora_config(rank: int | None):
@@ -213,7 +248,7 @@ def parse_yaml(text: str, source: str):
 
 
 def draft_options(pairs: list[str] | None) -> dict:
-    """`NAME=VALUE` flags as a dictionary of `Eagle3Config` fields."""
+    """`NAME=VALUE` flags as a dictionary of a configuration's fields."""
     out = {}
     for pair in pairs or ():
         name, found, value = pair.partition("=")
@@ -223,12 +258,13 @@ def draft_options(pairs: list[str] | None) -> dict:
     return out
 
 
-def refuse_unknown_fields(overrides: dict) -> None:
-    """Raises UserError if a name is not a field of `Eagle3Config`."""
-    known = {field.name for field in fields(Eagle3Config)} - {field.name for field in fields(PreTrainedConfig)}
+def refuse_unknown_fields(overrides: dict, config_class: type[PreTrainedConfig]) -> None:
+    """Raises UserError if a name is not a field of `config_class`."""
+    known = {field.name for field in fields(config_class)} - {field.name for field in fields(PreTrainedConfig)}
     if unknown := overrides.keys() - known - {"rope_theta"}:
         raise UserError(
-            f"`--draft-option {min(unknown)}` is not a field of Eagle3Config; choose from {', '.join(sorted(known))}."
+            f"`--draft-option {min(unknown)}` is not a field of {config_class.__name__}; choose from "
+            f"{', '.join(sorted(known))}."
         )
 
 

@@ -1,1 +1,1 @@
-"""Drafters that need no training: text that repeats itself, n-grams of parallel guesses, any small model."""
+"""Kinds of draft beside EAGLE-3's, with and without training. Each registers itself when it is imported."""

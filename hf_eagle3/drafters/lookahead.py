@@ -16,6 +16,7 @@ from math import log
 import torch
 
 from ..generation.auto.calibration import OWN_NOISE
+from ..generation.auto.traits import DraftingTraits
 from ..generation.draft.interface import DraftContext, Drafter, Prompt, Roots, register_drafter
 from ..generation.tree.draft_tree import DraftTree
 from ..generation.tree.policy import TreePolicy
@@ -197,6 +198,5 @@ register_drafter(
     LookaheadDrafter,
     device=lambda draft, target: torch.device("cpu"),
     identity=lambda draft: LookaheadDraft,
-    assumed=OWN_NOISE,
-    is_free=True,
+    traits=DraftingTraits(OWN_NOISE, is_free=True),
 )

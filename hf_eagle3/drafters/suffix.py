@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..generation.auto.calibration import OWN_NOISE
+from ..generation.auto.traits import DraftingTraits
 from ..generation.batch import Batch
 from ..generation.draft.interface import DraftContext, Drafter, Prompt, Roots, register_drafter
 from ..generation.tree.draft_tree import DraftTree
@@ -195,6 +196,5 @@ register_drafter(
     fit=fit,
     device=lambda draft, target: torch.device("cpu"),
     identity=lambda draft: SuffixDraft,
-    assumed=OWN_NOISE,
-    is_free=True,
+    traits=DraftingTraits(OWN_NOISE, is_free=True),
 )

@@ -20,13 +20,14 @@ from ..compat.guard import Guard
 from ..compat.models import attention_name, is_stateful
 from ..compat.outputs import is_assisted
 from ..errors import CallRefused
+from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.mode import accepted_mode
 from ..target.parts import unwrapped
 from .attached import ATTACHED, OptionRefused, attached_call, is_handed_on, option
 from .candidate_generator import Eagle3CandidateGenerator
 from .compiled.shapes import stash_static_request
 from .draft import kinds
-from .draft.interface import drafter_kind
+from .draft.interface import as_draft, drafter_kind
 from .fallback import with_stats
 from .loop import speculative_decode
 from .named import draft_named
@@ -58,7 +59,7 @@ NO_WAY_BACK = (
 def draft_of(assistant_model) -> Any | None:
     """Our draft in `assistant_model`, itself or wrapped (PEFT, `torch.compile`, DataParallel); else `None`."""
     model = unwrapped(assistant_model) if isinstance(assistant_model, nn.Module) else assistant_model
-    return None if drafter_kind(model) is None else model
+    return as_draft(model)
 
 
 def refuse_wrong_class(assistant_model) -> None:
@@ -85,6 +86,10 @@ def refuse_options(target: PreTrainedModel, draft: Any, mode, config: Generation
         OptionRefused: the option, its value, and what to do instead.
     """
     is_host_chain = draft.tree_config.tree_mode == HOST_CHAIN
+    if is_host_chain and not isinstance(draft, Eagle3DraftModel):
+        raise ValueError(
+            f"The tree mode 'host_chain' takes EAGLE-3 drafts, not a {type(draft).__name__}; take 'chain' instead."
+        )
     if target is draft:
         raise ValueError("`assistant_model` is the model itself; pass the draft that was trained for it.")
     if (config.num_beams or 1) > 1:
@@ -94,7 +99,7 @@ def refuse_options(target: PreTrainedModel, draft: Any, mode, config: Generation
     given_options = config.to_dict()  # not every transformers has all of them
     for name, remedy in REFUSED_OPTIONS.items():
         value = given_options.get(name)
-        if value not in (None, False):
+        if value not in (None, False, *drafter_kind(draft).speculation_types):
             raise OptionRefused(f"`{name}` ({value!r}) does not go with a draft as `assistant_model`: {remedy}.")
     if config.use_cache is False:
         raise OptionRefused("`use_cache=False` does not go with a draft as `assistant_model`; leave it out.")

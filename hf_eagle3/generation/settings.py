@@ -16,6 +16,7 @@ from ..tree_config import TreeConfig
 from .auto.calibration import GREEDY, OWN_NOISE, SHARED_NOISE
 from .auto.costs import CostTable, context_bucket, cost_table
 from .auto.planner import PASS_SIZES, AutoPlanner, few_sizes
+from .auto.traits import MEASURED, DraftingTraits
 from .compiled.shapes import StaticShapes
 from .tree.policy import FixedPolicy, TreePolicy
 
@@ -55,8 +56,7 @@ def settle(
     static: StaticShapes | None,
     device: torch.device,
     identity: Any,
-    assumed: tuple[float, float] | None = None,
-    is_free: bool = False,
+    traits: DraftingTraits = MEASURED,
 ) -> Settings:
     """
     Settings of a call.
@@ -67,7 +67,7 @@ def settle(
         static: The call's static shapes.
         device: Where trees are grown.
         identity: What the costs of drafting are kept by.
-        assumed, is_free: As in [`DrafterKind`].
+        traits: Of the kind of draft.
 
     Raises:
         ValueError: the target allows no speculation, or options do not go together.
@@ -81,10 +81,11 @@ def settle(
     policy, pass_sizes = FixedPolicy(sizes), (sizes.num_draft_tokens + 1,)
     if is_auto and not is_sharded(model):  # processes that measure for themselves would choose different trees
         pass_sizes = PASS_SIZES if static is None else few_sizes(sizes.num_draft_tokens + 1)
+        assumed = traits.assumed
         if assumed is None:
             assumed = GREEDY if not config.do_sample else SHARED_NOISE if sizes.shared_noise else OWN_NOISE
         costs = _CostsOf(target, identity, static is not None)
-        policy = AutoPlanner(sizes, device, assumed, costs, pass_sizes, static is not None, is_free)
+        policy = AutoPlanner(sizes, device, assumed, costs, pass_sizes, static is not None, traits)
     _refuse_combinations(mode, cache, config)
     return Settings(mode, sizes, policy, pass_sizes, static)
 

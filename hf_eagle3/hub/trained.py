@@ -43,15 +43,13 @@ def training_rows(record: dict) -> list[tuple[str, str]]:
         (record.get("batch_tokens"), "tokens per step"),
     ]
     kept = record.get("kept_step")
+    unrolled = _count(record.get("training_time_test_steps"), "steps of training-time test")
     rows = [
         ("data", ", ".join(map(_public_name, data.get("names", ())))),
         ("amount", _listed(counts)),
         ("length", _listed(steps) + (f"; kept: step {kept}" if kept not in (None, record.get("steps")) else "")),
         ("learning rate", _joined(record.get("learning_rate"), record.get("lr_scheduler_type"))),
-        (
-            "loss",
-            _joined(record.get("loss"), _count(record.get("training_time_test_steps"), "steps of training-time test")),
-        ),
+        ("loss", _joined(record.get("loss", record.get("block_loss")), unrolled)),
         ("device", _joined(hardware.get("device_name") or hardware.get("device"), _hours(record.get("seconds")))),
         ("target's weights", f"fingerprint {record['target'].get('fingerprint')}"),
     ]

@@ -57,13 +57,18 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
             )
         if self.training_time_test_steps < 1:
             raise ValueError(f"`training_time_test_steps` is {self.training_time_test_steps}; it must be at least 1.")
-        for name in ("loss", "mean_over", "loss_mask_shift"):
+        for name in ("loss", "mean_over", "loss_mask_shift", "block_loss"):
             choices = next(f for f in fields(self) if f.name == name).metadata["choices"]
             if values[name] not in choices:
                 raise ValueError(f"`{name}` is {values[name]!r}; choose from {', '.join(map(str, choices))}.")
         if not 0 < self.step_decay <= 1:
             raise ValueError(f"`step_decay` is {self.step_decay}; it must lie in (0, 1].")
-        for name, least in (("head_chunk_size", 0), ("generation_max_new_tokens", 1)):
+        if not 0 < self.block_temperature < math.inf or not 0 <= self.block_loss_decay < math.inf:
+            raise ValueError(
+                f"`block_temperature` is {self.block_temperature}, `block_loss_decay` {self.block_loss_decay}; the "
+                "first must be positive, the second at least 0."
+            )
+        for name, least in (("head_chunk_size", 0), ("generation_max_new_tokens", 1), ("num_anchors", 1)):
             if values[name] < least:
                 raise ValueError(f"`{name}` is {values[name]}; it must be at least {least}.")
         for name, most in OPTIMISER_LIMITS.items():
@@ -77,7 +82,8 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
     @classmethod
     def from_recipe(cls, recipe: str, **arguments) -> "Eagle3TrainingArguments":
         """
-        The arguments of a recipe, "paper", "specforge" or "speculators"; `arguments` override its values.
+        The arguments of a recipe, "paper", "specforge" or "speculators", or for block drafters "dflash" or
+        "jetspec"; `arguments` override its values.
 
         speculators trains with Muon and AdamW; its recipe here has the same loss, steps and masks, and AdamW only.
         """

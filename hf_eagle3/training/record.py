@@ -14,15 +14,15 @@ from torch.utils.data import Subset
 from ..compat.models import commit_of
 from ..data.features import CachedTarget
 from ..target.fingerprint import fingerprint
+from .base_trainer import DraftTrainer
 from .best import evaluations
-from .trainer import Eagle3Trainer
 
 
 NAME, FORMAT = "training.json", 1
 
 
 def training_record(
-    trainer: Eagle3Trainer, data: Iterable[str], versions: dict, hardware: dict, start: str | None = None
+    trainer: DraftTrainer, data: Iterable[str], versions: dict, hardware: dict, start: str | None = None
 ) -> dict:
     """
     What a finished training run was.
@@ -47,7 +47,7 @@ def training_record(
     else:
         config, weights = reader.base.config, fingerprint(reader.base)
         target = {"name": config.name_or_path, "revision": commit_of(config), "fingerprint": weights}
-    names = ("learning_rate", "loss", "training_time_test_steps", "step_decay", "max_length", "packing", "seed")
+    names = ("learning_rate", *trainer.recorded, "max_length", "packing", "seed")
     kept = state.best_global_step if args.load_best_model_at_end else None
     ended = [entry for entry in state.log_history[::-1] if "train_runtime" in entry]
     measured = [{"step": step, "acceptance_length": tau} for step, tau in evaluations(state.log_history)]

@@ -3,16 +3,31 @@
 import argparse
 from dataclasses import MISSING, fields
 
-from ...training_options import RECIPES, TrainingOptions
+from ...training_options import BLOCK_RECIPES, RECIPES, TrainingOptions
 from .shared import DTYPES, check_sources, positive, refuse, value_of
 
 
-HELP = "train a draft for a target with training-time test"
+HELP = "train a draft for a target"
+EAGLE3, BLOCK = "eagle3", "block"
+DEFAULT_RECIPES = {EAGLE3: "paper", BLOCK: "jetspec"}
+DEFAULT_BLOCK_SIZE = 8  # a tree rarely goes deeper
 DEFAULT_DRAFT_VOCABULARY = 32000  # as in the original code, if the target's vocabulary is larger
 
 # Models and data; the training arguments come from their dataclass.
 OPTIONS = {
-    "--recipe": {"choices": tuple(RECIPES), "help": "a complete recipe (default: paper)"},
+    "--recipe": {
+        "choices": tuple(RECIPES),
+        "help": "a complete recipe (default: paper; jetspec for block drafters, which take dflash or jetspec)",
+    },
+    "--drafter": {
+        "choices": (EAGLE3, BLOCK),
+        "help": "kind of the draft: eagle3 (default), or block: a whole tree from one pass (DFlash, JetSpec)",
+    },
+    "--block-size": {
+        "type": positive,
+        "help": f"positions of a block, the last token included (default: {DEFAULT_BLOCK_SIZE}); block drafters only",
+    },
+    "--layers": {"type": positive, "help": "layers of the draft (default: 1; 5 for block drafters)"},
     "--target": {"help": "directory or Hub id of the target model"},
     "--train-data": {"help": "preset (sharegpt, ultrachat-200k, openthoughts-114k-math), file, folder or Hub id"},
     "--train-split": {"help": "default: train"},
@@ -32,8 +47,8 @@ OPTIONS = {
     "--draft-option": {
         "action": "append",
         "metavar": "NAME=VALUE",
-        "help": "field of Eagle3Config, e.g. intermediate_size=4096 or target_layer_ids=[1,15,28]; with --draft it "
-        "overrides the stored value; repeatable",
+        "help": "field of the draft's configuration, e.g. intermediate_size=4096 or target_layer_ids=[1,15,28]; with "
+        "--draft it overrides the stored value; repeatable",
     },
     "--random-start": {"action": "store_true", "help": "random head and fusion layer, as in the original code"},
     "--lora-rank": {
@@ -112,8 +127,25 @@ def check(arguments: argparse.Namespace) -> None:
             )
         unused = ("--train-data", "--train-split", "--eval-split", "--streaming")
         refuse(arguments, unused, "together with `--features`; omit one of them.")
+    check_kind(arguments)
     if given.get("eval_data") is None:
         refuse(arguments, ("--eval-split",), "without `--eval-data`; add it.")
     if given.get("draft"):
         why = "together with `--draft`, which has its own vocabulary and weights; omit one of them."
-        refuse(arguments, ("--draft-vocab-size", "--vocabulary", "--random-start"), why)
+        refuse(arguments, ("--draft-vocab-size", "--vocabulary", "--random-start", "--block-size", "--layers"), why)
+
+
+def check_kind(arguments: argparse.Namespace) -> None:
+    """Raises ValueError where options are another kind of drafter's."""
+    kind, recipe = value_of(arguments, "--drafter") or EAGLE3, value_of(arguments, "--recipe")
+    if recipe is not None and (recipe in BLOCK_RECIPES) != (kind == BLOCK):
+        fitting = [name for name in RECIPES if (name in BLOCK_RECIPES) == (kind == BLOCK)]
+        raise ValueError(
+            f"`--recipe` {recipe} does not go with `--drafter` {kind}; choose from {', '.join(fitting)}, or change "
+            "`--drafter`."
+        )
+    if kind == BLOCK:
+        why = "with `--drafter` block, which proposes the target's whole vocabulary; omit it."
+        refuse(arguments, ("--draft-vocab-size", "--vocabulary"), why)
+    else:
+        refuse(arguments, ("--block-size",), "without `--drafter block`; add it.")

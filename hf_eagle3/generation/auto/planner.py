@@ -18,6 +18,7 @@ from ..tree.draft_tree import DraftTree
 from ..tree.policy import Choice, Outlook, TreePolicy
 from .calibration import Calibration
 from .costs import CostCurve, CostTable, Stopwatch
+from .traits import MEASURED, DraftingTraits
 
 
 # Passes of so many tokens per sequence, the root included, and levels of so many nodes are considered: few sizes, so
@@ -92,7 +93,7 @@ class AutoPlanner(TreePolicy):
         assumed: What a [`Calibration`] begins with.
         costs: The table for so many sequences per pass and so many tokens of context.
         pass_sizes: Passes of so many tokens are considered.
-        is_static, is_free: Whether a level's width cannot change; whether drafting costs nothing and is never paused.
+        is_static, traits: Whether a level's width cannot change; what is known of the kind of draft.
     """
 
     is_adaptive = True
@@ -105,14 +106,14 @@ class AutoPlanner(TreePolicy):
         costs: Callable[[int, int], CostTable],
         pass_sizes: tuple[int, ...] = PASS_SIZES,
         is_static: bool = False,
-        is_free: bool = False,
+        traits: DraftingTraits = MEASURED,
     ):
         super().__init__(sizes.tree_top_k)
         self.sizes, self.pass_sizes, self.costs_at = sizes, pass_sizes, costs
-        self.is_static, self.is_free, self.reads_scores = is_static, is_free, device.type == "cpu"
+        self.is_static, self.traits, self.reads_scores = is_static, traits, device.type == "cpu"
         most = sizes.tree_top_k
         self.level_sizes = (most,) if is_static else (*(size for size in pass_sizes if size < most), most)
-        self.calibration = Calibration(device, assumed)
+        self.calibration, self._watch = Calibration(device, assumed), Stopwatch(device)
         self.first_size = max(size for size in pass_sizes if size <= min(FIRST_SIZE, sizes.num_draft_tokens + 1))
         self.costs, self.num_sequences, self.is_exploring = CostTable(), 1, True
         self._curve: torch.Tensor | None = None  # expected accepted tokens by nodes, of the latest draft, (N,)
@@ -124,7 +125,6 @@ class AutoPlanner(TreePolicy):
         self._levels, self._nodes, self._seen = 0, 0, 0
         self._live: torch.Tensor | None = None  # places of the sequences that count, where not all do
         self._widths: list[int] = []  # of this cycle's levels
-        self._watch = Stopwatch(device)
         self._untimed: tuple[CostCurve, int] | None = None  # the draft's pass that runs, and its size
 
     # -- one cycle ----------------------------------------------------------------------------------------------------
@@ -140,12 +140,13 @@ class AutoPlanner(TreePolicy):
         self._live = None if all(outlook.is_live) else on_device(live, self.calibration.edges.device)
         self._levels = self._nodes = self._seen = 0
         self._curve, self._widths, self._frontiers = None, [], []
-        has_drafted = costs.first.points and (costs.level.points or self.sizes.tree_depth == 1)
-        knows_drafting = (has_drafted or self.is_free) and costs.verify.covers(self.first_size * num)
+        has_levels = costs.level.points or self.traits.in_one_pass or self.sizes.tree_depth == 1
+        has_drafted = self.traits.is_free or (costs.first.points and has_levels)
+        knows_drafting = has_drafted and costs.verify.covers(self.first_size * num)
         self.is_exploring = not (knows_drafting and costs.verify.covers(num))
         self._watch.start(self.is_exploring)
         self._untimed = costs.first, num
-        is_plain = knows_drafting if self.is_exploring else not self.is_free and self._gain.pauses()
+        is_plain = knows_drafting if self.is_exploring else not self.traits.is_free and self._gain.pauses()
         return 0 if is_plain else outlook.depth
 
     def chances(self, log_probs: torch.Tensor) -> torch.Tensor:
@@ -218,7 +219,7 @@ class AutoPlanner(TreePolicy):
             return
         if self._levels:
             self._learn(tree, accepted, counts)
-        elif self.is_free and not self.is_exploring:  # nothing to propose: the usual rate falls
+        elif self.traits.is_free and not self.is_exploring:  # nothing to propose: the usual rate falls
             self._gain.see(1 / self.costs.verify(self.num_sequences))
         self._watch.stop(self.costs.verify, self.num_sequences * (self._nodes + 1))
         self.choices.append(self._weighed(counts) if self._levels else Choice(0, 0, 1.0, 1.0, 0.0))

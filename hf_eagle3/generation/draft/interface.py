@@ -18,6 +18,7 @@ from transformers import Cache, PreTrainedModel
 
 from ...target.target import Target
 from ...tree_config import TreeConfig
+from ..auto.traits import MEASURED, DraftingTraits
 from ..batch import Batch
 from ..ops.transfer import on_device
 from ..sampling.noise import StepNoise
@@ -169,13 +170,15 @@ class DrafterKind:
         open: (assistant, context) -> [`Drafter`].
         fit: (assistant, target) -> the assistant for that target; raises ValueError if it does not fit.
         sizes: assistant -> the [`TreeConfig`] of its trees.
-        features: assistant -> the [`Eagle3Config`] that names the tapped layers, or `None`: no features are read.
+        features: assistant -> the configuration that names the tapped layers, an [`Eagle3Config`] or one with its
+            fields of the target, or `None`: no features are read.
         vocabulary: assistant -> target ids of the tokens that it can propose, (D,); `None`: any.
         device: (assistant, target) -> where its trees are grown.
         identity: assistant -> what views of one draft share, by which the mode "auto" keeps measured costs.
-        assumed: What the mode "auto" takes the draft's probabilities for at first, as in [`Calibration`]; `None`: by
-            how the call chooses.
-        is_free: Whether proposing costs next to nothing: the mode "auto" then proposes in every cycle.
+        traits: What the mode "auto" takes for granted, see [`DraftingTraits`].
+        reads: A parsed `config.json` -> whether it is of this kind, so that its directory can be given by name.
+        adopts: Any model -> a draft of this kind that shares its weights, or `None`: it is something else.
+        speculation_types: Values of transformers' `speculation_type` that mean this kind.
     """
 
     open: Callable[[Any, DraftContext], Drafter]
@@ -185,8 +188,10 @@ class DrafterKind:
     vocabulary: Callable[[Any], torch.Tensor | None] = lambda assistant: None
     device: Callable[[Any, PreTrainedModel], torch.device] = lambda assistant, target: target.device
     identity: Callable[[Any], Any] = lambda assistant: assistant
-    assumed: tuple[float, float] | None = None
-    is_free: bool = False
+    traits: DraftingTraits = MEASURED
+    reads: Callable[[dict], bool] = lambda config: False
+    adopts: Callable[[Any], Any | None] = lambda model: None
+    speculation_types: tuple[str, ...] = ()
 
 
 _KINDS: dict[type, DrafterKind] = {}
@@ -195,6 +200,19 @@ _KINDS: dict[type, DrafterKind] = {}
 def register_drafter(assistant_type: type, open: Callable[[Any, DraftContext], Drafter], **others: Any) -> None:
     """Let `generate` take assistants of `assistant_type`, subclasses included; for `others` see [`DrafterKind`]."""
     _KINDS[assistant_type] = DrafterKind(open, **others)
+
+
+def draft_class(config: dict, default: type) -> type:
+    """The registered type that reads a draft with this parsed `config.json`; `default`: none does."""
+    return next((cls for cls, kind in _KINDS.items() if kind.reads(config)), default)
+
+
+def as_draft(assistant: Any) -> Any | None:
+    """`assistant` if it is of a registered kind, or what a kind makes of it; `None`: none knows it."""
+    if drafter_kind(assistant) is not None:
+        return assistant
+    adopted = (kind.adopts(assistant) for kind in _KINDS.values())
+    return next((draft for draft in adopted if draft is not None), None)
 
 
 def drafter_kind(assistant: Any) -> DrafterKind | None:
