@@ -63,12 +63,12 @@ def test_the_checkpoint_of_the_highest_tau_is_kept(tmp_path, monkeypatch, caplog
 @pytest.mark.parametrize(
     ("given", "arguments", "taus"),
     [
-        ({"save_strategy"}, {"save_strategy": "no"}, TAUS),
-        ({"eval_strategy"}, {"eval_strategy": "no"}, TAUS),
-        ({"metric_for_best_model"}, {"metric_for_best_model": "loss"}, TAUS),
-        ({"eval_strategy", "save_strategy"}, {"eval_strategy": "epoch", "save_strategy": "steps"}, TAUS),
-        ({"eval_steps", "save_steps"}, {"eval_steps": 4, "save_steps": 6}, TAUS),
-        (set(), {"num_generation_prompts": 0}, None),  # tau cannot be measured
+        (("save_strategy",), {"save_strategy": "no"}, TAUS),
+        (("eval_strategy",), {"eval_strategy": "no"}, TAUS),
+        (("metric_for_best_model",), {"metric_for_best_model": "loss"}, TAUS),
+        (("eval_strategy", "save_strategy"), {"eval_strategy": "epoch", "save_strategy": "steps"}, TAUS),
+        (("eval_steps", "save_steps"), {"eval_steps": 4, "save_steps": 6}, TAUS),
+        ((), {"num_generation_prompts": 0}, None),  # tau cannot be measured
     ],
     ids=str,
 )
@@ -77,7 +77,7 @@ def test_what_the_user_chose_stays(tmp_path, monkeypatch, given, arguments, taus
     if taus is None:
         monkeypatch.setattr(run, "generation_figures", lambda dataset: {})
     before = {name: value for name, value in vars(run.args).items() if name in ("eval_steps", "save_strategy")}
-    assert not keep_best(run, given)
+    assert not keep_best(run, set(given))
     assert not run.args.load_best_model_at_end
     assert {name: vars(run.args)[name] for name in before} == before
 
