@@ -5,7 +5,7 @@ text      the cat sat . the cat          the  ->  cat 2 times; behind "the cat":
 
 import pytest
 import torch
-from models import left_padded, tiny_draft, tiny_target
+from models import CACHE, left_padded, tiny_draft, tiny_target
 from test_drafters import OPTIONS, Collector
 from test_generate import SAMPLING, assert_same, both
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
@@ -89,9 +89,8 @@ def test_embeddings_a_second_turn_and_sequences_of_one_prompt(target, name):
     texts = []
     for assistant in ({}, {"assistant_model": draft}):
         first = target.generate(**inputs, max_new_tokens=8, return_dict_in_generate=True, **assistant)
-        cache = first.past_key_values if "past_key_values" in first else first.cache
-        name_of = "past_key_values" if "past_key_values" in first else "cache"
-        texts.append(target.generate(first.sequences, **{name_of: cache}, max_new_tokens=12, **assistant).tolist())
+        given = {CACHE: first[CACHE]} | assistant
+        texts.append(target.generate(first.sequences, max_new_tokens=12, **given).tolist())
     assert texts[0] == texts[1]
 
 
