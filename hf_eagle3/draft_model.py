@@ -29,7 +29,6 @@ class DraftModel(PreTrainedModel):
     """
 
     base_model_prefix = ""
-    supports_gradient_checkpointing = True  # training recomputes the passes of a batch
     _supports_sdpa = True
 
     def __init__(self, config: PreTrainedConfig):

@@ -52,6 +52,7 @@ class Eagle3DraftModel(DraftModel):
 
     config_class = Eagle3Config
     main_input_name = "input_ids"
+    supports_gradient_checkpointing = True  # training recomputes the steps of a batch
     _no_split_modules = ["Eagle3DecoderLayer"]
 
     def __init__(self, config: Eagle3Config):

@@ -257,3 +257,8 @@ def test_the_command_line_trains_and_serves_one(tmp_path, capsys):
     again = ["--draft", str(tmp_path / "out"), *options[-10:-6], "--output-dir", str(tmp_path / "again")]
     assert main(["train", *again, "--use-cpu", "true"]) != 0
     assert "is a BlockDraftModel; set `--drafter block`" in capsys.readouterr().err
+
+
+def test_recomputing_activations_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="does not support (activation|gradient) checkpointing"):
+        trainer(tmp_path, draft=draft_of("causal"), gradient_checkpointing=True).train()

@@ -58,7 +58,6 @@ class BlockDraftModel(DraftModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, size) if config.has_embed_tokens else None
         self.lm_head = nn.Linear(size, config.vocab_size, bias=False) if config.has_lm_head else None
         self.rotary_emb = rotary_embedding(config)
-        self.gradient_checkpointing = False
         self.post_init()
 
     @staticmethod
