@@ -462,6 +462,25 @@ def test_what_does_not_fit_the_context_is_refused(service):
         next(service.follow("v", False, "7 " * 1500, max_new_tokens=64))
 
 
+def test_another_pair_is_loaded_by_name_or_from_those_that_ship(service, monkeypatch):
+    loaded, pair, settings = [], service.pair, service.settings
+    monkeypatch.setattr(pairs, "load", lambda settings: loaded.append(settings) or pair)
+    monkeypatch.setattr(pairs, "warm_up", lambda pair: None)
+    service.sessions.use("v")
+    try:
+        service.load("", "", "smollm2")
+        service.load("some/target", "some/draft", "embedded")
+    finally:
+        service.settings = settings
+    assert loaded == [
+        PairSettings(pair="smollm2", device="cpu"),
+        PairSettings("some/target", "some/draft", device="cpu"),
+    ]
+    assert len(service.sessions) == 0
+    with pytest.raises(ValueError, match="choose from embedded, smollm2"):
+        service.load("", "", "other")
+
+
 def test_trees_are_of_the_visitors_own_run(service):
     last_view(service, "t", False, "Hi", max_new_tokens=8, compare=False)
     run = service.last_run("t")

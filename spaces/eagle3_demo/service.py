@@ -103,7 +103,8 @@ class Service:
         changes nothing.
         """
         with device_lock:
-            settings = replace(self.settings, target=target, draft=draft, pair=shipped)
+            names = {"target": target, "draft": draft, "pair": shipped}
+            settings = replace(self.settings, **names, chat_template_kwargs="")  # those were the other pair's
             pair = pairs.load(settings)
             pairs.warm_up(pair)
             self.settings, self.pair = settings, pair
