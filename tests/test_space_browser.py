@@ -226,6 +226,10 @@ def test_the_replay_runs_both_on_one_clock(visit):
     difference = (seen["plain"]["at"] - seen["ours"]["at"]) / 1000
     assert difference == pytest.approx(ends[0] - ends[1], abs=0.4)
     assert page.locator(".answer .pending").count() == 0
+    page.evaluate(REPLAY_WATCH)
+    ask(page)
+    page.locator(IDENTICAL).wait_for()
+    page.wait_for_function("window.seen.ours && window.seen.plain")  # by itself, after a race
 
 
 def test_the_page_of_a_phone_scrolls_to_the_text_and_to_the_error(visit):
