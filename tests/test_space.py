@@ -14,7 +14,7 @@ import race
 import torch
 import yaml
 from conversation import Conversation, KeptCache, fitted_cache, prompt_ids, turn_ids
-from limits import Limits, Request, checked
+from limits import DRAFTERS, Limits, Request, checked
 from models import CACHE, tiny_draft, tiny_target
 from pair import Pair, PairSettings
 from progress import Progress
@@ -49,7 +49,7 @@ def events_of(pair, request, **options):
     return [event for batch in race.run(pair, [3, 5, 4], request, 60, **options) for event in batch]
 
 
-PUBLIC = {"hf_eagle3.embedded", "hf_eagle3.metrics", "hf_eagle3.model_loading", "hf_eagle3.token_ids"}
+PUBLIC = {f"hf_eagle3.{name}" for name in ("embedded", "metrics", "model_loading", "pairs", "token_ids")}
 DOCUMENTED = {
     "hf_eagle3.generation.auto.costs": {"forget_costs"},  # in docs/performance.md
     # What differs between versions of transformers is known in one place, for the Space as well.
@@ -91,6 +91,7 @@ def test_the_page_uses_public_names(path):
         ("seed", -1, "Seed is -1; use an integer from 0 to 2147483647."),
         ("num_draft_tokens", 129, "Draft tokens is 129; use an integer from 1 to 128."),
         ("tree", "forest", "Tree must be one of auto, static, chain."),
+        ("drafter", "oracle", "Drafter must be one of eagle3, suffix, eagle3+suffix."),
         ("colour", 1, "Unknown field: colour."),
     ],
 )
@@ -129,7 +130,7 @@ def test_limits_and_settings_come_from_the_environment(monkeypatch):
         PairSettings.from_environment()
     monkeypatch.setenv("HF_EAGLE3_DRAFT", "some/draft")
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
-    assert PairSettings.from_environment() == PairSettings("some/target", "some/draft", "auto", "cuda")
+    assert PairSettings.from_environment() == PairSettings("some/target", "some/draft", device="cuda")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:77"])
@@ -231,6 +232,21 @@ def test_a_race_runs_one_way_after_the_other_and_tells_both(pair, temperature):
     logits = pair.target(torch.tensor([[3, 5, 4, *expected]])).logits[0, 2:-1].softmax(-1)
     wanted = logits.gather(1, torch.tensor(expected)[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor(events[-1].values), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.9])
+def test_every_drafter_writes_what_plain_generate_does(pair, temperature):
+    found = {}
+    for name in DRAFTERS:
+        progress = Progress()
+        request = Request("x", max_new_tokens=20, temperature=temperature, drafter=name, tree="static")
+        for event in events_of(pair, request):
+            progress.add(event)
+        assert progress.identical is True
+        found[name] = [(cycle.tree_tokens, cycle.tree_parents) for cycle in progress.speculated]
+    assert len({str(trees) for trees in found.values()}) == len(DRAFTERS)  # each has drawn trees of its own
+    kinds = {name: type(pair.drafter(name, "chain", tree_depth=3)).__name__ for name in DRAFTERS}
+    assert kinds == {"eagle3": "Eagle3DraftModel", "suffix": "SuffixDraft", "eagle3+suffix": "GraftedDraft"}
 
 
 def test_events_survive_pickling(pair):
@@ -444,6 +460,25 @@ def test_a_stopped_run_keeps_its_text_and_another_visitor_is_not_stopped(service
 def test_what_does_not_fit_the_context_is_refused(service):
     with pytest.raises(ValueError, match=r"prompt has \d+ tokens; with 64 new ones the target's context allows 960"):
         next(service.follow("v", False, "7 " * 1500, max_new_tokens=64))
+
+
+def test_another_pair_is_loaded_by_name_or_from_those_that_ship(service, monkeypatch):
+    loaded, pair, settings = [], service.pair, service.settings
+    monkeypatch.setattr(pairs, "load", lambda settings: loaded.append(settings) or pair)
+    monkeypatch.setattr(pairs, "warm_up", lambda pair: None)
+    service.sessions.use("v")
+    try:
+        service.load("", "", "smollm2")
+        service.load("some/target", "some/draft", "embedded")
+    finally:
+        service.settings = settings
+    assert loaded == [
+        PairSettings(pair="smollm2", device="cpu"),
+        PairSettings("some/target", "some/draft", device="cpu"),
+    ]
+    assert len(service.sessions) == 0
+    with pytest.raises(ValueError, match="choose from embedded, smollm2"):
+        service.load("", "", "other")
 
 
 def test_trees_are_of_the_visitors_own_run(service):

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conversation import prompt_ids
+from limits import DRAFTERS
 from space_page import served
 from transformers import GenerationMixin, set_seed
 
@@ -74,12 +75,20 @@ def test_chats_are_apart_and_remembered(address):
         ("x" * 5000, {}, "5000 characters"),
         ("hello", {"max_new_tokens": 10_000}, "Max new tokens is 10000"),
         ("hello", {"tree": "forest"}, "auto, static, chain"),
+        ("hello", {"drafter": "oracle"}, "eagle3, suffix, eagle3\\+suffix"),
         ("hello", {"tree": "static", "tree_depth": 1, "tree_top_k": 2}, "drafts only 2 nodes"),
     ],
 )
 def test_mistakes_are_messages(address, prompt, options, expected):
     with pytest.raises(gradio_client.exceptions.AppError, match=expected):
         client(address).predict(prompt, api_name="/race", **options)
+
+
+def test_a_client_chooses_the_drafter(address):
+    prompt, visitor = "7 8 9 7 8 9 7 8 9", client(address)
+    runs = {name: visitor.predict(prompt, max_new_tokens=8, drafter=name, api_name="/race") for name in DRAFTERS}
+    assert all(run["identical"] for run in runs.values())
+    assert len({str(run["token_ids"]) for run in runs.values()}) == 1
 
 
 def test_a_visitor_can_stop_a_run(address):

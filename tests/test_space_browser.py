@@ -23,8 +23,14 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: 
 expect = sync_api.expect
 
 PATIENCE = 60_000  # ms, for a loaded machine
+IDENTICAL = "#board:not(:has(.recorded)) [data-identical=yes]"
+HAS_TEXT = """least => !document.querySelector('#board .recorded')
+    && document.querySelector('.answer[data-way=plain]').textContent.length > least"""
 SCREENS = {
     "wide-light": {"viewport": {"width": 1280, "height": 900}, "color_scheme": "light"},
+    "tablet-dark": {"viewport": {"width": 768, "height": 1024}, "color_scheme": "dark"},
+    "desk-light": {"viewport": {"width": 1400, "height": 900}, "color_scheme": "light"},
+    "desk-dark": {"viewport": {"width": 1920, "height": 1080}, "color_scheme": "dark"},
     "phone-dark": {
         "viewport": {"width": 390, "height": 844},
         "color_scheme": "dark",
@@ -63,6 +69,19 @@ AT_REST = """() => new Promise(done => {
     };
     look();
 })"""
+# Times at which each text was complete, and tokens that the other one lacked then.
+REPLAY_WATCH = """() => {
+    window.seen = {};
+    const left = way => document.querySelectorAll(`.answer[data-way=${way}] .pending`).length, had = {};
+    const look = () => {
+        for (const [way, other] of [["ours", "plain"], ["plain", "ours"]]) {
+            if (left(way)) had[way] = true;
+            else if (had[way] && !seen[way]) seen[way] = {at: performance.now(), left: left(other)};
+        }
+        if (!seen.plain || !seen.ours) requestAnimationFrame(look);
+    };
+    look();
+}"""
 READ = [
     "#board .cell strong", "#board .cell small", "#board .badge", "#texts .answer[data-way=ours] span",
     "#texts .answer[data-way=plain]", "#texts .legend", "#texts .legend .d8", "#plots figcaption b", "#plots svg text",
@@ -135,12 +154,12 @@ def set_new_tokens(page, number: int) -> None:
         page.wait_for_timeout(300)  # the page hands values on a moment after it shows them
 
 
-@pytest.mark.parametrize("screen", SCREENS)
+@pytest.mark.parametrize("screen", ["wide-light", "phone-dark", "small-phone-light"])
 def test_a_race_is_shown_and_reads_well(visit, screen):
     page = visit(screen)
     assert page.evaluate(STICKS_OUT) == []
     ask(page)
-    page.locator("#board [data-identical=yes]").wait_for()
+    page.locator(IDENTICAL).wait_for()
     page.wait_for_function("document.querySelector('#board .badge').getBoundingClientRect().bottom <= innerHeight")
     wait_until_done(page)
     texts = {way: page.locator(f".answer[data-way={way}]").text_content() for way in ("plain", "ours")}
@@ -169,11 +188,84 @@ def test_a_race_is_shown_and_reads_well(visit, screen):
     assert dark == screen.endswith("dark")
 
 
+@pytest.mark.parametrize("screen", SCREENS)
+def test_the_page_opens_centred_with_a_recorded_run(visit, screen):
+    page = visit(screen)
+    width = SCREENS[screen]["viewport"]["width"]
+    expect(page.locator("#board .recorded")).to_contain_text("Recorded earlier")
+    expect(page.get_by_text("keeps the longest path")).to_be_hidden()
+    page.get_by_role("button", name="How it works").click()
+    expect(page.get_by_text("keeps the longest path")).to_be_visible()
+    box = page.locator("#tree").bounding_box()
+    assert box["x"] == pytest.approx(width - box["x"] - box["width"], abs=20)  # a scroll bar may take a few px
+    assert box["width"] > min(width, 1320) - 120
+    assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [width, width]
+    assert page.evaluate(STICKS_OUT) == []
+    assert page.evaluate(CONTRASTS, ["#board .recorded"])["#board .recorded"] >= 4.5
+    assert "monospace" in page.locator(".answer[data-way=ours]").evaluate("e => getComputedStyle(e).fontFamily")
+    nodes = page.locator("#tree .node").count()
+    page.get_by_label("number input for Draft tree of cycle").fill("1")
+    page.get_by_label("number input for Draft tree of cycle").press("Tab")
+    expect(page.locator("#tree .caption")).to_contain_text("Cycle 1 of")
+    assert page.locator("#tree .node").count() != nodes
+
+
+def test_the_replay_runs_both_on_one_clock(visit):
+    """Recorded: 1.54 s plainly, 0.65 s with the draft."""
+    page = visit()
+    waiting = "way => document.querySelectorAll(`.answer[data-way=${way}] .pending`).length"
+    page.wait_for_function("!document.querySelector('.answer .pending')")
+    page.evaluate(REPLAY_WATCH)
+    page.locator("#replay").click()
+    page.wait_for_function(f"({waiting})('plain') > 0 && ({waiting})('ours') > 0")
+    page.wait_for_function("window.seen.ours && window.seen.plain")
+    seen = page.evaluate("window.seen")
+    ends = page.locator("#texts [data-seconds]").evaluate_all("all => all.map(e => Number(e.dataset.seconds))")
+    assert page.locator("#texts .clock.done").all_text_contents() == [f"{end:.2f} s" for end in ends]
+    assert seen["ours"]["left"] > 0  # plain generate was still writing
+    difference = (seen["plain"]["at"] - seen["ours"]["at"]) / 1000
+    assert difference == pytest.approx(ends[0] - ends[1], abs=0.4)
+    assert page.locator(".answer .pending").count() == 0
+    page.evaluate(REPLAY_WATCH)
+    ask(page)
+    page.locator(IDENTICAL).wait_for()
+    page.wait_for_function("window.seen.ours && window.seen.plain")  # by itself, after a race
+
+
+def test_the_page_of_a_phone_scrolls_to_the_text_and_to_the_error(visit):
+    page = visit("phone-dark")
+    is_seen = """selector => { const box = document.querySelector(selector).getBoundingClientRect();
+        return box.height > 0 && box.top >= 0 && box.bottom <= innerHeight; }"""
+    assert not page.evaluate(is_seen, ".answer[data-way=plain]")
+    ask(page)
+    page.wait_for_function(is_seen, arg=".answer[data-way=plain]")
+    page.locator(IDENTICAL).wait_for()
+    wait_until_done(page)
+    ask(page, "   ")
+    page.locator("#message .notice").wait_for()
+    page.wait_for_function(is_seen, arg="#message .notice")
+
+
+def test_a_button_that_does_nothing_looks_so(visit, monkeypatch):
+    check = race._Race.check
+    monkeypatch.setattr(race._Race, "check", lambda self: (time.sleep(0.05), check(self)))
+    page = visit()
+    look = "e => { const s = getComputedStyle(e); return [s.backgroundColor, s.borderTopStyle, s.cursor]; }"
+    idle = page.locator("#stop").evaluate(look)
+    assert idle == ["rgba(0, 0, 0, 0)", "dashed", "not-allowed"]
+    ask(page)
+    page.locator("#stop:not([disabled])").wait_for()
+    expect(page.locator("#stop")).not_to_have_css("background-color", idle[0])
+    expect(page.locator("#run")).to_have_css("border-top-style", "dashed")
+    page.locator("#stop").click()
+    wait_until_done(page)
+
+
 def test_the_slider_shows_another_cycles_tree(visit):
     page = visit()
     set_new_tokens(page, 16)
     ask(page)
-    page.locator("#tree svg").wait_for()
+    page.locator(IDENTICAL).wait_for()
     wait_until_done(page)
     for number in (2, 1):
         box = page.get_by_label("number input for Draft tree of cycle")
@@ -189,7 +281,7 @@ def test_stop_stops_and_keeps_the_text(visit, monkeypatch):
     set_new_tokens(page, 32)
     ask(page)
     page.locator("#stop:not([disabled])").wait_for()
-    page.wait_for_function("document.querySelector('.answer[data-way=plain]').textContent.length > 3")
+    page.wait_for_function(HAS_TEXT, arg=3)
     page.locator("#stop").click()
     expect(page.get_by_role("alert")).to_contain_text("Stopped", timeout=PATIENCE)
     wait_until_done(page)
@@ -198,7 +290,7 @@ def test_stop_stops_and_keeps_the_text(visit, monkeypatch):
     expect(page.locator("#board .badge")).to_contain_text("stopped")
     monkeypatch.undo()
     ask(page)
-    page.locator("#board [data-identical=yes]").wait_for()
+    page.locator(IDENTICAL).wait_for()
     assert page.locator(".answer[data-way=plain]").text_content().startswith(text)
     assert page.get_by_role("alert").count() == 0
 
@@ -209,7 +301,7 @@ def test_leaving_the_page_ends_its_run(visit, monkeypatch):
     page = visit()
     set_new_tokens(page, 256)
     ask(page, "Tell me a long story.")
-    page.wait_for_function("document.querySelector('.answer[data-way=plain]').textContent.length > 3")
+    page.wait_for_function(HAS_TEXT, arg=3)
     page.close()
     with race.device_lock:  # as soon as the run is over
         assert len(steps) < 200
@@ -219,15 +311,27 @@ def test_mistakes_are_messages(visit):
     page = visit()
     ask(page, "   ")
     expect(page.get_by_role("alert")).to_contain_text("prompt is empty", timeout=PATIENCE)
+    assert gap(page, "#run", "#message .notice") < 40
     set_new_tokens(page, 200)
     ask(page, "7 9 " * 900)
-    expect(page.get_by_role("alert")).to_contain_text("the target's context allows 824", timeout=PATIENCE)
+    expect(page.locator("#message .notice")).to_contain_text("the target's context allows 824", timeout=PATIENCE)
     page.locator("#preset-code").click()
     expect(page.locator("#prompt textarea")).to_have_value(embedded.prompts("code")[0]["prompt"])
     page.get_by_role("button", name="Another pair").click()
     page.get_by_label("Target").fill("/nowhere/at/all")
     page.locator("#load").click()
-    expect(page.get_by_role("alert")).to_contain_text("A target is given without a draft", timeout=PATIENCE)
+    expect(page.locator("#load-message .notice")).to_contain_text(
+        "A target is given without a draft", timeout=PATIENCE
+    )
+    assert gap(page, "#load", "#load-message .notice") < 40
+    for name in ("smollm2", "embedded"):
+        assert page.locator(f"#shipped input[value={name}]").count() == 1
+
+
+def gap(page, above: str, below: str) -> float:
+    """px between two elements, one below the other."""
+    top, bottom = page.locator(above).bounding_box(), page.locator(below).bounding_box()
+    return bottom["y"] - top["y"] - top["height"]
 
 
 def test_chat_goes_on_and_shows_text_as_text(visit):
@@ -235,16 +339,23 @@ def test_chat_goes_on_and_shows_text_as_text(visit):
     page.get_by_label("Chat").check()
     set_new_tokens(page, 12)
     evil = "<img src=x onerror='document.title=1'> <b>Hello</b>"
+    expect(page.locator("#run")).to_have_text("Send")
     for number, prompt in enumerate((evil, "Go on."), start=1):
-        ask(page, prompt)
+        page.locator("#prompt textarea").fill(prompt)
+        page.locator("#prompt textarea").press("Enter")
         expect(page.locator("#chat .turn.assistant")).to_have_count(number, timeout=PATIENCE)
         wait_until_done(page)
-        assert page.locator("#board [data-identical=yes]").count() == 1
+        assert page.locator(IDENTICAL).count() == 1
     assert page.locator("#chat .turn.user").last.text_content() == evil  # the newest comes first
     assert page.locator("#chat img, #chat b").count() == 0
     expect(page.locator("#prompt textarea")).to_have_value("")
     page.locator("#new-chat").click()
     expect(page.locator("#chat .turn")).to_have_count(0)
+    page.get_by_label("Single prompt").check()
+    expect(page.locator("#run")).to_have_text("Run")
+    page.locator("#prompt textarea").fill("one")
+    page.locator("#prompt textarea").press("Enter")
+    expect(page.locator("#prompt textarea")).to_have_value("one\n")
 
 
 def test_two_visitors_at_once_see_their_own(visit, monkeypatch):
@@ -267,7 +378,7 @@ def test_two_visitors_at_once_see_their_own(visit, monkeypatch):
     waiting.wait_for()
     assert waiting.evaluate("e => e.checkVisibility() && e.parentElement.clientHeight > 0")
     for page, text in zip(pages, expected, strict=True):
-        page.locator("#board [data-identical=yes]").wait_for()
+        page.locator(IDENTICAL).wait_for()
         assert page.locator(".answer[data-way=ours]").text_content() == text
 
 
@@ -279,7 +390,7 @@ def test_the_first_token_comes_within_two_seconds(visit):
         began = time.perf_counter()
         ask(page)
         page.locator("#stop:not([disabled])").wait_for()
-        page.wait_for_function("document.querySelector('.answer[data-way=plain]').textContent.length > 0")
+        page.wait_for_function(HAS_TEXT, arg=0)
         found.append(time.perf_counter() - began)
         wait_until_done(page)
     assert min(found) < 2

@@ -4,8 +4,11 @@ Drawn example, one cycle: the root "a" has children "b" (0.5) and "c" (0.25); be
 (0.25). Accepted is b, d; the target's own token is "f".
 """
 
+import json
 import math
 import re
+from dataclasses import replace
+from html import escape
 from xml.etree import ElementTree
 
 import choices
@@ -13,10 +16,11 @@ import plots
 import pytest
 import race
 import tree_view
-from answers import answers_html, chat_html
+from answers import answers_html, chat_html, looks_like_code
 from progress import Progress, depths_of
+from recorded import FILE, Recorded, recorded_board, stored
 from scoreboard import badge, message, scoreboard
-from service import interesting_cycle, tree_of
+from service import BRANCHED, interesting_cycle, tree_of, view_of
 from tokens import ColouredText, PlainText
 
 from hf_eagle3 import CycleRecord
@@ -131,6 +135,35 @@ def test_whatever_was_written_is_escaped():
     assert "Plain generate" not in answers_html("a", "b", compare=False)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Here it is:\n```python\nx\n```", True),
+        ("def add(a, b):\n    return a + b", True),
+        ("#include <iostream>", True),
+        ("    for (let i = 0; i < n; i++) {", True),
+        ("import csv", True),
+        ("For each of the 12 tickets, return 3 dollars. If it rains:\nwhile we wait, import taxes fall.", False),
+        ("Maya sold 48 + 48 = 128 toys.\n#### 21", False),
+    ],
+)
+def test_code_is_recognised(text, expected):
+    assert looks_like_code(text) is expected
+    assert ("turn user code" in chat_html([{"role": "user", "content": text}])) is expected
+
+
+def test_texts_have_the_times_of_their_tokens():
+    plain, ours = PlainText(Letters()), ColouredText(Letters())
+    plain.add(2, 0.25)
+    ours.add(CYCLE)
+    html = ElementTree.fromstring(answers_html(ours.html(), plain.html(), True, True, {"plain": 2.0, "ours": 0.5}))
+    assert [span.get("data-at") for span in html.iter("span") if span.get("data-at")] == ["0.250"] + ["0.500"] * 3
+    assert [clock.get("data-seconds") for clock in html.iter("small")] == ["2.000", "0.500"]
+    assert [div.get("class") for div in html.iter("div") if div.get("data-way")] == ["answer code"] * 2
+    running = answers_html("", "a", True, seconds={"plain": 2.0})
+    assert running.count("data-seconds") == 1
+
+
 def test_a_tree_is_laid_out_with_the_accepted_path_on_top():
     #          0
     #      1       2      path 0 2 4; node 5 is the target's own, behind 4
@@ -161,10 +194,17 @@ def test_a_tree_shows_probabilities_path_and_rejected_nodes():
     assert interesting_cycle([bare, CYCLE, bare]) == 2
 
 
+def test_the_tree_shown_first_branches_where_any_does():
+    """A chain accepts the most; of the trees, the late ones are what "auto" settled on."""
+    chain = replace(CYCLE, tree_parents=[-1, 0, 1, 2, 3], accepted_nodes=[1, 2, 3, 4], num_accepted_tokens=4)
+    poor = replace(CYCLE, num_accepted_tokens=0)
+    assert interesting_cycle([chain, CYCLE, chain, CYCLE, poor, chain]) == 4
+    assert interesting_cycle([CYCLE, *[poor] * BRANCHED]) == 1 + BRANCHED
+    assert interesting_cycle([poor, chain]) == 1
+    assert interesting_cycle([replace(chain, num_accepted_tokens=1), chain]) == 2  # nothing but chains
+
+
 def test_plots_draw_what_happened():
-    assert plots.rates([1.0, 1.5, 1.5, 2.0]) == [(2, 2.0), (3, 4.0), (4, 3.0)]
-    many = [place / 10 for place in range(40)]
-    assert plots.rates(many)[-1] == (40, pytest.approx(10))
     assert [plots.tick_step(most, 4) for most in (1, 4, 9, 30, 81, 450)] == [1, 1, 5, 10, 50, 200]
     progress = finished([2, 4, 6], [2, 4, 6])
     phases = {"prefill": 1.0, "verify_forward": 3.0}
@@ -186,6 +226,69 @@ def test_plots_draw_what_happened():
     assert "verification 75%" in text
     empty = ElementTree.fromstring(plots.plots(Progress())).findall("figure")
     assert [figure.get("data-plot") for figure in empty] == ["speed", "accepted", "histogram"]
+
+
+def test_speed_is_drawn_over_seconds():
+    """Two tokens of one pass, at 1.5 s, are one point."""
+    assert plots.rates([1.0, 1.5, 1.5, 2.0]) == [(1.5, 4.0), (2.0, 3.0)]
+    assert plots.rates([place / 10 for place in range(30)] + [3.1] * 20) == [
+        *[(place / 10, pytest.approx(10)) for place in range(1, 30)],
+        (3.1, pytest.approx(20 / 0.2)),  # a pass of more tokens than the window
+    ]
+    assert [plots.tick_step(most, 6, 0.0) for most in (0.3, 1.5, 12)] == pytest.approx([0.05, 0.5, 2])
+    drawn = ElementTree.fromstring(plots.speed_plot([0.2, 0.4, 0.8], [0.1, 0.3]))
+    ends = [line.get("points").split()[-1].split(",")[0] for line in drawn.iter("polyline")]
+    across = plots.WIDTH - plots.LEFT - plots.RIGHT
+    assert list(map(float, ends)) == pytest.approx([plots.LEFT + across, plots.LEFT + across * 0.3 / 0.8], abs=0.1)
+    assert "seconds" in "".join(drawn.itertext())
+
+
+# -- the recorded run -------------------------------------------------------------------------------------------------
+
+
+def test_the_recorded_run_is_whole_and_named_as_recorded():
+    recorded = Recorded()
+    progress, view = recorded.progress, view_of(recorded.events, recorded)
+    assert progress.identical is True
+    assert FILE.stat().st_size < 40_000
+    assert len(progress.probabilities) == len(progress.ids) > 20
+    for cycle in progress.speculated:
+        assert [cycle.tree_tokens[node] for node in cycle.accepted_nodes] == cycle.tokens[: len(cycle.accepted_nodes)]
+    assert view.plain.text == view.ours.text != ""
+    seconds = {way: progress.finished[way].seconds for way in (race.PLAIN, race.SPECULATIVE)}
+    at = {
+        box.get("data-way"): [float(span.get("data-at")) for span in box.findall("span")]
+        for box in ElementTree.fromstring(view.texts).iter("div")
+        if box.get("data-way")
+    }
+    assert at["plain"] == pytest.approx([event.seconds for event in progress.plain], abs=1e-3)
+    assert at["ours"] == pytest.approx([c.seconds for c in progress.cycles for _ in c.tokens], abs=1e-3)
+    assert at["plain"][-1] <= seconds[race.PLAIN]
+    assert at["ours"][-1] <= seconds[race.SPECULATIVE]
+    board = recorded_board(recorded)
+    assert "Recorded earlier" in board
+    assert escape(recorded.prompt) in board
+    assert "this machine" not in board.partition("</p>")[2]
+    assert "Cycle 2 of" in tree_of(progress, 2, recorded)
+
+
+def test_what_is_recorded_is_read_back(tmp_path):
+    events = [
+        race.PlainToken(2, 0.25),
+        race.Finished(race.PLAIN, [2, 4, 6], 2.0),
+        CYCLE,
+        race.Finished(race.SPECULATIVE, [2, 4, 6], 0.5, choices=[Choice(2, 4, 2.5)]),
+        race.Probabilities([0.5, 0.25, 1.0]),
+    ]
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps(stored("a pair", "Hi", events, Letters())))
+    found = Recorded(file)
+    assert (found.description, found.prompt) == ("a pair", "Hi")
+    assert found.events[:2] == events[:2]
+    assert found.events[2].accepted_nodes == CYCLE.accepted_nodes
+    assert found.events[2].tree_scores == pytest.approx(CYCLE.tree_scores, abs=1e-4)
+    assert "expected 2.5 tokens" in found.progress.why(1)
+    assert view_of(found.events, found).ours.text == "bdf"
 
 
 # -- the tree mode "auto" ---------------------------------------------------------------------------------------------

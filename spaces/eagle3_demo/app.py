@@ -19,15 +19,18 @@ except ImportError:
 
 
 import gradio as gr
-from answers import answers_html, chat_html
-from introduction import introduction
-from limits import TREES, Limits, Request
+from answers import chat_html
+from endpoints import Endpoints
+from introduction import DETAILS_TITLE, details, headline
+from limits import DRAFTERS, TREES, Limits, Request
 from pair import PairSettings, leave_a_core
 from progress import Progress
-from scoreboard import message, scoreboard
-from service import Service, View, figures, interesting_cycle, tree_figures, tree_of
+from recorded import Recorded, recorded_board
+from scoreboard import message
+from scripts import ENDED, OPENED, REPLAY, STARTED
+from service import Service, View, interesting_cycle, tree_of, view_of
 
-from hf_eagle3 import embedded
+from hf_eagle3 import embedded, pairs
 
 
 HERE = Path(__file__).parent
@@ -35,11 +38,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 DEVICE = "device"  # queue of runs, one at a time
 SINGLE, CHAT = "Single prompt", "Chat"
 PRESETS = {"math": ("Math", 0.0), "code": ("Code", 0.0), "roleplay": ("Role play", 0.8)}  # title, temperature
+PROMPT_LINES = 4
+PAIR_TITLES = {"embedded": "embedded, a toy", "smollm2": "SmolLM2-135M-Instruct, fetched once"}
+HTML = {"apply_default_css": False, "elem_classes": "eagle3"}
 FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none is downloaded
-SHOW_BOARD = """() => {
-    const board = document.querySelector("#board"), top = board.getBoundingClientRect().top;
-    if (top < 0 || top > innerHeight / 2) board.scrollIntoView({behavior: "smooth"});
-}"""  # on a phone the board is below the controls
 
 
 class Page:
@@ -54,8 +56,11 @@ class Page:
     def __init__(self, service: Service, is_local: bool):
         self.service, self.is_local = service, is_local
         self.settings: dict[str, gr.Component] = {}  # by field of a request
+        self.recorded = Recorded()
         with gr.Blocks(title="EAGLE-3: the same text, faster", analytics_enabled=False) as self.blocks:
-            self.introduction = gr.Markdown(introduction(self.service.pair))
+            self.headline = gr.Markdown(headline(service.pair))
+            with gr.Accordion(DETAILS_TITLE, open=False):
+                self.details = gr.Markdown(details(service.pair))
             with gr.Row():
                 with gr.Column(scale=2, min_width=300):
                     self.lay_out_question()
@@ -64,7 +69,7 @@ class Page:
                     self.lay_out_answer()
             self.lay_out_tree()
             self.connect()
-            self.add_endpoints()
+            Endpoints(service).add(concurrency_limit=1, concurrency_id=DEVICE)
 
     # -- layout -------------------------------------------------------------------------------------------------------
 
@@ -74,7 +79,7 @@ class Page:
         self.prompt = gr.Textbox(
             embedded.prompts("math")[0]["prompt"],
             label="Prompt",
-            lines=4,
+            lines=PROMPT_LINES,  # with more than one, Enter begins another
             max_lines=10,
             max_length=self.service.limits.prompt_characters,
             elem_id="prompt",
@@ -87,6 +92,7 @@ class Page:
         with gr.Row():
             self.run = gr.Button("Run", variant="primary", min_width=80, elem_id="run")
             self.stop = gr.Button("Stop", variant="stop", min_width=80, interactive=False, elem_id="stop")
+        self.message = gr.HTML("", elem_id="message", **HTML)
         self.new_chat = gr.Button("New chat", size="sm", visible=False, elem_id="new-chat")
 
     def lay_out_settings(self) -> None:
@@ -107,7 +113,13 @@ class Page:
                 0, 200, Request.top_k, step=1, label="Top-k", info="0: off; used at temperature above 0"
             )
             fields["seed"] = gr.Number(Request.seed, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
-        with gr.Accordion("Draft tree", open=False):
+        with gr.Accordion("Drafter and tree", open=False):
+            fields["drafter"] = gr.Radio(
+                [(title, name) for name, title in DRAFTERS.items()],
+                value=Request.drafter,
+                label="Drafter",
+                info="suffix: what followed the same tokens before, in the prompt and the answer; without a model",
+            )
             fields["tree"] = gr.Radio(
                 list(TREES), value=Request.tree, label="Tree", info="auto: the size that is fastest on this machine"
             )
@@ -120,25 +132,35 @@ class Page:
             )
         if self.is_local:
             with gr.Accordion("Another pair", open=False):
-                self.target = gr.Textbox(label="Target", placeholder="directory or Hub id; empty: the embedded pair")
+                self.shipped = gr.Radio(
+                    [(PAIR_TITLES[name], name) for name in pairs.NAMES],
+                    value=self.service.settings.pair,
+                    label="Pair that ships",
+                    info="used unless a target is named below",
+                    elem_id="shipped",
+                )
+                self.target = gr.Textbox(label="Target", placeholder="directory or Hub id")
                 self.draft = gr.Textbox(label="Draft", placeholder="directory or Hub id of its EAGLE-3 draft")
                 self.load = gr.Button("Load", size="sm", elem_id="load")
+                self.load_message = gr.HTML("", elem_id="load-message", **HTML)
 
     def lay_out_answer(self) -> None:
-        """Messages, chat, scoreboard, texts and plots."""
-        html = {"apply_default_css": False, "elem_classes": "eagle3"}
-        self.message = gr.HTML("", elem_id="message", **html)
-        self.chat = gr.HTML(chat_html([]), visible=False, elem_id="chat", **html)
-        self.board = gr.HTML(scoreboard(Progress()), elem_id="board", **html)
-        self.texts = gr.HTML(answers_html("", "", True), elem_id="texts", **html)
-        self.plots = gr.HTML("", elem_id="plots", **html)
+        """Chat, scoreboard, texts and plots; before the first run, those of the recorded one."""
+        view = view_of(self.recorded.events, self.recorded)
+        self.chat = gr.HTML(chat_html([]), visible=False, elem_id="chat", **HTML)
+        self.board = gr.HTML(recorded_board(self.recorded), elem_id="board", **HTML)
+        self.texts = gr.HTML(view.texts, elem_id="texts", **HTML)
+        self.replay = gr.Button("Replay both at the speed of the run", size="sm", elem_id="replay")
+        self.plots = gr.HTML(view.plots, elem_id="plots", **HTML)
 
     def lay_out_tree(self) -> None:
         """The cycle slider and the tree, at full width."""
+        cycles = self.recorded.progress.speculated
+        number = interesting_cycle(cycles)
         self.cycle = gr.Slider(
-            1, 2, 1, step=1, label="Draft tree of cycle", visible=False, buttons=[], elem_id="cycle"
+            1, len(cycles), number, step=1, label="Draft tree of cycle", buttons=[], elem_id="cycle"
         )
-        self.tree = gr.HTML("", elem_id="tree", apply_default_css=False, elem_classes="eagle3")
+        self.tree = gr.HTML(tree_of(self.recorded.progress, number, self.recorded), elem_id="tree", **HTML)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
@@ -146,12 +168,14 @@ class Page:
         """Connect events to handlers. Runs share one queue; other events are handled immediately."""
         inputs = [self.mode, self.prompt, *self.settings.values()]
         outputs = [
-            self.message, self.chat, self.board, self.texts, self.plots, self.cycle, self.tree,
+            self.message, self.chat, self.board, self.texts, self.replay, self.plots, self.cycle, self.tree,
             self.run, self.stop, self.prompt,
         ]  # fmt: skip
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        asked = [self.run.click, self.prompt.submit]
+        gr.on(asked, None, js=STARTED)
         gr.on(
-            [self.run.click, self.prompt.submit],
+            asked,
             self.on_run,
             inputs,
             outputs,
@@ -161,11 +185,12 @@ class Page:
             show_progress="minimal",
             show_progress_on=[self.board],
             api_visibility="private",
-        )
-        self.run.click(None, js=SHOW_BOARD)
+        ).then(None, js=ENDED)
+        self.blocks.load(None, js=OPENED)
+        self.replay.click(None, js=REPLAY)
         self.stop.click(self.on_stop, None, None, **quick)
-        self.cycle.input(self.on_cycle, self.cycle, [self.message, self.tree], trigger_mode="always_last", **quick)
-        self.mode.change(self.on_mode, self.mode, [self.chat, self.new_chat], **quick)
+        self.cycle.input(self.on_cycle, self.cycle, self.tree, trigger_mode="always_last", **quick)
+        self.mode.change(self.on_mode, self.mode, [self.chat, self.new_chat, self.prompt, self.run], **quick)
         self.new_chat.click(self.on_new_chat, None, [self.chat, self.message], **quick)
         sizes = [self.settings[name] for name in ("num_draft_tokens", "tree_depth", "tree_top_k")]
         self.settings["tree"].change(self.on_tree, self.settings["tree"], sizes, **quick)
@@ -179,67 +204,82 @@ class Page:
         if self.is_local:
             self.load.click(
                 self.on_load,
-                [self.target, self.draft],
-                [self.message, self.introduction, self.chat],
+                [self.target, self.draft, self.shipped],
+                [self.load_message, self.headline, self.details, self.chat],
                 concurrency_limit=1,
                 concurrency_id=DEVICE,
                 api_visibility="private",
             )
         self.blocks.unload(self.on_leave)
 
-    def on_run(self, request: gr.Request, mode: str, prompt: str, *values) -> Iterator[tuple]:
+    def on_run(self, request: gr.Request, mode: str, prompt: str, *values) -> Iterator[dict]:
         """Run a request; errors become a message on the page and re-enable the controls."""
         fields = dict(zip(self.settings, values, strict=True))
         try:
             for view in self.service.follow(request.session_hash, mode == CHAT, prompt, **fields):
                 yield self.rendered(view, mode == CHAT)
         except ValueError as error:
-            yield (
-                message(str(error)),
-                *[gr.skip()] * 6,
-                gr.update(interactive=True),
-                gr.update(interactive=False),
-                gr.skip(),
-            )
+            yield {
+                self.message: message(str(error)),
+                self.run: gr.update(interactive=True),
+                self.stop: gr.update(interactive=False),
+            }
 
-    def rendered(self, view: View, is_chat: bool) -> tuple:
-        """Values of the outputs of `on_run`."""
+    def rendered(self, view: View, is_chat: bool) -> dict:
+        """Values of the outputs of `on_run` that change."""
         progress, is_over = view.progress, not view.is_running
-        ours, plain = view.ours.html(), view.plain.html()
-        slider, tree = gr.skip(), gr.skip()
-        if is_over:
-            slider, tree = gr.update(visible=False), ""
-            if cycles := progress.speculated:
-                number = interesting_cycle(cycles)
-                slider = gr.update(maximum=max(len(cycles), 2), value=number, visible=len(cycles) > 1)
-                tree = tree_of(progress, number, self.service.pair.tokenizer)
-        return (
-            message(progress.message),
-            chat_html(view.messages) if is_chat and (is_over or not progress.cycles) else gr.skip(),
-            view.board,
-            answers_html(ours, plain, progress.compare),
-            view.plots if view.plots_are_due else gr.skip(),
-            slider,
-            tree,
-            gr.update(interactive=is_over),
-            gr.update(interactive=not is_over),
-            "" if is_chat and is_over and not progress.message else gr.skip(),
-        )
+        values = {
+            self.message: message(progress.message),
+            self.board: view.board,
+            self.texts: view.texts,
+            self.run: gr.update(interactive=is_over),
+            self.stop: gr.update(interactive=not is_over),
+        }
+        if view.plots_are_due:
+            values[self.plots] = view.plots
+        if is_chat and (is_over or not progress.cycles):
+            values[self.chat] = chat_html(view.messages)
+        if is_chat and is_over and not progress.message:
+            values[self.prompt] = ""
+        if is_over or not (progress.plain or progress.cycles):  # at the start, nothing of an earlier run remains
+            values[self.replay] = gr.update(visible=progress.identical is not None)
+            values |= self.rendered_tree(progress)
+        return values
+
+    def rendered_tree(self, progress: Progress) -> dict:
+        """The slider and the tree of a run; both are hidden without a tree."""
+        cycles = progress.speculated
+        if not cycles:
+            return {self.cycle: gr.update(visible=False), self.tree: ""}
+        number = interesting_cycle(cycles)
+        return {
+            self.cycle: gr.update(maximum=max(len(cycles), 2), value=number, visible=len(cycles) > 1),
+            self.tree: tree_of(progress, number, self.service.pair.tokenizer),
+        }
 
     def on_stop(self, request: gr.Request) -> None:
         """Stop this user's run."""
         self.service.stop(request.session_hash)
 
-    def on_cycle(self, number: float, request: gr.Request) -> tuple:
-        """Show another cycle of this user's last run."""
+    def on_cycle(self, number: float, request: gr.Request) -> str:
+        """Show another cycle of this user's last run, or of the recorded one before the first."""
+        progress, decoder = self.service.last_run(request.session_hash), self.service.pair.tokenizer
+        if not progress.cycles:
+            progress, decoder = self.recorded.progress, self.recorded
         try:
-            return "", tree_of(self.service.last_run(request.session_hash), number, self.service.pair.tokenizer)
+            return tree_of(progress, number, decoder)
         except ValueError as error:
-            return message(str(error)), gr.skip()
+            return message(str(error))
 
     def on_mode(self, mode: str) -> tuple:
-        """Show the chat and its button in chat mode only."""
-        return gr.update(visible=mode == CHAT), gr.update(visible=mode == CHAT)
+        """Show the chat and its button in chat mode only, where the prompt is a message that Enter sends."""
+        is_chat = mode == CHAT
+        return (
+            gr.update(visible=is_chat),
+            gr.update(visible=is_chat),
+            gr.update(label="Message (Enter sends)" if is_chat else "Prompt", lines=1 if is_chat else PROMPT_LINES),
+            gr.update(value="Send" if is_chat else "Run"),
+        )
 
     def on_new_chat(self, request: gr.Request) -> tuple:
         """Clear the chat."""
@@ -256,96 +296,17 @@ class Page:
         place = (prompts.index(prompt) + 1) % len(prompts) if prompt in prompts else 0
         return prompts[place], PRESETS[domain][1]
 
-    def on_load(self, target: str, draft: str) -> tuple:
+    def on_load(self, target: str, draft: str, shipped: str) -> tuple:
         """Load another pair for all users of this page; on failure, show a message and keep the current one."""
         try:
-            self.service.load(PairSettings(target.strip(), draft.strip()))
+            self.service.load(target.strip(), draft.strip(), shipped)
         except (ValueError, OSError) as error:
-            return message(f"Not loaded: {error}"), gr.skip(), gr.skip()
-        return "", introduction(self.service.pair), chat_html([])
+            return message(f"Not loaded: {error}"), gr.skip(), gr.skip(), gr.skip()
+        return "", headline(self.service.pair), details(self.service.pair), chat_html([])
 
     def on_leave(self, request: gr.Request) -> None:
         """The page was closed: stop its run and delete its session."""
         self.service.sessions.forget(request.session_hash)
-
-    # -- endpoints ----------------------------------------------------------------------------------------------------
-
-    def add_endpoints(self) -> None:
-        """Endpoints for gradio_client, each with the client's own session."""
-        queued = {"concurrency_limit": 1, "concurrency_id": DEVICE}
-        gr.api(self.race, api_name="race", **queued)
-        gr.api(self.say, api_name="chat", **queued)
-        gr.api(self.draft_tree, api_name="tree", queue=False)
-        gr.api(self.end, api_name="stop", queue=False)
-        gr.api(self.forget, api_name="new_chat", queue=False)
-
-    def race(
-        self,
-        prompt: str,
-        max_new_tokens: int = Request.max_new_tokens,
-        temperature: float = Request.temperature,
-        top_p: float = Request.top_p,
-        top_k: int = Request.top_k,
-        seed: int = Request.seed,
-        tree: str = Request.tree,
-        num_draft_tokens: int = Request.num_draft_tokens,
-        tree_depth: int = Request.tree_depth,
-        tree_top_k: int = Request.tree_top_k,
-        compare: bool = Request.compare,
-        request: gr.Request = None,
-    ) -> dict:
-        """
-        Generate with the draft, and before that with plain `generate` unless `compare` is false.
-
-        Returns:
-            text, token_ids, seconds, plain_token_ids, plain_seconds, identical, speedup, acceptance_length,
-            accepted_tokens (per cycle), notes, is_stopped.
-        """
-        fields = {
-            "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed,
-            "tree": tree, "num_draft_tokens": num_draft_tokens, "tree_depth": tree_depth, "tree_top_k": tree_top_k,
-            "compare": compare,
-        }  # fmt: skip
-        return self.complete(request, False, prompt, fields)
-
-    def say(
-        self,
-        message: str,
-        max_new_tokens: int = Request.max_new_tokens,
-        temperature: float = Request.temperature,
-        seed: int = Request.seed,
-        compare: bool = False,
-        request: gr.Request = None,
-    ) -> dict:
-        """The next turn of this client's chat; returns the same fields as `/race`."""
-        fields = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "compare": compare}
-        return self.complete(request, True, message, fields)
-
-    def complete(self, request: gr.Request, is_chat: bool, prompt: str, fields: dict) -> dict:
-        """A complete run for a client; errors are raised as `gr.Error`."""
-        try:
-            *_, view = self.service.follow(request.session_hash, is_chat, prompt, **fields)
-            return figures(view, self.service.pair.tokenizer)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    def draft_tree(self, cycle: int, request: gr.Request = None) -> dict:
-        """
-        The draft tree of a cycle (counted from 1) of this client's last run: tokens, parents, scores, accepted nodes,
-        and the reason for its size in the mode "auto".
-        """
-        try:
-            return tree_figures(self.service.last_run(request.session_hash), cycle)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    def end(self, request: gr.Request = None) -> None:
-        """Stop this client's run."""
-        self.service.stop(request.session_hash)
-
-    def forget(self, request: gr.Request = None) -> None:
-        """Clear this client's chat."""
-        self.service.new_chat(request.session_hash)
 
 
 def build(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 
 
 TREES = ("auto", "static", "chain")
+DRAFTERS = {"eagle3": "EAGLE-3", "suffix": "suffix", "eagle3+suffix": "EAGLE-3 + suffix"}  # with their titles
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Request:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
+    drafter: str = "eagle3"
     tree: str = "auto"
     num_draft_tokens: int = 24
     tree_depth: int = 6
@@ -100,6 +102,8 @@ def checked(limits: Limits, prompt: str, compare: bool = True, **values) -> Requ
         )
     if values.get("tree", "auto") not in TREES:
         raise ValueError(f"Tree must be one of {', '.join(TREES)}.")
+    if values.get("drafter", "eagle3") not in DRAFTERS:
+        raise ValueError(f"Drafter must be one of {', '.join(DRAFTERS)}.")
     bounds = {
         "max_new_tokens": ("Max new tokens", 1, limits.new_tokens, int),
         "temperature": ("Temperature", 0, 2, float),
@@ -110,10 +114,11 @@ def checked(limits: Limits, prompt: str, compare: bool = True, **values) -> Requ
         "tree_depth": ("Tree depth", 1, 16, int),
         "tree_top_k": ("Tree top-k", 1, 16, int),
     }
-    if unknown := values.keys() - bounds.keys() - {"tree"}:
+    if unknown := values.keys() - bounds.keys() - {"tree", "drafter"}:
         raise ValueError(f"Unknown field: {', '.join(sorted(unknown))}.")
     numbers = {name: _number(values[name], *bound) for name, bound in bounds.items() if name in values}
-    return Request(prompt=prompt, compare=bool(compare), tree=values.get("tree", "auto"), **numbers)
+    names = {name: values[name] for name in ("tree", "drafter") if name in values}
+    return Request(prompt=prompt, compare=bool(compare), **names, **numbers)
 
 
 def _number(value, label: str, low: float, high: float, kind: type) -> float:

@@ -84,6 +84,17 @@ class Pair:
     template_kwargs: dict = field(default_factory=dict)
     note: str | None = None  # why it is not the pair that was asked for
 
+    def drafter(self, name: str, tree: str, **sizes: int):
+        """
+        A drafter for `generate(assistant_model=...)`: one of `limits.DRAFTERS`, with a tree as for `with_tree`.
+
+        Raises:
+            ValueError: impossible sizes.
+        """
+        draft = hf_eagle3.SuffixDraft() if name == "suffix" else self.draft
+        draft = draft.with_tree(tree, **sizes)
+        return draft.with_suffix() if name == "eagle3+suffix" else draft
+
     @property
     def context(self) -> int:
         """Maximum tokens of prompt and answer together, from the target's configuration if available."""

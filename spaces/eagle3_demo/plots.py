@@ -7,7 +7,7 @@ sheet. Does not know models.
 
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from progress import Progress
 
@@ -46,10 +46,10 @@ def plots(progress: Progress) -> str:
 
 
 def speed_plot(plain: Sequence[float], ours: Sequence[float]) -> str:
-    """Recent speed by tokens generated; the inputs are seconds per token since the start of the call."""
+    """Recent speed over time; the inputs are the seconds of each token since the start of its call."""
     lines = {"plain": rates(plain), "ours": rates(ours)}
     most = max([rate for line in lines.values() for _, rate in line], default=1.0)
-    axes = Axes(max(len(plain), len(ours), 2), most, "tokens generated")
+    axes = Axes(max([*plain, *ours], default=1.0), most, "seconds", is_continuous=True)
     for kind, line in lines.items():
         axes.line(line, kind)
     names = [(kind, name) for kind, name in (("plain", "plain"), ("ours", "with the draft")) if lines[kind]]
@@ -57,12 +57,13 @@ def speed_plot(plain: Sequence[float], ours: Sequence[float]) -> str:
 
 
 def rates(seconds: Sequence[float]) -> list[tuple[float, float]]:
-    """(tokens generated, tokens per second over the last `WINDOW`) from the time of each token."""
-    found = []
-    for place in range(1, len(seconds)):
-        first = max(0, place - WINDOW)
-        if seconds[place] > seconds[first]:
-            found.append((place + 1.0, (place - first) / (seconds[place] - seconds[first])))
+    """(seconds, tokens per second over the last `WINDOW` tokens, or pass) by pass, from the time of each token."""
+    passes = [(at, place + 1) for place, at in enumerate(seconds) if seconds[place + 1 : place + 2] != [at]]
+    found, first = [], 0
+    for (before, _), (at, count) in pairwise(passes):
+        while passes[first][0] < before and count - passes[first][1] > WINDOW:
+            first += 1
+        found.append((at, (count - passes[first][1]) / (at - passes[first][0])))
     return found
 
 
@@ -108,10 +109,13 @@ def phases_plot(seconds: dict[str, float], is_asynchronous: bool) -> str:
 
 
 class Axes:
-    """Axes from 0 to `max_x` and `max_y`."""
+    """Axes from 0 to `max_x` and `max_y`; `is_continuous`: x is no count, so its ticks may be closer than 1."""
 
-    def __init__(self, max_x: float, max_y: float, x_title: str, is_categories: bool = False):
-        self.max_x, self.x_title = max(max_x, 1), x_title
+    def __init__(
+        self, max_x: float, max_y: float, x_title: str, is_categories: bool = False, is_continuous: bool = False
+    ):
+        self.least_step_x = 0.0 if is_continuous else 1.0
+        self.max_x, self.x_title = max_x if is_continuous and max_x > 0 else max(max_x, 1), x_title
         self.step_y = tick_step(max_y, 4)
         self.max_y = max(self.step_y * math.ceil(max_y / self.step_y - 1e-9), self.step_y)
         self.is_categories = is_categories
@@ -150,7 +154,7 @@ class Axes:
             y = self.y(value)
             grid.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
             grid.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-        step = 1 if self.is_categories else tick_step(self.max_x, 6)
+        step = 1 if self.is_categories else tick_step(self.max_x, 6, self.least_step_x)
         shift = 0.5 if self.is_categories else 0.0
         for place in range(int((self.max_x - shift) / step) + 1):
             at = self.x(place * step + shift)
@@ -160,11 +164,11 @@ class Axes:
         return _framed(title, name, "".join(grid + self.marks), legend)
 
 
-def tick_step(most: float, ticks: int) -> float:
-    """Tick distance: 1, 2 or 5 times a power of ten, at least 1, for at most about `ticks` ticks up to `most`."""
+def tick_step(most: float, ticks: int, least: float = 1.0) -> float:
+    """Tick distance: 1, 2 or 5 times a power of ten, at least `least`, for about `ticks` ticks up to `most`."""
     rough = max(most / ticks, 1e-9)
     power = 10.0 ** math.floor(math.log10(rough))
-    return max(1.0, next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough - 1e-9))
+    return max(least, next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough - 1e-9))
 
 
 def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

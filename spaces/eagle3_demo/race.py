@@ -154,7 +154,7 @@ class _Race:
             with device_lock:
                 self.check()
                 plain = self.generate(PLAIN, _PlainStreamer(self)) if self.request.compare else None
-                draft = self.pair.draft.with_tree(self.request.tree, **self.request.tree_sizes)
+                draft = self.pair.drafter(self.request.drafter, self.request.tree, **self.request.tree_sizes)
                 ours = self.generate(SPECULATIVE, _Cycles(self), assistant_model=draft)
                 if plain and ours.choices and ours.seconds > plain.seconds:
                     forget_costs()  # perhaps measured while the machine was busy; the next run measures again

@@ -6,8 +6,8 @@ from progress import Figures, Progress
 from race import PLAIN, SPECULATIVE
 
 
-def scoreboard(progress: Progress) -> str:
-    """The complete board; unknown values are dashes."""
+def scoreboard(progress: Progress, where: str = "on this machine, this run") -> str:
+    """The complete board; unknown values are dashes, and `where` is what the speedup holds for."""
     cells = []
     if progress.compare:
         cells.append(_way("plain generate", "plain", progress.figures(PLAIN)))
@@ -16,7 +16,7 @@ def scoreboard(progress: Progress) -> str:
     cells.append(_cell("acceptance length τ", "—" if tau is None else f"{tau:.2f}", "tokens per pass of the target"))
     if progress.compare:
         speedup = progress.speedup
-        cells.append(_cell("speedup", "—" if speedup is None else f"{speedup:.2f}×", "on this machine, this run"))
+        cells.append(_cell("speedup", "—" if speedup is None else f"{speedup:.2f}×", where))
     notes = "".join(f"<p>{escape(note)}</p>" for note in progress.notes)
     return f'<div class="board">{"".join(cells)}</div>{badge(progress)}<div class="notes">{notes}</div>'
 

@@ -4,16 +4,17 @@ A user is identified by a key, the session of the page. Errors with a message fo
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 import pair as pairs
+from answers import answers_html, looks_like_code
 from conversation import Conversation, prompt_ids, turn_ids
 from limits import Limits, Request, checked
 from pair import Pair, PairSettings
 from plots import plots
 from progress import Progress
-from race import Event, PlainToken, Probabilities, device_lock, explained, run
+from race import PLAIN, SPECULATIVE, Event, PlainToken, Probabilities, device_lock, explained, run
 from scoreboard import scoreboard
 from sessions import Session, Sessions
 from tokens import ColouredText, PlainText
@@ -24,6 +25,7 @@ from hf_eagle3.token_ids import Decoder
 
 
 INTERVAL = 0.15  # seconds between updates of the page
+BRANCHED = 6
 PLOT_INTERVAL = 0.6  # and of its plots, which a browser on the same cores renders slowly
 STOPPED = "Stopped. The text so far is kept."
 
@@ -52,6 +54,14 @@ class View:
         return scoreboard(self.progress)
 
     @property
+    def texts(self) -> str:
+        """Both texts as HTML."""
+        progress, is_code = self.progress, looks_like_code(self.plain.text or self.ours.text)
+        ways = {"plain": PLAIN, "ours": SPECULATIVE}
+        seconds = {name: progress.finished[way].seconds for name, way in ways.items() if way in progress.finished}
+        return answers_html(self.ours.html(), self.plain.html(), progress.compare, is_code, seconds)
+
+    @property
     def plots(self) -> str:
         """The plots as HTML, redrawn on each access."""
         return plots(self.progress)
@@ -60,11 +70,19 @@ class View:
         """Process the next event of the run."""
         self.progress.add(event)
         if isinstance(event, PlainToken):
-            self.plain.add(event.token)
+            self.plain.add(event.token, event.seconds)
         elif isinstance(event, CycleRecord):
             self.ours.add(event)
         elif isinstance(event, Probabilities):
             self.ours.add_probabilities(event.values)
+
+
+def view_of(events: Sequence[Event], tokenizer: Decoder) -> View:
+    """The view of a complete run."""
+    view = View(Progress(), ColouredText(tokenizer), PlainText(tokenizer), is_running=False)
+    for event in events:
+        view.add(event)
+    return view
 
 
 class Service:
@@ -74,17 +92,22 @@ class Service:
     """
 
     def __init__(self, settings: PairSettings, limits: Limits):
-        self.limits = limits
+        self.settings, self.limits = settings, limits
         self.sessions = Sessions(limits.sessions, limits.caches)
         self.pair: Pair = pairs.load(settings)
         pairs.warm_up(self.pair)
 
-    def load(self, settings: PairSettings) -> None:
-        """Replace the pair and drop all sessions, which belong to the old one. A failure changes nothing."""
+    def load(self, target: str, draft: str, shipped: str) -> None:
+        """
+        Replace the pair, by name or by one that ships, and drop all sessions, which belong to the old one. A failure
+        changes nothing.
+        """
         with device_lock:
+            names = {"target": target, "draft": draft, "pair": shipped}
+            settings = replace(self.settings, **names, chat_template_kwargs="")  # those were the other pair's
             pair = pairs.load(settings)
             pairs.warm_up(pair)
-            self.pair = pair
+            self.settings, self.pair = settings, pair
             self.sessions.forget_all()
 
     # -- runs ---------------------------------------------------------------------------------------------------------
@@ -116,7 +139,7 @@ class Service:
 
     def _follow(self, key: str | None, is_chat: bool, prompt: str, values: dict) -> Iterator[View]:
         request = checked(self.limits, prompt, **values)
-        self.pair.draft.with_tree(request.tree, **request.tree_sizes)  # invalid sizes fail here
+        self.pair.drafter(request.drafter, request.tree, **request.tree_sizes)  # invalid sizes fail here
         session = self.sessions.use(key)
         session.stop.clear()
         past = session.conversation
@@ -199,9 +222,19 @@ def tree_of(progress: Progress, number: int, tokenizer: Decoder) -> str:
 
 
 def interesting_cycle(cycles: list[CycleRecord]) -> int:
-    """Number, from 1, of the cycle to show first: most accepted tokens, then largest tree."""
-    best = max(range(len(cycles)), key=lambda i: (cycles[i].num_accepted_tokens, len(cycles[i].tree_tokens), -i))
-    return best + 1
+    """
+    Number, from 1, of the cycle to show first: among the last `BRANCHED` whose tree branched (all cycles if none did)
+    that of the most accepted tokens, then the latest: there "auto" has settled.
+    """
+    branched = [i for i, cycle in enumerate(cycles) if branches(cycle)]
+    candidates = branched[-BRANCHED:] or range(len(cycles))
+    return 1 + max(candidates, key=lambda i: (cycles[i].num_accepted_tokens, i))
+
+
+def branches(cycle: CycleRecord) -> bool:
+    """Whether a node of the draft tree has several children."""
+    parents = cycle.tree_parents[1:]
+    return len(set(parents)) < len(parents)
 
 
 def figures(view: View, tokenizer) -> dict:

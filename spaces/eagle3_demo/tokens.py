@@ -14,11 +14,15 @@ VISIBLE = {" ": "·", "\n": "⏎", "\t": "⇥"}
 
 @dataclass
 class Span:
-    """One token; `depth` 0 is the target's own. `draft_probability` is conditional on the path before it."""
+    """
+    One token, `seconds` after the start of the call; `depth` 0 is the target's own. `draft_probability` is conditional
+    on the path before it.
+    """
 
     text: str
     depth: int
     cycle: int
+    seconds: float = 0.0
     draft_probability: float | None = None
     target_probability: float | None = None
 
@@ -26,7 +30,8 @@ class Span:
         """The escaped token with its hint."""
         origin = f"d{min(self.depth, MAX_DEPTH)}" if self.depth else "own"
         hint = escape(self.hint())
-        return f'<span class="{origin}" tabindex="-1" data-hint="{hint}">{escape(self.text)}</span>'
+        place = f'class="{origin}" tabindex="-1" data-at="{self.seconds:.3f}" data-hint="{hint}"'
+        return f"<span {place}>{escape(self.text)}</span>"
 
     def hint(self) -> str:
         """Text shown on hovering."""
@@ -59,6 +64,7 @@ class ColouredText:
                 self.decoder.add(token),
                 depth=place + 1 if is_draft else 0,
                 cycle=record.cycle,
+                seconds=record.seconds,
                 draft_probability=node_probability(record, record.accepted_nodes[place]) if is_draft else None,
             )
             self.spans.append(span)
@@ -86,14 +92,17 @@ class PlainText:
     def __init__(self, tokenizer: Decoder):
         self.decoder = IncrementalDecoder(tokenizer)
         self.text = ""
+        self._html: list[str] = []
 
-    def add(self, token: int) -> None:
-        """Append a token."""
-        self.text += self.decoder.add(token)
+    def add(self, token: int, seconds: float = 0.0) -> None:
+        """Append a token, generated `seconds` after the start of the call."""
+        piece = self.decoder.add(token)
+        self.text += piece
+        self._html.append(f'<span data-at="{seconds:.3f}">{escape(piece)}</span>')
 
     def html(self) -> str:
         """The escaped text so far."""
-        return escape(self.text)
+        return "".join(self._html)
 
 
 def node_probability(record: CycleRecord, node: int) -> float:
