@@ -260,5 +260,5 @@ def test_the_command_line_trains_and_serves_one(tmp_path, capsys):
 
 
 def test_recomputing_activations_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="does not support (activation|gradient) checkpointing"):
+    with pytest.raises(ValueError, match=r"does not support (activation|gradient) checkpointing"):
         trainer(tmp_path, draft=draft_of("causal"), gradient_checkpointing=True).train()
