@@ -32,6 +32,7 @@ OUTSIDE = [
 ]
 # What transformers documents for its users.
 DOCUMENTED = {
+    *("PrinterCallback", "ProgressCallback", "TrainerState"),
     *("AutoConfig", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForSeq2SeqLM", "AutoTokenizer"),
     *(
         "BitsAndBytesConfig",

@@ -94,3 +94,9 @@ def test_a_draft_that_is_refused_is_never_the_known_one(monkeypatch):
     monkeypatch.setattr(registry, "public_drafts", lambda: (refused,))
     with pytest.raises(ValueError, match="No draft is known"):
         known_draft(entry.target)
+
+
+def test_no_module_hides_a_function_of_the_package():
+    """Importing `smollm2.x` makes x an attribute of `smollm2`."""
+    own = {path.stem for path in smollm2.FOLDER.glob("*.py")}
+    assert not own & {"prompts", "locate", "load_pair"}

@@ -17,7 +17,8 @@ from local_hub import hub  # noqa: F401
 from models import tiny_target
 from test_data import word_tokenizer
 
-from hf_eagle3.smollm2 import asked, data, fetch, prompts
+from hf_eagle3.smollm2 import asked, data, fetch
+from hf_eagle3.smollm2 import question_sets as prompts
 from hf_eagle3.smollm2.fetch import FetchError
 from hf_eagle3.smollm2.report import answers_of, coverage, report
 

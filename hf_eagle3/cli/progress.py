@@ -1,5 +1,6 @@
 """Progress of training in one line per log, instead of transformers' dictionaries, which go to its loggers only."""
 
+from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerState
 
 
@@ -12,7 +13,7 @@ class ProgressLines(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         """A line; see `progress_line`."""
         if state.is_world_process_zero and (line := progress_line(logs or {}, state)) is not None:
-            (self.training_bar.write if self.training_bar is not None else print)(line)
+            tqdm.write(line)
 
 
 class Lines(PrinterCallback):

@@ -23,7 +23,7 @@ from ..embedded import text
 from ..engines.vllm_server import served_model, serving
 from .asked import ask
 from .fetch import FetchError, fetch
-from .prompts import HeldOut, build
+from .question_sets import HeldOut, build
 from .report import report
 
 
