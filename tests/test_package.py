@@ -147,3 +147,23 @@ def test_importing_brings_no_optional_package():
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert not {"datasets", "matplotlib", "gradio", "tenacity"} & set(ast.literal_eval(found))
+
+
+@pytest.mark.parametrize("command", ["convert", "demo", "doctor", "generate", "inspect", "push", "serve"])
+def test_commands_without_an_extra_need_no_optional_package(command):
+    """As after `pip install hf-eagle3`: what the extras bring cannot be imported."""
+    missing = (
+        "accelerate",
+        "datasets",
+        "gguf",
+        "gradio",
+        "httpx",
+        "jinja2",
+        "matplotlib",
+        "openai",
+        "peft",
+        "tenacity",
+    )
+    script = f"import sys; sys.modules.update(dict.fromkeys({missing!r})); import hf_eagle3.cli.{command}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

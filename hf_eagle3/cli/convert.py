@@ -5,16 +5,17 @@ import sys
 from pathlib import Path
 
 from .. import smollm2
-from ..engines.verify import verify_vllm
 from ..errors import explained
 from ..hub.export import UNKNOWN_TARGET, ExportTarget, export
-from ..model_loading import MODEL_REMEDY, load_eagle3_draft, load_target, load_tokenizer
+from ..model_loading import MODEL_REMEDY, load_eagle3_draft, load_target, load_tokenizer, needs_extra
 from ..modeling_eagle3 import Eagle3DraftModel
 from .inputs import encode, new_folder
 
 
 def run(arguments: argparse.Namespace) -> int:
     new_folder(arguments.output, "output")
+    if arguments.verify:
+        needs_extra("train", ("httpx",))
     draft = load_eagle3_draft(
         arguments.source, arguments.base, revision=arguments.revision, subfolder=arguments.subfolder
     )
@@ -35,6 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def verified(draft: Eagle3DraftModel, arguments: argparse.Namespace) -> str:
     """How vLLM serves what was written, in one line; ValueError if it does so differently."""
+    from ..engines.verify import verify_vllm  # needs httpx
+
     target = load_target(arguments.target, dtype="float32")
     tokenizer = load_tokenizer(arguments.target)
     prompts = [encode(tokenizer, row["prompt"], False, "cpu")["input_ids"][0].tolist() for row in smollm2.prompts()]
