@@ -58,13 +58,11 @@ def __getattr__(name: str) -> Any:
     if name not in TRAINING:
         raise AttributeError(f"module 'hf_eagle3' has no attribute {name!r}")
     try:
-        from . import training
+        return getattr(import_module(".training", __name__), name)
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"{name} needs {error.name}: pip install 'hf-eagle3[train]'", name=error.name
         ) from error
-
-    return vars(training)[name]
 
 
 def _try_out() -> str | None:
