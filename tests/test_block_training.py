@@ -14,7 +14,7 @@ from models import left_padded, tiny_target
 from safetensors.torch import load_file
 from test_generate import assert_same
 from torch.testing import assert_close
-from training_setup import written
+from training_setup import SETTINGS, written
 
 from hf_eagle3.cli import main
 from hf_eagle3.drafters.block import objective
@@ -149,19 +149,8 @@ def test_chunks_of_the_head_change_nothing():
 
 
 def trainer(folder, recipe: str = "jetspec", draft=None, **arguments) -> BlockTrainer:
-    settings = {
-        "max_steps": 6,
-        "per_device_train_batch_size": 8,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "learning_rate": 3e-3,
-        "warmup_steps": 0,
-        "num_generation_prompts": 0,
-    }
-    args = Eagle3TrainingArguments.from_recipe(recipe, output_dir=str(folder), **settings | arguments)
+    settings = SETTINGS | {"warmup_steps": 0} | arguments
+    args = Eagle3TrainingArguments.from_recipe(recipe, output_dir=str(folder), **settings)
     return BlockTrainer(model=draft, target_model=tiny_target(), args=args, train_dataset=written())
 
 

@@ -81,9 +81,8 @@ def test_text_is_identical(name, lengths, options, mode):
         assert sum(sum(row) for row in stats.accepted_tokens) > 0
 
 
-@pytest.mark.parametrize("sampling", [{"do_sample": False}, SAMPLING], ids=["greedy", "sampled"])
-def test_over_static_shapes_with_a_streamer_and_stateful_processors(sampling):
-    target, draft = tiny_target(), BigramDraft()
+def assert_same_in_other_ways(target, draft, sampling):
+    """Over static shapes, with a processor that has a state, and through a streamer."""
 
     class Stateful(RepetitionPenaltyLogitsProcessor):  # unknown: one call per step
         pass
@@ -98,6 +97,11 @@ def test_over_static_shapes_with_a_streamer_and_stateful_processors(sampling):
         target.generate(**left_padded([13, 4]), max_new_tokens=30, streamer=streams[-1], **sampling, **assistant)
     assert streams[0].values == streams[1].values
     assert streams[1].is_ended
+
+
+@pytest.mark.parametrize("sampling", [{"do_sample": False}, SAMPLING], ids=["greedy", "sampled"])
+def test_over_static_shapes_with_a_streamer_and_stateful_processors(sampling):
+    assert_same_in_other_ways(tiny_target(), BigramDraft(), sampling)
 
 
 def test_what_is_returned_beside_the_text():

@@ -6,9 +6,8 @@ text      the cat sat . the cat          the  ->  cat 2 times; behind "the cat":
 import pytest
 import torch
 from models import CACHE, left_padded, tiny_draft, tiny_target
-from test_drafters import OPTIONS, Collector
+from test_drafters import OPTIONS, assert_same_in_other_ways
 from test_generate import SAMPLING, assert_same, both
-from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 import hf_eagle3
 from hf_eagle3.drafters.lookahead import Lookahead
@@ -65,19 +64,7 @@ def test_text_of_windows_and_of_recurrent_targets(target_name, name):
 @pytest.mark.parametrize("name", DRAFTS)
 def test_static_shapes_streamer_and_stateful_processors(target, name, sampling):
     draft = DRAFTS[name](target).with_tree("static", **TREES["static"])
-
-    class Stateful(RepetitionPenaltyLogitsProcessor):  # unknown: one call per step
-        pass
-
-    assert_same(target, draft, left_padded([13, 4]), max_new_tokens=30, cache_implementation="static", **sampling)
-    processors = LogitsProcessorList([Stateful(1.2)])
-    assert_same(target, draft, left_padded([13, 4]), max_new_tokens=30, logits_processor=processors, **sampling)
-    streams = []
-    for assistant in ({}, {"assistant_model": draft}):
-        streams.append(Collector())
-        torch.manual_seed(0)
-        target.generate(**left_padded([13, 4]), max_new_tokens=30, streamer=streams[-1], **sampling, **assistant)
-    assert streams[0].values == streams[1].values
+    assert_same_in_other_ways(target, draft, sampling)
 
 
 @pytest.mark.parametrize("name", DRAFTS)

@@ -31,6 +31,19 @@ def written(count: int = 48, seed: int = 0) -> Dataset:
     )
 
 
+SETTINGS = {
+    "max_steps": 6,
+    "learning_rate": 3e-3,
+    "per_device_train_batch_size": 8,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+    "use_cpu": True,
+    "num_generation_prompts": 0,
+}
+
+
 def fresh_draft(target=None, size: int = 14, **options):
     target, counts = target or tiny_target(), count_tokens(written(), VOCAB)
     torch.manual_seed(1)  # after what draws numbers of its own, or only once
@@ -39,23 +52,11 @@ def fresh_draft(target=None, size: int = 14, **options):
 
 def trainer(folder, target=None, draft=None, data=None, eval_data=None, trainer_options=None, **arguments):
     """A trainer with settings that make tiny runs move."""
-    settings = {
-        "max_steps": 6,
-        "learning_rate": 3e-3,
-        "per_device_train_batch_size": 8,
-        "logging_steps": 1,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": True,
-        "training_time_test_steps": 3,
-        "num_generation_prompts": 0,
-    }
     target = target if target is not None else tiny_target()
     return Eagle3Trainer(
         model=draft if draft is not None else fresh_draft(target),
         target_model=target,
-        args=Eagle3TrainingArguments(str(folder), **settings | arguments),
+        args=Eagle3TrainingArguments(str(folder), **SETTINGS | {"training_time_test_steps": 3} | arguments),
         train_dataset=data if data is not None else written(),
         eval_dataset=eval_data,
         **trainer_options or {},

@@ -127,7 +127,7 @@ def run_vllm(target: str, draft: Path, prompts: Sequence[list[int]], max_new_tok
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """The number of an unused port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

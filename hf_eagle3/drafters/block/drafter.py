@@ -10,11 +10,12 @@ Shape letters: A active sequences, m new entries, S slots, K positions of the bl
 import torch
 from transformers import Cache
 
-from ...generation.draft.eagle3 import MOST_ELEMENTS, joined, uses_own_embedding
-from ...generation.draft.interface import DraftContext, Drafter, DraftInputs, Prompt, Roots
+from ...generation.draft.eagle3 import MOST_ELEMENTS, uses_own_embedding
+from ...generation.draft.interface import DraftContext, DraftInputs, Roots
 from ...generation.draft.kv import DraftCache
-from ...generation.draft.memory import attach_state, prompt_inputs
+from ...generation.draft.memory import attach_state
 from ...generation.draft.ranking import rank_children
+from ...generation.draft.reader import FeatureReader
 from ...generation.ops.grouped_attention import grouped_attention
 from ...generation.ops.transfer import additive, on_device
 from ...generation.tree.draft_tree import DraftTree
@@ -23,7 +24,7 @@ from .modeling import BlockDraftModel, seen_in_block
 from .tree import product_tree
 
 
-class BlockDrafter(Drafter):
+class BlockDrafter(FeatureReader):
     """
     Args:
         draft: The draft.
@@ -53,7 +54,7 @@ class BlockDrafter(Drafter):
             )
         mask = on_device([[self.config.mask_token_id]], self.device)
         self.masks = self._embed(mask).expand(-1, self.config.block_size - 1, -1)
-        self.pending: list[DraftInputs] = []
+        self.pending = []
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         rows = self.draft.embed_tokens(tokens) if self.reads_own_embedding else self.target.embedding_rows(tokens)
@@ -61,23 +62,7 @@ class BlockDrafter(Drafter):
 
     # -- past positions -----------------------------------------------------------------------------------------------
 
-    def start(self, prompt: Prompt) -> None:
-        """As in [`Drafter`]. The prompt is read at once if a cycle will follow."""
-        self.pending = [prompt_inputs(self, self.batch, prompt)]
-        if prompt.is_read:
-            self._feed()
-
-    def extend(self, inputs: DraftInputs) -> None:
-        """As in [`Drafter`]."""
-        self.pending.append(inputs)
-
-    def _feed(self) -> None:
-        with torch.autocast(self.device.type, enabled=False):
-            for inputs in joined(self.pending):
-                self._read(inputs)
-        self.pending = []
-
-    def _read(self, inputs: DraftInputs) -> None:
+    def read(self, inputs: DraftInputs) -> None:
         """Keys and values of tokens that were committed, in parts where they are many."""
         num_sequences, length = inputs.features.shape[:2]
         self.cache.reserve(inputs.last_slot + 1)
@@ -101,7 +86,7 @@ class BlockDrafter(Drafter):
     def grow(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
         """As in [`Drafter`]: no level costs more than another, so that all are predicted."""
         with self.timer.phase("draft_forward"):
-            self._feed()
+            self.feed()
         with torch.autocast(self.device.type, enabled=False), self.timer.phase("tree"):
             with self.timer.phase("draft_forward"):
                 logits = self._logits(roots, depth)

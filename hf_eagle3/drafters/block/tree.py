@@ -4,7 +4,7 @@
 
 Pure tensors. Shape letters: A sequences, T levels, k tokens of a level, N drafted nodes.
 
-Source: DDTree (arXiv 2604.12989) and JetSpec (arXiv 2606.18394), where a heap on the host expands one node at a time.
+Source: DDTree (arXiv 2604.12989) and JetSpec (arXiv 2606.18394), where a heap in Python adds a node at a time.
 """
 
 import torch

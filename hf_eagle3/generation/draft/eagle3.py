@@ -7,7 +7,6 @@ Shape letters: A active sequences, m new entries, k nodes of a level, H hidden, 
 """
 
 from collections.abc import Callable
-from itertools import groupby
 
 import torch
 from transformers import Cache
@@ -22,31 +21,17 @@ from ..stats import PhaseTimer
 from ..tree.draft_tree import DraftTree
 from ..tree.policy import TreePolicy
 from .grow import Vocabulary, entry_pass, grow, level_pass
-from .interface import Drafter, DraftInputs, Prompt, Roots
+from .interface import DraftInputs, Roots
 from .kv import DraftCache
-from .memory import attach_state, prompt_inputs
+from .memory import attach_state
 from .ranking import Warp
+from .reader import FeatureReader
 
 
 logger = logging.get_logger(__name__)
 
 # Elements of the largest tensor while reading a long prompt.
 MOST_ELEMENTS = 2**23
-
-
-def joined(pending: list[DraftInputs]) -> list[DraftInputs]:
-    """Neighbours in one where all sequences have equally many entries, as after plain steps: one pass for them."""
-    out: list[DraftInputs] = []
-    for is_even, group in groupby(pending, key=lambda inputs: inputs.is_even):
-        parts = list(group)
-        if not is_even or len(parts) == 1:
-            out += parts
-            continue
-        names = ("tokens", "features", "slots", "positions")
-        whole = {name: torch.cat([vars(part)[name] for part in parts], dim=1) for name in names}
-        counts = [sum(each) for each in zip(*(part.counts for part in parts), strict=True)]
-        out.append(DraftInputs(**whole, counts=counts, last_slot=parts[-1].last_slot))
-    return out
 
 
 def uses_own_embedding(draft: Eagle3DraftModel, target: Target) -> bool:
@@ -66,7 +51,7 @@ def uses_own_embedding(draft: Eagle3DraftModel, target: Target) -> bool:
     return False
 
 
-class Eagle3Drafter(Drafter):
+class Eagle3Drafter(FeatureReader):
     """
     Args:
         draft: The draft.
@@ -100,29 +85,13 @@ class Eagle3Drafter(Drafter):
         head = None if draft.lm_head is not None else target.head_rows(ids).to(self.device, self.dtype)
         embedding = draft.embed_tokens.weight if self.reads_own_embedding else target.embedding_weight
         self.vocabulary = Vocabulary(embedding.detach(), head, ids)
-        self.pending: list[DraftInputs] = []
+        self.pending = []
         self.hidden = self.normed = None  # (A, 1, H) of each sequence's newest entry
 
     def _new_cache(self, num_sequences: int) -> DraftCache:
         return DraftCache(self.config, num_sequences, self.dtype, self.device)
 
     # -- entries ------------------------------------------------------------------------------------------------------
-
-    def start(self, prompt: Prompt) -> None:
-        """As in [`Drafter`]. The prompt is read at once if a cycle will follow."""
-        self.pending = [prompt_inputs(self, self.batch, prompt)]
-        if prompt.is_read:
-            self._feed()
-
-    def extend(self, inputs: DraftInputs) -> None:
-        """As in [`Drafter`]."""
-        self.pending.append(inputs)
-
-    def _feed(self) -> None:
-        with torch.autocast(self.device.type, enabled=False):
-            for inputs in joined(self.pending):
-                self.read(inputs)
-        self.pending = []
 
     def read(self, inputs: DraftInputs) -> None:
         """Make entries, in parts where they are many; the newest of each sequence is where the next tree hangs."""
@@ -173,7 +142,7 @@ class Eagle3Drafter(Drafter):
     def grow(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
         """As in [`Drafter`]."""
         with self.timer.phase("draft_forward"):
-            self._feed()
+            self.feed()
         with torch.autocast(self.device.type, enabled=False), self.timer.phase("tree"):
             return self._grown(roots, depth, policy)
 
