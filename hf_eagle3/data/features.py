@@ -215,6 +215,8 @@ class FeatureWriter:
                 for name, value in zip(COLUMNS, values, strict=True):
                     value = value.to(self.dtype) if value.is_floating_point() else value.to(torch.int32)
                     shard[f"{index - start}.{name}"] = value.cpu().contiguous()
+                if progress is not None:
+                    progress.update()
             number = len(self.provenance.shards)
             save_file(shard, self.folder / f"{shard_name(number)}.tmp")
             os.replace(self.folder / f"{shard_name(number)}.tmp", self.folder / shard_name(number))
@@ -223,8 +225,6 @@ class FeatureWriter:
             self.provenance.write(self.folder)
             share_weights(self.folder, PROVENANCE)
             written += len(chosen)
-            if progress is not None:
-                progress.update(len(chosen))
         return written
 
     def _checked(self, sample: dict, index: int) -> Tokenised:
