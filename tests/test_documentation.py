@@ -22,7 +22,10 @@ from hf_eagle3.cli.train import parents
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 # Read in this order; docs/serving.md has servers, which run until they are stopped.
-GUIDES = "\n".join((ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("training", "using", "sharing"))
+GUIDES = "\n".join(
+    (ROOT / "docs" / f"{name}.md").read_text("utf-8")
+    for name in ("training", "using", "trees", "quickstart", "sharing")
+)
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
 PAGES = [
     *(
