@@ -201,12 +201,12 @@ def adapt(
 
     From here on, every answer of `target.generate(...)` with this draft (as `assistant_model` or attached) is kept as
     token ids, the newest `max_tokens` of them. Nothing is trained until [`Adaptation.step`] is called. Calls with
-    images or embeddings are not kept. The text does not depend on the draft, so that it is the same as without; sampled
-    text too, since no random number is drawn from torch's generators.
+    images or embeddings are not kept. The text does not depend on the draft, so that it is the same as without;
+    sampled text too, since no random number is drawn from torch's generators.
 
     Args:
-        draft: The draft in use. A float32 copy of it is trained (16 bytes per parameter with AdamW's states); after each
-            `step` the draft gets its weights, in its own dtype.
+        draft: The draft in use. A float32 copy of it is trained (16 bytes per parameter with AdamW's states); after
+            each `step` the draft gets its weights, in its own dtype.
         target: Its target, which is only read.
         lora_rank: Train a LoRA adapter of this rank instead of all weights (needs `peft`): less memory.
         learning_rate: Constant. For drafts a few hundred wide, 1e-3 learns faster.

@@ -1,8 +1,9 @@
 """What adaptation in use gains, loses and costs: `python tests/measure_adaptation.py [--answers 200] [--lora-rank N]`.
 
-The embedded pair meets a new domain: questions in capitals, which its draft was not trained on. After every few answers
-there is a pause of one optimiser step. tau of chains of 5, greedy, before and after, on new questions and on the prompts
-that ship. Times are CPU times of one thread; collecting is measured in turns with and without it. One JSON line.
+The embedded pair meets a new domain: questions in capitals, which its draft was not trained on. After every few
+answers there is a pause of one optimiser step. tau of chains of 5, greedy, before and after, on new questions and on
+the prompts that ship. Times are CPU times of one thread; collecting is measured in turns with and without it. One JSON
+line.
 """
 
 import argparse
@@ -16,9 +17,10 @@ import hf_eagle3
 from hf_eagle3 import embedded
 
 
-TOPICS = (
-    "DRAGON RIVER CASTLE GARDEN WINTER SHIP KING FOREST MUSIC BREAD TRAIN MIRROR TEACHER WINDOW ISLAND CLOCK DOG BRIDGE"
-).split()
+TOPICS = [
+    *("DRAGON", "RIVER", "CASTLE", "GARDEN", "WINTER", "SHIP", "KING", "FOREST", "MUSIC"),
+    *("BREAD", "TRAIN", "MIRROR", "TEACHER", "WINDOW", "ISLAND", "CLOCK", "DOG", "BRIDGE"),
+]
 QUESTIONS = (
     "WHAT IS A {}? EXPLAIN.",
     "WHY DO PEOPLE LIKE A {}?",

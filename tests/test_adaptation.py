@@ -1,6 +1,6 @@
 """A draft that learns in use: what is kept of answers, what stays as it was, and that more is accepted.
 
-    prompt 5 tokens, answer 8   kept as 13 ids with the loss mask 0 0 0 0 0 1 1 1 1 1 1 1 1
+prompt 5 tokens, answer 8   kept as 13 ids with the loss mask 0 0 0 0 0 1 1 1 1 1 1 1 1
 """
 
 import pytest
@@ -127,7 +127,7 @@ def test_what_is_refused_says_why(pair):
     with hf_eagle3.adapt(draft, target), pytest.raises(ValueError, match="has an adaptation already"):
         hf_eagle3.adapt(draft, target)
     target.resize_token_embeddings(30)
-    with pytest.raises(ValueError, match="24 tokens .*target has 30"):
+    with pytest.raises(ValueError, match=r"24 tokens .*target has 30"):
         hf_eagle3.adapt(draft, target)
 
 

@@ -79,6 +79,4 @@ def unrolled_objective(
         with torch.no_grad():
             return target.head(states).to(device)
 
-    return compute_objective(
-        config, normed, hidden, target_head, draft_head, vocabulary, positions, denominators
-    )
+    return compute_objective(config, normed, hidden, target_head, draft_head, vocabulary, positions, denominators)
