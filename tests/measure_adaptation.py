@@ -1,7 +1,7 @@
 """What adaptation in use gains, loses and costs: `python tests/measure_adaptation.py [--answers 200] [--lora-rank N]`.
 
-The embedded pair meets a new domain: questions in capitals, which its draft was not trained on. After every few
-answers there is a pause of one optimiser step. tau of chains of 5, greedy, before and after, on new questions and on
+The embedded pair meets a new domain: questions in capitals, which its draft was not trained on. They are answered in
+batches, and after each one there is a pause of a few optimiser steps. tau of chains of 5, greedy, before and after, on new questions and on
 the prompts that ship. Times are CPU times of one thread; collecting is measured in turns with and without it. One JSON
 line.
 """
@@ -15,6 +15,7 @@ import torch
 
 import hf_eagle3
 from hf_eagle3 import embedded
+from hf_eagle3.generation.observed import OBSERVERS
 
 
 TOPICS = [
@@ -38,39 +39,42 @@ QUESTIONS = (
 NUM_TESTED, NUM_OLD, NUM_TURNS = 14, 12, 12
 
 
-def chat(tokenizer, prompt: str) -> dict:
-    """Inputs of one question."""
-    messages = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+def chats(tokenizer, prompts: list[str]) -> dict:
+    """Inputs of a batch of questions."""
+    conversations = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return tokenizer.apply_chat_template(
+        conversations, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
+    )
 
 
 def tau(pair, prompts: list[str], max_new_tokens: int) -> float:
     """Acceptance length over the answers to `prompts`."""
     target, view, tokenizer = pair
     with hf_eagle3.record() as stats:
-        for prompt in prompts:
-            answer(target, view, chat(tokenizer, prompt), max_new_tokens)
+        answer(target, view, chats(tokenizer, prompts), max_new_tokens)
     return stats.acceptance_length
 
 
-def answer(target, view, inputs: dict, max_new_tokens: int) -> tuple[torch.Tensor, float]:
-    """(sequence, CPU seconds)."""
+def answer(target, view, inputs: dict, max_new_tokens: int) -> float:
+    """CPU seconds of a call."""
     start = time.process_time()
-    out = target.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, assistant_model=view)
-    return out, time.process_time() - start
+    target.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, assistant_model=view)
+    return time.process_time() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--answers", type=int, default=200)
-    parser.add_argument("--max-new-tokens", type=int, default=48)
-    parser.add_argument("--every", type=int, default=4, help="answers between pauses")
+    parser.add_argument("--max-new-tokens", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=10, help="answers between pauses")
+    parser.add_argument("--steps", type=int, default=2, help="optimiser steps in a pause")
     parser.add_argument("--learning-rate", type=float, default=5e-4)
-    parser.add_argument("--batch-tokens", type=int, default=1024)
+    parser.add_argument("--batch-tokens", type=int, default=512)
     parser.add_argument("--lora-rank", type=int)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     target, draft, tokenizer = embedded.load_pair()
+    tokenizer.padding_side = "left"
     view = draft.with_tree("chain", tree_depth=5)
     pair, length = (target, view, tokenizer), arguments.max_new_tokens
     new = [question.format(topic) for topic in TOPICS for question in QUESTIONS]
@@ -83,21 +87,20 @@ def main() -> None:
     adaptation = hf_eagle3.adapt(draft, target, **options)
     collected = plain = 0.0
     for prompt in tested[:NUM_TURNS]:  # answers that are seen here are forgotten below
-        inputs = chat(tokenizer, prompt)
-        for _ in range(2):
-            collected += answer(target, view, inputs, length)[1]
-            accepts, adaptation.accepts = adaptation.accepts, lambda draft: False
-            plain += answer(target, view, inputs, length)[1]
-            adaptation.accepts = accepts
+        inputs = chats(tokenizer, [prompt])
+        collected += answer(target, view, inputs, length)
+        OBSERVERS.pop(target)
+        plain += answer(target, view, inputs, length)
+        OBSERVERS[target] = adaptation
     adaptation.close()
     adaptation = hf_eagle3.adapt(draft, target, **options)
     training = generating = 0.0
-    for number, prompt in enumerate(used, start=1):
-        generating += answer(target, view, chat(tokenizer, prompt), length)[1]
-        if number % arguments.every == 0:
-            start = time.process_time()
-            adaptation.step()
-            training += time.process_time() - start
+    for first in range(0, len(used), arguments.batch_size):
+        inputs = chats(tokenizer, used[first : first + arguments.batch_size])
+        generating += answer(target, view, inputs, length)
+        start = time.process_time()
+        adaptation.step(arguments.steps)
+        training += time.process_time() - start
     adaptation.close()
     found |= {"new_after": tau(pair, tested, length), "old_after": tau(pair, old, length)}
     found |= {
