@@ -10,14 +10,16 @@ from rich.markdown import Markdown
 from rich.table import Table
 
 
+# In a notebook rich would display HTML beside what it prints.
+PLAIN = {"markup": False, "emoji": False, "highlight": False, "force_jupyter": False}
 WIDE = 10_000  # files and pipes have no width: a line per row
 
 
 def show(content: Table) -> None:
     """Print `content`. Brackets are text, not rich's markup; nothing stands behind the last letter of a line."""
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = Console(**PLAIN)
     if not console.is_terminal:
-        console = Console(markup=False, emoji=False, highlight=False, width=WIDE)
+        console = Console(**PLAIN, width=WIDE)
     with console.capture() as captured:
         console.print(content)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
@@ -48,7 +50,7 @@ def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str 
 
 def show_markdown(text: str) -> None:
     """Markdown: drawn in a terminal, as it is elsewhere."""
-    console = Console(emoji=False)
+    console = Console(**PLAIN)
     if console.is_terminal:
         console.print(Markdown(text))
     else:
