@@ -8,6 +8,7 @@ from typing import Any
 
 from . import compat  # noqa: F401  (first: raises on versions where the other imports would fail)
 from ._version import __version__
+from .adaptation import Adaptation, adapt
 from .attachment import attach, detach, for_target
 from .configuration_eagle3 import Eagle3Config
 from .drafters.block import BlockDraftConfig, BlockDraftModel
@@ -27,6 +28,7 @@ TRAINING = ("Eagle3Trainer", "Eagle3TrainingArguments", "new_draft")
 DRAFTERS = {"LookaheadDraft": "lookahead", "SmallModelDraft": "small_model", "SuffixDraft": "suffix"}
 
 __all__ = [
+    "Adaptation",
     "BlockDraftConfig",
     "BlockDraftModel",
     "CycleRecord",
@@ -44,6 +46,7 @@ __all__ = [
     "SuffixDraft",
     "TreeConfig",
     "__version__",
+    "adapt",
     "attach",
     "declare_row_wise",
     "detach",

@@ -392,10 +392,12 @@ def test_the_command_on_the_embedded_pair(tmp_path, capsys):
     arguments = ["--methods", "lookup", "chain:2", "--dtype", "float32", "--output-dir", str(tmp_path)]
     assert main(["benchmark", *SHORT, *arguments]) == 0
     out = capsys.readouterr().out
-    assert out.startswith("Ceiling: tau / (1 + relative cost")
+    assert out.startswith("Ceiling: tau / (verification + drafting)")
+    assert re.search(r"^chain:2 +0 +1 +\d\.\d\d +\d\.\d\d +\d\.\d\d +\d\.\d\dx$", out, re.MULTILINE)
+    assert "| Method |" in out
+    assert '"rows"' not in out, "JSON without --json"
     document = json.loads((tmp_path / "benchmark.json").read_text())
     assert list(document) == ["versions", "hardware", "settings", "ceiling", "rows", "records"]
-    assert json.loads(out.splitlines()[-1]) == {k: v for k, v in document.items() if k != "records"}
     assert {row["task"] for row in document["rows"]} == {"math", "code", "roleplay"}
     assert len(document["rows"]) == 3 * 2 * 2
     assert len(document["records"]) == 3 * 2 * 2 * 2
@@ -446,6 +448,9 @@ def test_another_text_in_float32_ends_the_command_with_an_error(tmp_path, monkey
     document = json.loads((tmp_path / "benchmark.json").read_text())
     assert [row["speedup"] for row in document["rows"]] == [None] * 3
     assert "| differs |" in captured.out
+    assert main(["benchmark", *SHORT, *arguments, "--json"]) == 1
+    shown, written = json.loads(capsys.readouterr().out), json.loads((tmp_path / "benchmark.json").read_text())
+    assert shown == {name: value for name, value in written.items() if name != "records"}
 
 
 def test_an_untrained_draft_shows_what_speculation_costs(tmp_path):

@@ -232,7 +232,7 @@ def test_the_command_line_trains_and_serves_one(tmp_path, capsys):
     options += ["--output-dir", str(tmp_path / "out"), "--max-steps", "2", "--report-to", "none"]
     assert main(["train", *options, "--disable-tqdm", "true", "--draft-option", "mask_token_id=3"]) == 0
     printed = capsys.readouterr().out
-    assert "eval_acceptance_length" in printed
+    assert "evaluation: loss" in printed
     assert "Verdict: tau" in printed
     record = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (record["block_loss"], record["block_loss_decay"], record["steps"]) == ("cross_entropy", 7.0, 2)

@@ -12,6 +12,7 @@ from hf_eagle3 import embedded
 from hf_eagle3.cli import main
 from hf_eagle3.cli.generate import describe_difference
 from hf_eagle3.cli.origins import ACCEPTED, LEGEND, OWN
+from hf_eagle3.cli.tables import show_markdown, show_pairs, show_table
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +131,39 @@ def test_show_colours_the_text_by_origin(capsys):
         coloured[start] += text
     assert coloured[ACCEPTED]
     assert coloured[OWN]
+
+
+# Tables
+
+
+def test_pairs_are_aligned_and_a_name_is_said_once(capsys):
+    show_pairs([("mode", "tree"), ("taps", "[1, 11, 20]"), ("taps", "[red]no markup[/red] :smile:")])
+    assert capsys.readouterr().out == "mode  tree\ntaps  [1, 11, 20]\n      [red]no markup[/red] :smile:\n"
+
+
+def test_a_table_has_figures_to_the_right_and_long_lines_where_there_is_no_terminal(capsys):
+    show_table(("method", "tau"), [("chain:5", "3.5"), ("x" * 200, "10.25")], "Title")
+    title, header, first, second = capsys.readouterr().out.splitlines()
+    assert title == "Title"
+    assert header.split() == ["method", "tau"]
+    assert first == "chain:5" + " " * (200 - 7 + 2) + "  3.5"
+    assert second == "x" * 200 + "  10.25"
+
+
+def test_a_terminal_gets_what_fits_it(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "40")
+    show_pairs([("reason", "word " * 30)])
+    lines = re.sub("\x1b\\[[0-9;]*m", "", capsys.readouterr().out).splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= 40
+    show_markdown("| a | b |\n| - | - |\n| 1 | 2 |")
+    assert "|" not in capsys.readouterr().out
+
+
+def test_the_demo_as_json_is_one_line(capsys):
+    assert main(["demo", "--num-prompts", "1", "--max-new-tokens", "8", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["identical"] is True
+    assert (report["pair"], report["new_tokens"]) == ("embedded", 8)
+    assert report["speedup"] == pytest.approx(report["plain_seconds"] / report["seconds"])

@@ -1,6 +1,7 @@
 """`hf-eagle3 prepare` and `train` from conversations to a draft, and what they say to mistakes."""
 
 import json
+import re
 import resource
 import shutil
 
@@ -67,7 +68,11 @@ def test_from_prompts_to_a_draft(folder, capsys):
     online, offline = folder / "online", folder / "offline"
     shared = ("--draft-vocab-size", "9", "--vocabulary", counted, "--num-generation-prompts", "1")
     assert main(train(folder, online, "--train-data", data, *shared)) == 0
-    assert '"eval_acceptance_length"' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert re.search(r"evaluation: loss [\d.]+  accuracy [\d.]+ to [\d.]+  tau [\d.]+$", out, re.MULTILINE)
+    assert "Verdict: tau" in out
+    assert "Next, measure the speedup: hf-eagle3 benchmark" in out
+    assert "{" not in out, "figures for machines are in training.json"
     assert main(train(folder, offline, "--features", str(folder / "features"), *shared)) == 0
     capsys.readouterr()
     for out in (online, offline):
@@ -98,8 +103,9 @@ def test_a_config_file_with_flags_over_it(folder, tmp_path, capsys):
     )
     assert main(["train", "--config", str(config), "--max-steps", "1", "--training-time-test-steps", "2"]) == 0
     logged = capsys.readouterr().out
-    assert "eval_accuracy_1" in logged
-    assert "eval_accuracy_2" not in logged
+    assert "accuracy_" not in logged
+    steps = json.loads((tmp_path / "out" / "training.json").read_text())["training_time_test_steps"]
+    assert steps == 2
     assert hf_eagle3.Eagle3DraftModel.from_pretrained(tmp_path / "out").config.intermediate_size == 40
 
 

@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MOST_CELLS = 25
+MOST_CELLS = 27
+LARGEST_NOTEBOOK, LARGEST_PICTURE = 250_000, 80_000  # bytes; characters of base64
+EXTRAS = {"01": "[bench]", "02": "[bench]", "03": "[train,bench]", "04": "[bench]", "05": "", "06": "[train,bench]"}
 SECONDS_PER_CELL = 900
 by_name = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -33,8 +35,8 @@ def repository() -> str:
     return re.search(r'^Repository = "(.*)"$', (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE).group(1)
 
 
-def test_there_are_five():
-    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+def test_there_are_six():
+    assert [path.stem[:2] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
 
 
 @by_name
@@ -47,12 +49,31 @@ def test_cells_are_few_and_each_has_prose_before_it(path):
 
 
 @by_name
-def test_no_outputs_are_stored(path):
+def test_outputs_are_stored_and_small(path):
+    """`python tests/store_notebooks.py` stores them."""
+    assert path.stat().st_size < LARGEST_NOTEBOOK
+    outputs = []
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
-        if cell["cell_type"] == "code":
-            assert cell["outputs"] == []
-            assert cell["execution_count"] is None
         assert cell["metadata"] == {}
+        if cell["cell_type"] == "code":
+            outputs += cell["outputs"]
+            assert cell["execution_count"] is not None
+    assert outputs
+    assert {out["output_type"] for out in outputs} <= {"stream", "display_data", "execute_result"}, (
+        "an error is stored"
+    )
+    for out in outputs:
+        assert out.get("name") != "stderr"
+        assert set(out.get("data", ())) <= {"text/plain", "image/png"}
+        assert len(out.get("data", {}).get("image/png", "")) < LARGEST_PICTURE
+    text = json.dumps([out for out in outputs if out["output_type"] == "stream"])
+    assert not re.search(r"/(home|root|work|tmp|Users)/", text), "a path of somebody's machine"
+
+
+def test_pictures_are_where_they_are_promised():
+    for name, least in {"01": 1, "02": 4, "03": 2, "04": 4, "06": 1}.items():
+        (path,) = FOLDER.glob(f"{name}_*.ipynb")
+        assert path.read_text("utf-8").count('"image/png"') >= least, path.name
 
 
 @by_name
@@ -64,16 +85,17 @@ def test_colab_finds_it_and_installs_first(path):
     kind, install = cells(path)[1]
     assert kind == "code"
     assert 'if "google.colab" in sys.modules:' in install
-    assert f'%pip install --quiet "hf-eagle3[notebooks] @ git+{address}"' in install
+    assert f'%pip install --quiet "hf-eagle3{EXTRAS[path.stem[:2]]} @ git+{address}"' in install
 
 
 @by_name
 def test_the_model_is_chosen_by_one_visible_switch(path):
     switches = re.findall(r"^MODEL = .*$", code(path), re.MULTILINE)
-    assert switches == ['MODEL = "embedded"  # @param ["embedded", "real"]']
+    assert switches == ['MODEL = "embedded"  # @param ["embedded", "smollm2"]']
+    assert "shipped_pair(MODEL)" in code(path), "falls back to the embedded pair where there is no network"
     prose = "\n".join(source for kind, source in cells(path) if kind == "markdown")
-    assert '`"real"`' in prose
-    assert re.search(r"not\s+run", prose), "the real model was not run here: say so"
+    assert '`"smollm2"`' in prose
+    assert re.search(r"not\s+run", prose), "no notebook was run on a GPU: say so"
 
 
 @by_name

@@ -36,7 +36,7 @@ LAYERS = (
     ("training",),
     ("drafters",),
     ("benchmarks", "embedded", "engines"),
-    ("model_loading", "attachment", "doctor"),
+    ("adaptation", "model_loading", "attachment", "doctor"),
     ("__init__", "__main__", "cli", "pairs", "smollm2"),
 )
 # Files that run the whole package, beside those that the whole package asks.

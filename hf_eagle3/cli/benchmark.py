@@ -33,6 +33,7 @@ from ..model_loading import (
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.fingerprint import fingerprint
 from .options.benchmark import RANDOM
+from .tables import show_markdown, show_table
 
 
 # Rounding cannot explain a different text in these.
@@ -67,7 +68,8 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
 
     ceilings = probe(runner, plan)
-    show_ceilings(ceilings)
+    if not arguments.json:
+        show_ceilings(ceilings)
     interrupted = False
     total = sum(batch.num_turns for _, group in plan for batch in group)
     try:
@@ -157,13 +159,23 @@ def random_draft(target: PreTrainedModel) -> Eagle3DraftModel:
 
 def show_ceilings(ceilings: list[Ceiling]) -> None:
     """Print the upper bound of the speedup with these two models before the benchmark starts."""
-    print("Ceiling: tau / (1 + relative cost of verification and drafting), in steps of plain generate (probe)")
-    for c in ceilings:
-        print(
-            f"  {c.method:<24} T={c.temperature:g} batch {c.batch_size}: {c.acceptance_length:.2f} / (1 + "
-            f"{c.verification - 1:.2f} + {c.drafting:.2f}) = {c.ceiling:.2f}x",
-            flush=True,
-        )
+    show_table(
+        ("method", "T", "batch", "tau", "verification", "drafting", "ceiling"),
+        [
+            (
+                c.method,
+                f"{c.temperature:g}",
+                str(c.batch_size),
+                f"{c.acceptance_length:.2f}",
+                f"{c.verification:.2f}",
+                f"{c.drafting:.2f}",
+                f"{c.ceiling:.2f}x",
+            )
+            for c in ceilings
+        ],
+        "Ceiling: tau / (verification + drafting), both in steps of plain generate (probe)",
+    )
+    sys.stdout.flush()
 
 
 def describe(
@@ -230,7 +242,7 @@ def command(arguments: argparse.Namespace) -> str:
 
 
 def write(document: dict, arguments: argparse.Namespace) -> None:
-    """Write files to `--output-dir`, and the table and one JSON line without records to standard output."""
+    """Write files to `--output-dir`, and to standard output the report, or with `--json` one line without records."""
     folder = arguments.output_dir
     (folder / "benchmark.json").write_text(json.dumps(document, indent=1, allow_nan=False), encoding="utf-8")
     text = report.markdown(document)
@@ -239,5 +251,9 @@ def write(document: dict, arguments: argparse.Namespace) -> None:
         from ..benchmarks.plots import draw
 
         draw(document, folder)
-    print(f"\n{text}")
-    print(json.dumps({name: value for name, value in document.items() if name != "records"}, allow_nan=False))
+    if arguments.json:
+        print(json.dumps({name: value for name, value in document.items() if name != "records"}, allow_nan=False))
+        return
+    print()
+    show_markdown(text)
+    print(f"All figures, also as JSON: {folder}")

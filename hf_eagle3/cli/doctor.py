@@ -25,6 +25,7 @@ from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.target import check_fit
 from .inputs import encode
 from .parsing import installed
+from .tables import show_pairs
 
 
 PROMPTS = (
@@ -55,7 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
         notes += [f"Known defect, replaced when loading: {defect}." for defect in defects_of(arguments.draft)]
         report["notes"] = [note for note in notes if note is not None]
         report |= examine(target, draft, tokenizer, arguments)
-    print(json.dumps(report) if arguments.json else text_of(report))
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        show_report(report)
     return 0 if report["sound"] else 1
 
 
@@ -163,9 +167,9 @@ def auto_choices(target: PreTrainedModel, draft: Eagle3DraftModel, inputs: dict,
     }
 
 
-def text_of(report: dict) -> str:
-    """The report as text: the verdict first."""
-    lines = textwrap.wrap(report["verdict"], 100)
+def show_report(report: dict) -> None:
+    """Print the report: the verdict first."""
+    print("\n".join(textwrap.wrap(report["verdict"], 100)) + "\n")
     place = report["environment"]
     rows = []
     if "acceptance" in report:
@@ -188,10 +192,9 @@ def text_of(report: dict) -> str:
     rows.append(("target", f"{place['dtype']} on {place['device']}, attention {place['attention']}"))
     rows.append(("contract", place["contract"]))
     rows += [("fails", point) for point in place["contract_failures"]]
-    width = max(len(name) for name, _ in rows)
-    names = [name if i == 0 or rows[i - 1][0] != name else "" for i, (name, _) in enumerate(rows)]
-    lines += ["", *(f"{name:<{width}}  {value}" for name, (_, value) in zip(names, rows, strict=True))]
-    return "\n".join([*lines, *permanent(report)])
+    show_pairs(rows)
+    for line in permanent(report):
+        print(line)
 
 
 def permanent(report: dict) -> list[str]:

@@ -42,6 +42,7 @@ from ..model_loading import (
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.mode import decoding_mode, own_cache
 from ..target.target import check_fit
+from .tables import show_pairs
 
 
 YES = {True: "yes", False: "no"}
@@ -59,7 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
         report["target"] = describe_target(arguments.target, target, arguments.attention)
     if arguments.draft:
         report["draft"] = describe_draft(arguments.draft, target)
-    print(json.dumps(report) if arguments.json else "\n\n".join(table(name, part) for name, part in report.items()))
+    if arguments.json:
+        print(json.dumps(report))
+        return 0
+    for i, (name, part) in enumerate(report.items()):
+        if i:
+            print()
+        show_pairs(lines(name, part))
     return 0
 
 
@@ -207,8 +214,8 @@ def notes(draft: str, config: Eagle3Config, target: ExportTarget) -> list[str]:
     return [note for note in found if note is not None]
 
 
-def table(title: str, part: dict) -> str:
-    """One part of the report as text."""
+def lines(title: str, part: dict) -> list[tuple[str, str]]:
+    """One part of the report as names and values."""
     rows = [(title, str(part["name"]))]
     for name, value in part.items():
         if name == "name" or value is None or value == []:
@@ -228,9 +235,7 @@ def table(title: str, part: dict) -> str:
             rows.append((label, YES[value] if isinstance(value, bool) else str(value)))
     if part.get("known_drafts") == []:
         rows.append(("known drafts", "none in the list of this version; train one with `hf-eagle3 train`"))
-    width = max(len(name) for name, _ in rows)
-    shown = [name if i == 0 or rows[i - 1][0] != name else "" for i, (name, _) in enumerate(rows)]
-    return "\n".join(f"{name:<{width}}  {value}" for name, (_, value) in zip(shown, rows, strict=True))
+    return rows
 
 
 def known(entries: list[dict]) -> list[str]:

@@ -108,8 +108,6 @@ def finish(trainer, own: dict, metrics: dict) -> None:
         merged = trainer.accelerator.unwrap_model(trainer.model).merge_and_unload()
         merged.save_pretrained(str(folder / "merged"))
         write_record(record, folder / "merged")
-    if metrics:
-        print(json.dumps(metrics))
     print(f"Draft saved in {folder}")
     tau, tree = metrics.get("eval_acceptance_length"), trainer.args.generation_tree
     if tau is not None:

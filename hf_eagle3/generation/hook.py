@@ -31,6 +31,7 @@ from .draft.interface import as_draft, drafter_kind
 from .fallback import with_stats
 from .loop import speculative_decode
 from .named import draft_named
+from .observed import observed
 from .stats import new_stats
 from .verify.attention import release_tree_masks
 
@@ -212,7 +213,14 @@ class _Drafts:
 
     def decode(self, target, draft, input_ids: torch.Tensor, prepared: dict, model_kwargs: dict):
         """See `speculative_decode`."""
-        return speculative_decode(target, self.fitted(target, draft), input_ids, prepared, model_kwargs)
+        fitted = self.fitted(target, draft)
+        return observed(
+            target,
+            fitted,
+            input_ids,
+            model_kwargs,
+            lambda: speculative_decode(target, fitted, input_ids, prepared, model_kwargs),
+        )
 
     def candidates(self, target, draft, *, input_ids, generation_config, logits_processor, **others):
         """A chain's, for transformers' own loop."""

@@ -1,15 +1,14 @@
 """`Eagle3Trainer`: trains an EAGLE-3 draft by training-time test. Does not know the draft's layers or the losses."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..modeling_eagle3 import Eagle3DraftModel
 from .arguments import Eagle3TrainingArguments
 from .base_trainer import DraftTrainer
 from .figures import TrainingFigures
-from .objective import ObjectiveOutput, Positions, compute_objective, count_positions, shifted
-from .target_reader import segments_of
-from .training_time_test import training_time_test
+from .objective import ObjectiveOutput, count_positions, shifted
+from .unrolled import positions_of, unrolled_objective
 
 
 class Eagle3Trainer(DraftTrainer):
@@ -43,43 +42,14 @@ class Eagle3Trainer(DraftTrainer):
 
     def counts(self, batch: dict[str, Tensor]) -> Tensor:
         """As in [`DraftTrainer`]."""
-        return count_positions(self.objective, self._positions(batch), self.num_steps())
-
-    def _positions(self, batch: dict[str, Tensor]) -> Positions:
-        return Positions.from_masks(
-            batch["loss_mask"], batch["document_ids"], batch["position_ids"], self.objective.loss_mask_shift
-        )
+        return count_positions(self.objective, positions_of(batch, self.objective), self.num_steps())
 
     def objective_of(
         self, draft: Eagle3DraftModel, batch, features: Tensor, hidden: Tensor, denominators: Tensor
     ) -> ObjectiveOutput:
         """As in [`DraftTrainer`]: the draft unrolled over its own outputs."""
-        ids, device = batch["input_ids"], batch["input_ids"].device
-        uses_own = draft.config.embed_trained or draft.config.hidden_size != draft.config.target_hidden_size
-        embeds = draft.embed_tokens(ids) if uses_own else self.reader.embedding_rows(ids)
-        dtype = draft.fc.weight.dtype
-        positions = self._positions(batch)
-        normed = training_time_test(
-            draft,
-            embeds.to(device, dtype),
-            features.to(device, dtype),
-            self.num_steps(),
-            batch["position_ids"],
-            segments_of(batch["document_ids"]),
-            positions.later_indices(self.num_steps()),
-            draft.gradient_checkpointing and draft.training,
-        )
-        vocabulary = draft.target_token_ids
-        if draft.lm_head is not None:
-            draft_head = draft.lm_head
-        else:
-            frozen = self.reader.head_rows(vocabulary).to(device)
-
-            def draft_head(states: Tensor) -> Tensor:
-                return nn.functional.linear(states.to(frozen.dtype), frozen)
-
-        return compute_objective(
-            self.objective, normed, hidden, self.target_head, draft_head, vocabulary, positions, denominators
+        return unrolled_objective(
+            draft, self.reader, self.objective, self.num_steps(), batch, features, hidden, denominators
         )
 
     @torch.no_grad()

@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output-dir", type=Path, default=Path("benchmark"), help="(default: benchmark)")
     parser.add_argument("--no-plots", action="store_true", help="skip the plots, which need matplotlib")
     add_device_arguments(parser, "all models")
+    parser.add_argument("--json", action="store_true", help="print one JSON line instead of tables")
 
 
 def check(arguments: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=seed, default=0, help="(default: 0)")
     parser.add_argument("--device", default="cpu", help="(default: cpu)")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto", help="(default: auto)")
+    parser.add_argument("--json", action="store_true", help="print one JSON line instead of texts and figures")
     add_tree_arguments(parser)
 
 
