@@ -59,6 +59,8 @@ class Eagle3Trainer(DraftTrainer):
         embeds = draft.embed_tokens(ids) if uses_own else self.reader.embedding_rows(ids)
         dtype = draft.fc.weight.dtype
         positions = self._positions(batch)
+        if self.args.feature_noise and draft.training:
+            features = features + (2 * torch.rand_like(features) - 1) * self.args.feature_noise
         normed = training_time_test(
             draft,
             embeds.to(device, dtype),

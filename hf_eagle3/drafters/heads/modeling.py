@@ -46,7 +46,7 @@ class HeadsDraftModel(DraftModel):
     main_input_name = "inputs"
     reads_tokens = False
     files: tuple[str, ...] = ()  # of the original code
-    embed_tokens = lm_head = None  # what other drafts may have
+    embed_tokens = lm_head = target_token_ids = None  # what other drafts may have
 
     def __init__(self, config: MedusaDraftConfig):
         super().__init__(config)
