@@ -12,6 +12,12 @@ BLOCK_LOSSES = ("cross_entropy", "kl")
 HEAD_LOSSES = ("cross_entropy", "soft_cross_entropy")
 # Recipes of block drafters: their value of `is_causal`; the rest is in `RECIPES`.
 BLOCK_RECIPES = {"dflash": False, "jetspec": True}
+# Recipes by kind of drafter, its default first.
+RECIPES_OF: dict[str, tuple[str, ...]] = {
+    "eagle3": ("paper", "specforge", "speculators"),
+    "block": ("jetspec", "dflash"),
+    **{name: (name,) for name in ("eagle", "hass", "medusa", "hydra")},
+}
 # EAGLE's code trains 20 epochs of 68,000 conversations in steps of 4, 2,000 of 800,000 steps of warm-up; it clips
 # gradients by value.
 _EAGLE = {
@@ -155,7 +161,9 @@ class TrainingOptions:
     top_k_loss_tokens: int = field(default=10, metadata={"help": "Tokens of that loss. HASS: 10."})
     feature_noise: float = field(
         default=0.0,
-        metadata={"help": "Uniform noise of at most this on the features that the draft reads in training. EAGLE: 0.1."},
+        metadata={
+            "help": "Uniform noise of at most this on the features that the draft reads in training. EAGLE: 0.1."
+        },
     )
     train_lm_head: bool = field(
         default=True,

@@ -59,9 +59,7 @@ class TreeConfig:
         if self.tree_mode not in MODES:
             raise ValueError(f"`tree_mode` is {self.tree_mode!r}; known are {', '.join(map(repr, MODES))}.")
         if self.sparse_tree not in SPARSE_TREES:
-            raise ValueError(
-                f"`sparse_tree` is {self.sparse_tree!r}; known are {', '.join(map(repr, SPARSE_TREES))}."
-            )
+            raise ValueError(f"`sparse_tree` is {self.sparse_tree!r}; known are {', '.join(map(repr, SPARSE_TREES))}.")
         if self.is_chain:
             object.__setattr__(self, "tree_top_k", 1)
             object.__setattr__(self, "num_draft_tokens", self.tree_depth)

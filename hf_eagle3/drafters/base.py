@@ -24,8 +24,8 @@ class Draft:
         A view with another tree: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`, see [`TreeConfig`].
 
         Raises:
-            ValueError: impossible sizes, or "host_chain", transformers' own loop, and "sparse" where the draft does not
-                take them.
+            ValueError: impossible sizes, or "host_chain", transformers' own loop, and "sparse" where the draft does
+                not take them.
         """
         if tree_mode == "host_chain":
             raise ValueError(
@@ -34,8 +34,8 @@ class Draft:
             )
         if tree_mode == "sparse" and not self.takes_shapes:
             raise ValueError(
-                f"`tree_mode` 'sparse' does not go with a {type(self).__name__}, whose trees have the shape of what it "
-                "finds; take 'static'."
+                f"`tree_mode` 'sparse' does not go with a {type(self).__name__}, whose trees have the shape of what "
+                "it finds; take 'static'."
             )
         view = copy.copy(self)
         view.tree_config = self.tree_config.with_changes(tree_mode, **sizes)

@@ -68,7 +68,12 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
                 f"`block_temperature` is {self.block_temperature}, `block_loss_decay` {self.block_loss_decay}; the "
                 "first must be positive, the second at least 0."
             )
-        for name, least in (("head_chunk_size", 0), ("generation_max_new_tokens", 1), ("num_anchors", 1), ("top_k_loss_tokens", 1)):
+        for name, least in (
+            ("head_chunk_size", 0),
+            ("generation_max_new_tokens", 1),
+            ("num_anchors", 1),
+            ("top_k_loss_tokens", 1),
+        ):
             if values[name] < least:
                 raise ValueError(f"`{name}` is {values[name]}; it must be at least {least}.")
         for name in ("token_loss_weight", "feature_loss_weight", "top_k_loss_weight", "feature_noise"):
@@ -85,8 +90,8 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
     @classmethod
     def from_recipe(cls, recipe: str, **arguments) -> "Eagle3TrainingArguments":
         """
-        The arguments of a recipe, "paper", "specforge" or "speculators", or for other drafters "eagle", "hass", "medusa",
-        "hydra", "dflash" or "jetspec"; `arguments` override its values.
+        The arguments of a recipe, "paper", "specforge" or "speculators", or for other drafters "eagle", "hass",
+        "medusa", "hydra", "dflash" or "jetspec"; `arguments` override its values.
 
         speculators trains with Muon and AdamW; its recipe here has the same loss, steps and masks, and AdamW only.
         """

@@ -32,8 +32,8 @@ def new_eagle_draft(target_model: PreTrainedModel, from_target: bool = True, **o
         raise ValueError(" ".join(str(error).split())) from None
     if config.hidden_size != config.target_hidden_size:
         raise ValueError(
-            f"The draft is {config.hidden_size} wide, the target {config.target_hidden_size}: it predicts the target's "
-            "features; take equal widths."
+            f"The draft is {config.hidden_size} wide, the target {config.target_hidden_size}: it predicts the "
+            "target's features; take equal widths."
         )
     draft = EagleDraftModel(config)
     if from_target:

@@ -1,7 +1,7 @@
 """Configurations of Medusa and Hydra heads: how many there are, and how many blocks each has.
 
-Published files say little more and are not always right (Vicuna's Medusa names two of its five heads): what tensors show
-is taken from them when a checkpoint is read.
+Published files say little more and are not always right (Vicuna's Medusa names two of its five heads): what tensors
+show is taken from them when a checkpoint is read.
 
 Source: Medusa (arXiv 2401.10774) and FasterDecoding/Medusa (git 11af0aa); Hydra (arXiv 2402.05109) and zankner/Hydra
 (7f39cbd); vLLM's layout of Medusa heads (01dbb08, `models/medusa.py`).
@@ -113,7 +113,9 @@ class MedusaDraftConfig(PreTrainedConfig):
     @classmethod
     def _read_fields(cls, raw: dict, source: str) -> dict:
         if not is_medusa(raw):
-            raise ValueError(f"{source} has no `medusa_num_heads` and names no Medusa, so it is no set of Medusa heads.")
+            raise ValueError(
+                f"{source} has no `medusa_num_heads` and names no Medusa, so it is no set of Medusa heads."
+            )
         if (raw.get("truncated_vocab_size") or raw.get("vocab_size")) != raw.get("vocab_size"):
             raise ValueError(
                 f"{source}: `truncated_vocab_size` is {raw['truncated_vocab_size']}; heads over a part of the "

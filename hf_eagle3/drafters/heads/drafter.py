@@ -71,9 +71,7 @@ class HeadsDrafter(Drafter):
         """Inputs of the next head, (A, k, W + H): the embedding rows of `tokens` (A, k) behind those of this one."""
         return torch.cat((inputs, self.target.embedding_rows(tokens).to(inputs)), dim=2)
 
-    def _ranked(
-        self, inputs: torch.Tensor, level: int, roots: Roots, top_k: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ranked(self, inputs: torch.Tensor, level: int, roots: Roots, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-scores and ids (A, n, k) of the best tokens that the head of a level sees below `inputs` (A, n, W)."""
         with self.timer.phase("draft_forward"):
             logits = self.draft.logits(level, inputs)[..., : self.num_tokens]

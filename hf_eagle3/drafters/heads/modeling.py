@@ -81,7 +81,7 @@ class HeadsDraftModel(DraftModel):
         self, inputs: torch.Tensor | None = None, head: int = 0, procedure: Callable | None = None, **procedure_inputs
     ) -> torch.Tensor:
         """
-        Logits of one head, see [`logits`]; with `procedure` what `procedure(self, **procedure_inputs)` returns, so that
+        Logits of one head, see `logits`; with `procedure` what `procedure(self, **procedure_inputs)` returns, so that
         wrappers of a forward (DDP, autocast) see one forward of a training step.
         """
         if procedure is not None:
@@ -232,7 +232,7 @@ class HydraDraftModel(HeadsDraftModel):
         for blocks, last in zip(self.hydra_mlp, self.hydra_lm_head, strict=True):
             for block in blocks:
                 nn.init.zeros_(block.linear.weight)
-            nn.init.normal_(blocks[0].res_connection.weight, std=blocks[0].res_connection.in_features**-0.5 / 4)
+            nn.init.normal_(blocks[0].res_connection.weight, std=blocks[0].res_connection.in_features ** -0.5 / 4)
             blocks[0].res_connection.weight[:, :size] += torch.eye(size)
             last.weight.copy_(head_rows)
 

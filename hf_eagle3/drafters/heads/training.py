@@ -37,7 +37,9 @@ class HeadsTrainer(Eagle3Trainer):
         self.objective, self.num_heads = args.objective(), draft.config.num_heads
         self.labelled = args.head_loss == "cross_entropy"
         if self.objective.feature_loss_weight:
-            raise ValueError("`feature_loss_weight` compares states with the target's; heads have none. Leave it at 0.")
+            raise ValueError(
+                "`feature_loss_weight` compares states with the target's; heads have none. Leave it at 0."
+            )
 
     def num_steps(self) -> int:
         """As in [`DraftTrainer`]: heads."""

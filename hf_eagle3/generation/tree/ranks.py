@@ -38,7 +38,9 @@ class RankPolicy(TreePolicy):
             # (place of the parent among the expanded, rank) of every node, parents in the order of `SPARSE_TREES`
             of = {number: place for place, number in enumerate(order)}
             nodes = [(of[number], rank) for number, count in enumerate(counts) for rank in range(count)]
-            order = sorted(range(len(nodes)), key=lambda number, below=below: number >= len(below) or not below[number])
+            order = sorted(
+                range(len(nodes)), key=lambda number, below=below: number >= len(below) or not below[number]
+            )
             edges = torch.full((len(parents), self.top_k), OUTSIDE)
             for place, number in enumerate(order):
                 parent, rank = nodes[number]
