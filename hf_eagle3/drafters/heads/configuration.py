@@ -23,12 +23,12 @@ OTHER_FIELDS = ("vocab_size", "hidden_size", "target_name_or_path", "target_revi
 
 def is_medusa(raw: dict) -> bool:
     """Whether a parsed `config.json` is that of Medusa heads."""
-    return (foreign_kind(raw) or ("",))[0] == "medusa"
+    return "medusa" in (raw.get("model_type"), (foreign_kind(raw) or ("",))[0])
 
 
 def is_hydra(raw: dict) -> bool:
     """Whether a parsed `config.json` is that of Hydra heads."""
-    return (foreign_kind(raw) or ("",))[0] == "hydra"
+    return "hydra" in (raw.get("model_type"), (foreign_kind(raw) or ("",))[0])
 
 
 @strict
