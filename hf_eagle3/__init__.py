@@ -12,6 +12,8 @@ from .adaptation import Adaptation, adapt
 from .attachment import attach, detach, for_target
 from .configuration_eagle3 import Eagle3Config
 from .drafters.block import BlockDraftConfig, BlockDraftModel
+from .drafters.eagle import EagleDraftConfig, EagleDraftModel
+from .drafters.heads import HydraDraftConfig, HydraDraftModel, MedusaDraftConfig, MedusaDraftModel
 from .generation.candidate_generator import Eagle3CandidateGenerator
 from .generation.hook import install
 from .generation.outputs import GenerateEagle3Output
@@ -39,8 +41,14 @@ __all__ = [
     "Eagle3DraftOutput",
     "Eagle3Trainer",
     "Eagle3TrainingArguments",
+    "EagleDraftConfig",
+    "EagleDraftModel",
     "GenerateEagle3Output",
+    "HydraDraftConfig",
+    "HydraDraftModel",
     "LookaheadDraft",
+    "MedusaDraftConfig",
+    "MedusaDraftModel",
     "SmallModelDraft",
     "SpeculationStats",
     "SuffixDraft",

@@ -66,11 +66,11 @@ def _read_json(file: str) -> dict:
 
 
 def load_tensors(
-    path_or_id: str, rename: Callable[[str], str] | None = None, **hub_arguments
+    path_or_id: str, rename: Callable[[str], str] | None = None, first: tuple[str, ...] = (), **hub_arguments
 ) -> dict[str, torch.Tensor]:
     """
     All tensors of a checkpoint by native name, from safetensors or `.bin` (weights only), sharded or not. `rename`
-    gives the native name; default: `native_name`.
+    gives the native name; default: `native_name`. Files named in `first` are preferred.
 
     Raises:
         OSError: no weight file.
@@ -78,7 +78,8 @@ def load_tensors(
             one tensor under two names, or NaN or infinite values.
     """
     tensors: dict[str, torch.Tensor] = {}
-    for file in weight_files(path_or_id, **hub_arguments):
+    own = next((file for name in first if (file := find_file(path_or_id, name, **hub_arguments)) is not None), None)
+    for file in weight_files(path_or_id, **hub_arguments) if own is None else [own]:
         _check_sum(file)
         try:
             part = (

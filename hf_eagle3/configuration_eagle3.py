@@ -114,6 +114,7 @@ class Eagle3Config(PreTrainedConfig):
 
     model_type = "eagle3"
     default_theta = 10000.0
+    reads_head_input = False  # instead of tapped layers; EAGLE, Medusa and Hydra do
 
     vocab_size: int = 32000
     draft_vocab_size: int | None = None

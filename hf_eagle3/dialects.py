@@ -27,6 +27,13 @@ from .dialect_keys import (
 logger = logging.get_logger(__name__)
 
 AUTOMODEL = "LlamaEagle3DraftModel"  # AutoModel's class; the rest of its file is the target's configuration
+# Our classes for other kinds of drafters.
+CLASSES = {
+    "block": "BlockDraftModel",
+    "eagle": "EagleDraftModel",
+    "hydra": "HydraDraftModel",
+    "medusa": "MedusaDraftModel",
+}
 # Names of tensors that only other kinds of drafters store.
 FOREIGN_TENSORS = (
     (re.compile(r"kv_a_proj_with_mqa"), "eagle3-mla"),
@@ -141,7 +148,7 @@ def refuse_foreign(config: dict, tensor_names: Collection[str], source: str) -> 
     if found is None:
         return
     kind, evidence = found
-    remedy = "load it with hf_eagle3.BlockDraftModel" if kind == "block" else "only EAGLE-3 drafts are supported"
+    remedy = f"load it with hf_eagle3.{CLASSES[kind]}" if kind in CLASSES else "such drafts are not supported"
     raise ValueError(f"{source} has {evidence}, so it is {FOREIGN[kind]} and no EAGLE-3 draft; {remedy}.")
 
 
@@ -217,7 +224,9 @@ def _whole_vocabulary(raw: dict, vocab_size: int, source: str) -> int:
     if "draft_vocab_size" in raw or any("eagle3" in name.lower() for name in architectures):
         return vocab_size
     what = f" (`architectures`: {', '.join(architectures)})" if architectures else ""
-    hint = "With its one layer it may be an EAGLE-1/2 draft, which is not supported. " if may_be_eagle1(raw) else ""
+    hint = ""
+    if may_be_eagle1(raw):
+        hint = "With its one layer it may be an EAGLE-1/2 draft: load it with hf_eagle3.EagleDraftModel. "
     raise ValueError(
         f"`draft_vocab_size` is missing from {source}{what}, so this is not an EAGLE-3 draft model. {hint}Load an "
         "ordinary model with AutoModelForCausalLM and use it as the target. If it is an EAGLE-3 draft that predicts "

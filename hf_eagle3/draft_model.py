@@ -50,8 +50,8 @@ class DraftModel(PreTrainedModel):
         A view of this draft with another tree; it shares the weights and does not modify this draft.
 
         Args:
-            tree_mode: "auto", "static", "chain" or "host_chain".
-            sizes: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`; see [`TreeConfig`].
+            tree_mode: "auto", "static", "chain", "host_chain" or "sparse".
+            sizes: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`, `sparse_tree`; see [`TreeConfig`].
 
         Example:
             `fast = draft.with_tree("static", num_draft_tokens=24, tree_depth=6, tree_top_k=6)`

@@ -74,7 +74,7 @@ def fitted(draft: Eagle3DraftModel, vocab_size: int) -> Eagle3DraftModel:
         return draft
     ids = draft.target_token_ids
     if ids is None:
-        ids = torch.arange(config.draft_vocab_size, device=draft.norm.weight.device)
+        ids = torch.arange(config.draft_vocab_size, device=draft.fc.weight.device)
     # `mapping_from_target_ids` sorts, so the head's outputs are reordered alike.
     ids, places = ids.sort()
     kept = ids < vocab_size

@@ -153,16 +153,16 @@ def load_draft(source: str, target: PreTrainedModel) -> DraftModel:
     return draft.to(target.device).eval()
 
 
-def read_draft(source: str, **options) -> DraftModel:
+def read_draft(source: str, kind: type[DraftModel] | None = None, **options) -> DraftModel:
     """
-    Load the draft given by `--draft`.
+    Load the draft given by `--draft`, as a `kind`; default: what its `config.json` says.
 
     Raises:
         ValueError: it cannot be loaded; the message names it.
     """
     try:
         with explained(f"`--draft` {source} cannot be loaded", MODEL_REMEDY):
-            kind = draft_class(checkpoint.load_config(source), Eagle3DraftModel)
+            kind = kind or draft_class(checkpoint.load_config(source), Eagle3DraftModel)
             return kind.from_pretrained(source, **options)
     except ValueError as error:
         if source in str(error) or not is_raised_by(error, (PACKAGE,)):
@@ -173,7 +173,7 @@ def read_draft(source: str, **options) -> DraftModel:
 def load_eagle3_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
     """As [`load_any_draft`]; UserError for another kind of draft, which has no other dialects."""
     draft = load_any_draft(source, base, **hub)
-    if not isinstance(draft, Eagle3DraftModel):
+    if type(draft) is not Eagle3DraftModel:
         raise UserError(f"{source} is a {type(draft).__name__}; only EAGLE-3 drafts can be converted or pushed.")
     return draft
 

@@ -9,8 +9,33 @@ from dataclasses import dataclass, field
 
 LOSSES = ("soft_cross_entropy", "kl", "lk_alpha", "lk_lambda")
 BLOCK_LOSSES = ("cross_entropy", "kl")
+HEAD_LOSSES = ("cross_entropy", "soft_cross_entropy")
 # Recipes of block drafters: their value of `is_causal`; the rest is in `RECIPES`.
 BLOCK_RECIPES = {"dflash": False, "jetspec": True}
+# Recipes by kind of drafter, its default first.
+RECIPES_OF: dict[str, tuple[str, ...]] = {
+    "eagle3": ("paper", "specforge", "speculators"),
+    "block": ("jetspec", "dflash"),
+    **{name: (name,) for name in ("eagle", "hass", "medusa", "hydra")},
+}
+# EAGLE's code trains 20 epochs of 68,000 conversations in steps of 4, 2,000 of 800,000 steps of warm-up; it clips
+# gradients by value.
+_EAGLE = {
+    "learning_rate": 3e-5,
+    "warmup_steps": 0.0025,
+    "step_decay": 1.0,
+    "token_loss_weight": 0.1,
+    "feature_loss_weight": 1.0,
+    "feature_noise": 0.1,
+    "train_lm_head": False,
+}
+_HEADS = {
+    "learning_rate": 1e-3,
+    "adam_beta2": 0.999,
+    "max_grad_norm": 1.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,
+}
 _BLOCK_OPTIMISER = {
     "learning_rate": 6e-4,
     "adam_beta2": 0.999,
@@ -45,6 +70,14 @@ RECIPES: dict[str, dict] = {
         "mean_over": "loss_mask",
         "train_lm_head": False,
     },
+    # EAGLE and EAGLE-2 (arXiv 2401.15077, section 4; SafeAILab/EAGLE's train/main.py).
+    "eagle": {"training_time_test_steps": 1, **_EAGLE},
+    # HASS (arXiv 2408.15766): three aligned steps, ten tokens distilled with weight 1, the rest as EAGLE.
+    "hass": {"training_time_test_steps": 3, "top_k_loss_weight": 1.0, "top_k_loss_tokens": 10, **_EAGLE},
+    # Medusa-1 (arXiv 2401.10774): lambda_k = 0.8^k, section 2.2.1; optimiser of FasterDecoding/Medusa's README.
+    "medusa": {"head_loss": "cross_entropy", "step_decay": 0.8, **_HEADS},
+    # Hydra (arXiv 2402.05109) with its teacher loss, every head alike (zankner/Hydra's train.py); optimiser as Medusa.
+    "hydra": {"head_loss": "soft_cross_entropy", "step_decay": 1.0, **_HEADS},
     # DFlash (arXiv 2602.06036): SpecForge's and DeepSpec's configurations of it.
     "dflash": {"block_loss": "cross_entropy", "block_loss_decay": 7.0, **_BLOCK_OPTIMISER},
     # JetSpec (arXiv 2606.18394), section 2.3: forward KL, uniform weights; its optimiser is DFlash's.
@@ -116,9 +149,35 @@ class TrainingOptions:
             "cross-entropy at 0.1). EAGLE-3 dropped it: 0. Requires a draft as wide as the target."
         },
     )
+    token_loss_weight: float = field(
+        default=1.0, metadata={"help": "Weight of --loss beside the regression of features. EAGLE, HASS: 0.1."}
+    )
+    top_k_loss_weight: float = field(
+        default=0.0,
+        metadata={
+            "help": "Weight of HASS's cross-entropy over the target's --top-k-loss-tokens likeliest tokens. HASS: 1."
+        },
+    )
+    top_k_loss_tokens: int = field(default=10, metadata={"help": "Tokens of that loss. HASS: 10."})
+    feature_noise: float = field(
+        default=0.0,
+        metadata={
+            "help": "Uniform noise of at most this on the features that the draft reads in training. EAGLE: 0.1."
+        },
+    )
     train_lm_head: bool = field(
         default=True,
         metadata={"help": "Train the draft's head. speculators freezes it at the target's rows: false."},
+    )
+
+    # Medusa and Hydra
+    head_loss: str = field(
+        default="cross_entropy",
+        metadata={
+            "help": "Medusa and Hydra heads: cross_entropy with the text (Medusa-1), soft_cross_entropy with the "
+            "target's distribution (Hydra's teacher loss).",
+            "choices": list(HEAD_LOSSES),
+        },
     )
 
     # Block drafters

@@ -5,7 +5,20 @@ from dataclasses import asdict, dataclass, fields, replace
 from transformers import GenerationConfig
 
 
-MODES = ("auto", "static", "chain", "host_chain")
+MODES = ("auto", "static", "chain", "host_chain", "sparse")
+# Shapes of "sparse" trees: per level, how many children each node of the level above has, in the order of ranks;
+# nodes without children at a level's end are left out.
+SPARSE_TREES: dict[str, tuple[tuple[int, ...], ...]] = {
+    # EAGLE (arXiv 2401.15077), figure 7: 25 nodes.
+    "eagle": ((4,), (3, 2, 2, 1), (3, 2, 2, 1), (3,), (2,)),
+    # Medusa (arXiv 2401.10774), figure 6: 63 nodes, for Vicuna-7B; also what Hydra's code takes.
+    "medusa": (
+        (10,),
+        (10, 7, 3, 2, 1, 1, 1, 1, 1, 1),
+        (10, 3, 2, 1, 1, 1, 1, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 1),
+        (2,),
+    ),
+}
 # Bounds the (nodes, nodes) mask and the target pass of a verification.
 MAX_DRAFT_TOKENS = 1024
 
@@ -18,7 +31,8 @@ class TreeConfig:
     Args:
         tree_mode: "auto" (in each cycle, the number of levels and nodes that is fastest on this machine, possibly
             none; the sizes are upper limits), "static" (EAGLE-2's tree: the best `num_draft_tokens` nodes), "chain"
-            (one child per level), or "host_chain" (a chain in transformers' own assisted decoding, with its limits).
+            (one child per level), "host_chain" (a chain in transformers' own assisted decoding, with its limits), or
+            "sparse" (the shape `sparse_tree`, by rank, whatever the probabilities).
         num_draft_tokens: Nodes verified per cycle, without the root. The original code's `total_token` 60 counts the
             root. For chains it equals `tree_depth`.
         tree_depth: Levels below the root: the most draft tokens that one cycle can accept. The original code's
@@ -26,6 +40,7 @@ class TreeConfig:
         tree_top_k: Children per node, and nodes expanded per level.
         shared_noise: When sampling, rank children with the noise that the coming steps will use, so that the draft
             predicts the sample instead of the mode. Never changes the output.
+        sparse_tree: Shape of the mode "sparse": "eagle" or "medusa", as before EAGLE-2.
 
     Raises:
         ValueError: impossible sizes.
@@ -38,10 +53,13 @@ class TreeConfig:
     tree_depth: int = 8
     tree_top_k: int = 10
     shared_noise: bool = True
+    sparse_tree: str = "eagle"
 
     def __post_init__(self):
         if self.tree_mode not in MODES:
             raise ValueError(f"`tree_mode` is {self.tree_mode!r}; known are {', '.join(map(repr, MODES))}.")
+        if self.sparse_tree not in SPARSE_TREES:
+            raise ValueError(f"`sparse_tree` is {self.sparse_tree!r}; known are {', '.join(map(repr, SPARSE_TREES))}.")
         if self.is_chain:
             object.__setattr__(self, "tree_top_k", 1)
             object.__setattr__(self, "num_draft_tokens", self.tree_depth)
@@ -56,6 +74,12 @@ class TreeConfig:
                 f"`num_draft_tokens` {self.num_draft_tokens} or `tree_depth` {self.tree_depth} exceeds "
                 f"{MAX_DRAFT_TOKENS}; useful trees have 5 to 100 nodes."
             )
+        if self.tree_mode == "sparse":  # sizes are limits of a given shape
+            levels = SPARSE_TREES[self.sparse_tree][: self.tree_depth]
+            object.__setattr__(self, "tree_depth", len(levels))
+            object.__setattr__(self, "num_draft_tokens", min(self.num_draft_tokens, sum(map(sum, levels))))
+            expanded = (sum(count > 0 for count in level) for level in levels)
+            object.__setattr__(self, "tree_top_k", max(*map(max, levels), *expanded))
         if self.tree_mode == "auto":  # sizes are limits
             object.__setattr__(self, "num_draft_tokens", min(self.num_draft_tokens, self.pool_size))
         if self.num_draft_tokens > self.pool_size:
@@ -80,6 +104,8 @@ class TreeConfig:
         mode stays the same, else they get the defaults.
         """
         kept = self if tree_mode == self.tree_mode else TreeConfig(shared_noise=self.shared_noise)
+        if tree_mode == "sparse":  # the whole shape
+            sizes = {"num_draft_tokens": MAX_DRAFT_TOKENS, "tree_depth": MAX_DRAFT_TOKENS} | sizes
         if tree_mode in ("chain", "host_chain"):
             if "num_draft_tokens" in sizes:
                 nodes = sizes.pop("num_draft_tokens")

@@ -129,6 +129,28 @@ def tiny_draft(target: PreTrainedModel, seed: int = 1, draft_vocab_size: int = 6
     return draft.with_tree("static", num_draft_tokens=40, tree_depth=4, tree_top_k=6)
 
 
+def tiny_heads(kind, target: PreTrainedModel, **fields):
+    """Random Medusa or Hydra heads near the target's own head: accepted now and then."""
+    torch.manual_seed(3)
+    draft = kind(kind.config_class.from_target(target, **fields)).eval()
+    draft.start_from(target.get_output_embeddings().weight)
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return draft
+
+
+def tiny_eagle(target: PreTrainedModel, seed: int = 1, **changes):
+    """A random EAGLE draft whose weights are scaled up, so that positions and masks matter."""
+    torch.manual_seed(seed)
+    fields = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "intermediate_size": 48}
+    draft = hf_eagle3.EagleDraftModel(hf_eagle3.EagleDraftConfig.from_target(target, **fields | changes)).eval()
+    with torch.no_grad():
+        for parameter in draft.parameters():
+            parameter.mul_(6) if parameter.dim() > 1 else None
+    return draft
+
+
 def left_padded(lengths: list[int], seed: int = 0, vocab_size: int = VOCAB) -> dict[str, torch.Tensor]:
     """Random prompts of `lengths` tokens, padded on the left with 0."""
     generator = torch.Generator().manual_seed(seed)

@@ -37,7 +37,7 @@ LAYERS = (
     ("drafters",),
     ("benchmarks", "embedded", "engines"),
     ("adaptation", "model_loading", "attachment", "doctor"),
-    ("__init__", "__main__", "cli", "pairs", "smollm2"),
+    ("__init__", "__main__", "cli", "pairs", "paper", "smollm2"),
 )
 # Files that run the whole package, beside those that the whole package asks.
 ON_TOP = (("compat", "contract"), ("compat", "__main__"))

@@ -1,11 +1,11 @@
-"""Drafts that need no training: text is that of plain `generate`, and what they propose is what they saw.
+"""Drafts beside EAGLE-3's: text is that of plain `generate`; those that need no training propose what they saw.
 
 text      the cat sat . the cat          the  ->  cat 2 times; behind "the cat": sat
 """
 
 import pytest
 import torch
-from models import CACHE, left_padded, tiny_draft, tiny_target
+from models import CACHE, left_padded, tiny_draft, tiny_eagle, tiny_heads, tiny_target
 from test_drafters import OPTIONS, assert_same_in_other_ways
 from test_generate import SAMPLING, assert_same, both
 
@@ -28,6 +28,9 @@ DRAFTS = {
     "small": lambda target: hf_eagle3.SmallModelDraft(tiny_target("llama", seed=0, num_hidden_layers=2)),
     "eagle3+suffix": lambda target: tiny_draft(target).with_suffix(),
     "small+suffix": lambda target: hf_eagle3.SmallModelDraft(tiny_target("gpt2")).with_suffix(DOCUMENTS),
+    "medusa": lambda target: tiny_heads(hf_eagle3.MedusaDraftModel, target),
+    "hydra": lambda target: tiny_heads(hf_eagle3.HydraDraftModel, target),
+    "eagle": lambda target: tiny_eagle(target),
     "lookahead+suffix": lambda target: hf_eagle3.LookaheadDraft(3, 3, 3).with_suffix(),
 }
 TREES = {

@@ -355,7 +355,7 @@ def test_arguments_that_cannot_be_are_named(tmp_path, options, message):
 
 def test_an_unknown_recipe_is_named(tmp_path):
     with pytest.raises(ValueError, match="paper, specforge, speculators"):
-        Eagle3TrainingArguments.from_recipe("medusa", output_dir=str(tmp_path))
+        Eagle3TrainingArguments.from_recipe("meduse", output_dir=str(tmp_path))
 
 
 def test_one_tap_and_one_step_train_an_eagle_like_draft(tmp_path):

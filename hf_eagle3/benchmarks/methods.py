@@ -9,6 +9,11 @@
     small[:DIRECTORY]         a small model's tree (default: the one of `--assistant`), its size chosen per cycle
     suffix                    repeated text alone
     lookahead[:W,N,G]         n-grams of the target's guesses
+    medusa:DIRECTORY          Medusa's heads, in the tree of its paper
+    hydra:DIRECTORY           Hydra's heads, in the same tree
+    eagle:DIRECTORY           EAGLE's draft, in the static tree of its paper
+    eagle2:DIRECTORY          the same draft in EAGLE-2's dynamic tree
+    hass:DIRECTORY            HASS's draft, in the same tree
 
 Methods with a draft's or a model's tree take the suffix `:no-shared-noise`.
 """
@@ -24,6 +29,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # `hf-eagle3 benchmark --help` lists the names without importing torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from ..draft_model import DraftModel
     from ..modeling_eagle3 import Eagle3DraftModel
 
 
@@ -32,7 +38,8 @@ LOOKUP_TOKENS = 10  # as PLD (Saxena, 2023) in the paper
 NO_SHARED_NOISE = ":no-shared-noise"
 SYNTAX = (
     "plain, lookup[:TOKENS], assisted[:TOKENS], suffix, lookahead[:W,N,G], chain[:DEPTH], tree[:NODES,DEPTH,TOP_K], "
-    f"auto, eagle3+suffix, small[:DIRECTORY]; the last five with an optional suffix {NO_SHARED_NOISE}"
+    "auto, eagle3+suffix, small[:DIRECTORY], medusa:DIRECTORY, hydra:DIRECTORY, eagle:DIRECTORY, eagle2:DIRECTORY, "
+    f"hass:DIRECTORY; from chain on with an optional suffix {NO_SHARED_NOISE}"
 )
 TITLES = {
     "lookup": "PLD",
@@ -44,8 +51,21 @@ TITLES = {
     "small": "small model",
     "suffix": "suffix",
     "lookahead": "Lookahead",
+    "medusa": "Medusa",
+    "hydra": "Hydra",
+    "eagle": "EAGLE",
+    "eagle2": "EAGLE-2",
+    "hass": "HASS",
 }
 WITHOUT_MODEL = ("suffix", "lookahead")
+# Drafts given by their directory: the kind of draft, and the tree of its paper. Hydra's code takes Medusa's tree.
+TREES = {
+    "medusa": ("medusa", ("sparse", {"sparse_tree": "medusa"})),
+    "hydra": ("hydra", ("sparse", {"sparse_tree": "medusa"})),
+    "eagle": ("eagle", ("sparse", {"sparse_tree": "eagle"})),
+    "eagle2": ("eagle", ("static", {})),
+    "hass": ("hass", ("static", {})),
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +116,7 @@ class Assistant:
 def title(name: str) -> str:
     """A method's name in tables: "EAGLE-3 tree 24/6/6"."""
     kind, *rest = name.split(":")
-    if kind == "small":  # a directory may hold anything
+    if kind == "small" or kind in TREES:  # a directory may hold anything
         return f"{TITLES[kind]} {Path(name[len(kind) + 1 :]).name}".rstrip()
     sizes = "".join(f" {part.replace(',', '/')}" for part in rest)
     return TITLES.get(kind, kind) + sizes
@@ -112,17 +132,20 @@ def parse(
     draft: "Eagle3DraftModel",
     assistant: Assistant | None,
     load_small: "Callable[[str], PreTrainedModel] | None" = None,
+    load_kind: "Callable[[str, str], DraftModel] | None" = None,
 ) -> list[Method]:
     """
     The methods of `--methods`; "plain" is the baseline and never in the list.
 
     Args:
         load_small: Loads the model of a `small:DIRECTORY`.
+        load_kind: (kind, directory) -> a draft of that kind, for the methods of `TREES`.
 
     Raises:
         ValueError: an unknown name, invalid sizes, or a missing assistant.
     """
-    methods = [_parse(name, draft, assistant, load_small) for name in dict.fromkeys(names) if name != PLAIN]
+    loaders = {"small": load_small, "kind": load_kind}
+    methods = [_parse(name, draft, assistant, loaders) for name in dict.fromkeys(names) if name != PLAIN]
     if not methods:
         raise ValueError(
             f"`--methods` {' '.join(names)!r} has nothing to compare with plain generate; choose from: {SYNTAX}."
@@ -130,13 +153,20 @@ def parse(
     return methods
 
 
-def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None, load_small=None) -> Method:
+def _parse(name: str, draft: "Eagle3DraftModel", assistant: Assistant | None, loaders: dict) -> Method:
     shared_noise = not name.endswith(NO_SHARED_NOISE)
     kind, _, text = name.removesuffix(NO_SHARED_NOISE).partition(":")
     if kind not in TITLES or (not shared_noise and kind in ("lookup", "assisted", *WITHOUT_MODEL)):
         raise ValueError(f"`--methods` {name!r} is unknown; choose from: {SYNTAX}.")
     if kind == "small":
-        return Method(name, {"assistant_model": _small(name, text, assistant, load_small, shared_noise)}, is_ours=True)
+        small = _small(name, text, assistant, loaders["small"], shared_noise)
+        return Method(name, {"assistant_model": small}, is_ours=True)
+    if kind in TREES:
+        if not text:
+            raise ValueError(f"`--methods` {name!r} needs the directory of its draft, as in {kind}:DIRECTORY.")
+        given, (mode, sizes) = TREES[kind]
+        view = loaders["kind"](given, text).with_tree(mode, shared_noise=shared_noise, **sizes)
+        return Method(name, {"assistant_model": view}, is_ours=True)
     counts = {"tree": (0, 3), "lookahead": (0, 3), "auto": (0,), "suffix": (0,), "eagle3+suffix": (0,)}
     counts = counts.get(kind, (0, 1))
     parts = text.split(",") if text else []

@@ -18,6 +18,7 @@ from ..benchmarks.statistics import rows
 from ..benchmarks.work import BenchmarkSettings, Workload
 from ..compat.models import attention_name
 from ..configuration_eagle3 import Eagle3Config
+from ..draft_model import DraftModel
 from ..errors import explained
 from ..model_loading import (
     dtype_for,
@@ -27,11 +28,13 @@ from ..model_loading import (
     load_target,
     load_tokenizer,
     needs_extra,
+    read_draft,
     tokenizer_note,
     usable_device,
 )
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.fingerprint import fingerprint
+from .kinds import KINDS
 from .options.benchmark import RANDOM
 from .tables import show_markdown, show_table
 
@@ -49,7 +52,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.draft != RANDOM and (note := tokenizer_note(arguments.draft, tokenizer)) is not None:
         print(f"hf-eagle3 benchmark: {note}", file=sys.stderr)
     assistant = load_assistant(arguments, target, tokenizer)
-    chosen = methods.parse(arguments.methods, draft, assistant, lambda source: load_small(source, target))
+    chosen = methods.parse(
+        arguments.methods,
+        draft,
+        assistant,
+        lambda source: load_small(source, target),
+        lambda kind, source: load_kind(kind, source, target),
+    )
     settings = BenchmarkSettings(
         temperatures=distinct(arguments.temperatures),
         batch_sizes=distinct(arguments.batch_sizes),
@@ -149,6 +158,11 @@ def load_assistant(arguments: argparse.Namespace, target: PreTrainedModel, token
 def load_small(source: str, target: PreTrainedModel, flag: str = "--methods small:") -> PreTrainedModel:
     """A small causal LM, in the dtype and on the device of `target`."""
     return load_causal_lm(flag, source, dtype=target.dtype).to(target.device).eval()
+
+
+def load_kind(kind: str, source: str, target: PreTrainedModel) -> DraftModel:
+    """A draft of a kind that `train` knows, in the dtype and on the device of `target`."""
+    return read_draft(source, KINDS[kind].model, dtype=target.dtype).to(target.device).eval()
 
 
 def random_draft(target: PreTrainedModel) -> Eagle3DraftModel:

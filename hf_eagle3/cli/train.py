@@ -15,20 +15,24 @@ from safetensors import safe_open
 from transformers import HfArgumentParser, PreTrainedConfig, set_seed
 
 from ..benchmarks.environment import hardware, versions
-from ..configuration_eagle3 import Eagle3Config
 from ..draft_model import DraftModel
-from ..drafters.block import BlockDraftConfig
 from ..errors import UserError, explained
 from ..fitting import fit_to
 from ..model_loading import BASE, load_causal_lm, load_tokenizer, needs_extra, read_draft
+from ..modeling_eagle3 import Eagle3DraftModel
 from ..training_options import BLOCK_RECIPES
+from .kinds import KINDS, kind_of
 from .options.shared import value_of
 from .options.train import (
     BLOCK,
     DEFAULT_BLOCK_SIZE,
     DEFAULT_DRAFT_VOCABULARY,
     DEFAULT_RECIPES,
+    EAGLE,
     EAGLE3,
+    HASS,
+    HYDRA,
+    MEDUSA,
     OPTIONS,
     SWITCHES,
     with_default,
@@ -147,7 +151,7 @@ def make_trainer(start: str | None, own: dict, args):
     else:
         data, held_out = load_data(own, tokenizer, args, target.config.get_text_config(decoder=True).vocab_size)
         draft = first_draft(start, own, args, target, data.take(COUNTED_FROM_STREAM) if own["streaming"] else data)
-    return trainer_class(own["drafter"])(
+    return KINDS[own["drafter"]].trainer()(
         model=draft,
         target_model=target,
         args=args,
@@ -158,38 +162,29 @@ def make_trainer(start: str | None, own: dict, args):
     )
 
 
-def trainer_class(drafter: str) -> type:
-    """The Trainer of a kind of drafter."""
-    if drafter == BLOCK:
-        from ..drafters.block.training import BlockTrainer
-
-        return BlockTrainer
-    from ..training import Eagle3Trainer
-
-    return Eagle3Trainer
-
-
 def first_draft(start: str | None, own: dict, args, target, samples) -> DraftModel:
     """The initial draft: `start`, or a new one with the most frequent tokens of `samples` as vocabulary."""
-    from ..training import new_draft
-
-    config_class = BlockDraftConfig if own["drafter"] == BLOCK else Eagle3Config
+    kind = KINDS[own["drafter"]]
     options = draft_options(own["draft_option"])
     if start:
-        refuse_unknown_fields(options, config_class)
-        draft = read_draft(start, dtype=torch.float32, **options)
-        if not isinstance(draft.config, config_class):
-            kind = EAGLE3 if own["drafter"] == BLOCK else BLOCK
-            raise UserError(f"`--draft` {start} is a {type(draft).__name__}; set `--drafter {kind}`.")
-        return fit_to(draft, target) if own["drafter"] == EAGLE3 else draft
+        refuse_unknown_fields(options, kind.config)
+        # A published EAGLE draft's file does not say what it is.
+        draft = read_draft(
+            start, kind.model if own["drafter"] in (EAGLE, HASS) else None, dtype=torch.float32, **options
+        )
+        if type(draft.config) is not kind.config:
+            raise UserError(f"`--draft` {start} is a {type(draft).__name__}; set `--drafter {kind_of(draft.config)}`.")
+        return fit_to(draft, target) if isinstance(draft, Eagle3DraftModel) else draft
     set_seed(args.seed)
     if own["layers"]:
-        options.setdefault("num_hidden_layers", own["layers"])
-    if own["drafter"] == BLOCK:
-        from ..drafters.block.training import new_block_draft
+        options.setdefault("num_layers" if own["drafter"] in (MEDUSA, HYDRA) else "num_hidden_layers", own["layers"])
+    if kind.new is not None:
+        if own["drafter"] == BLOCK:
+            size = own["block_size"] or DEFAULT_BLOCK_SIZE
+            options = {"block_size": size, "is_causal": BLOCK_RECIPES[own["recipe"]]} | options
+        return kind.new(target, not own["random_start"], options)
+    from ..training import new_draft
 
-        shape = {"block_size": own["block_size"] or DEFAULT_BLOCK_SIZE, "is_causal": BLOCK_RECIPES[own["recipe"]]}
-        return new_block_draft(target, not own["random_start"], **shape | options)
     vocabulary = target.config.get_text_config(decoder=True).vocab_size
     size = own["draft_vocab_size"] or min(DEFAULT_DRAFT_VOCABULARY, vocabulary)
     if own["vocabulary"] and size >= vocabulary:

@@ -13,21 +13,29 @@ class Draft:
 
     Attributes:
         tree_config: Sizes of its trees.
+        takes_shapes: Whether the shape of its trees can be given, in the mode "sparse".
     """
 
     tree_config: TreeConfig
+    takes_shapes = False
 
     def with_tree(self, tree_mode: str, **sizes) -> Any:
         """
         A view with another tree: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`, see [`TreeConfig`].
 
         Raises:
-            ValueError: impossible sizes, or "host_chain", transformers' own loop, which takes other drafts.
+            ValueError: impossible sizes, or "host_chain", transformers' own loop, and "sparse" where the draft does
+                not take them.
         """
         if tree_mode == "host_chain":
             raise ValueError(
                 f"`tree_mode` 'host_chain' is transformers' own loop, which does not take a {type(self).__name__}; "
                 "take 'chain'."
+            )
+        if tree_mode == "sparse" and not self.takes_shapes:
+            raise ValueError(
+                f"`tree_mode` 'sparse' does not go with a {type(self).__name__}, whose trees have the shape of what "
+                "it finds; take 'static'."
             )
         view = copy.copy(self)
         view.tree_config = self.tree_config.with_changes(tree_mode, **sizes)

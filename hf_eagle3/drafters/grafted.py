@@ -249,5 +249,5 @@ register_drafter(
     GraftedDrafter,
     fit=fit,
     sizes=sizes_of,
-    **{name: _of(name) for name in ("features", "vocabulary", "device", "identity")},
+    **{name: _of(name) for name in ("features", "vocabulary", "device", "identity", "traits")},
 )

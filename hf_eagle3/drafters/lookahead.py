@@ -198,5 +198,5 @@ register_drafter(
     LookaheadDrafter,
     device=lambda draft, target: torch.device("cpu"),
     identity=lambda draft: LookaheadDraft,
-    traits=DraftingTraits(OWN_NOISE, is_free=True),
+    traits=lambda draft: DraftingTraits(OWN_NOISE, is_free=True),
 )

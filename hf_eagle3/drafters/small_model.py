@@ -37,6 +37,8 @@ class SmallModelDraft(Draft):
         ValueError: its cache cannot branch (recurrent models), so that it cannot draft here.
     """
 
+    takes_shapes = True
+
     def __init__(self, model: PreTrainedModel):
         config = model.config.get_text_config(decoder=True)
         mode = decoding_mode(model, DynamicCache(config=config))

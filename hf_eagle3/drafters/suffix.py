@@ -196,5 +196,5 @@ register_drafter(
     fit=fit,
     device=lambda draft, target: torch.device("cpu"),
     identity=lambda draft: SuffixDraft,
-    traits=DraftingTraits(OWN_NOISE, is_free=True),
+    traits=lambda draft: DraftingTraits(OWN_NOISE, is_free=True),
 )

@@ -74,7 +74,7 @@ class Preparation:
             static,
             self.kind.device(request.draft, model),
             self.kind.identity(request.draft),
-            self.kind.traits,
+            self.kind.traits(request.draft),
         )
         self.returns_cache = bool(config.return_dict_in_generate)
         self.returns_cache |= is_user_provided(self.cache) if static is None else static.is_callers

@@ -19,6 +19,7 @@ from .auto.planner import PASS_SIZES, AutoPlanner, few_sizes
 from .auto.traits import MEASURED, DraftingTraits
 from .compiled.shapes import StaticShapes
 from .tree.policy import FixedPolicy, TreePolicy
+from .tree.ranks import RankPolicy
 
 
 # A chain's chance of full acceptance falls with its length; used where a target takes no tree.
@@ -78,7 +79,8 @@ def settle(
     if mode.kind == "chain" and not sizes.is_chain:
         depth = sizes.tree_depth if is_auto else min(CHAIN_DEPTH, sizes.tree_depth)
         sizes = sizes.with_changes("chain", tree_depth=depth)
-    policy, pass_sizes = FixedPolicy(sizes), (sizes.num_draft_tokens + 1,)
+    policy = RankPolicy(sizes) if sizes.tree_mode == "sparse" else FixedPolicy(sizes)
+    pass_sizes = (sizes.num_draft_tokens + 1,)
     if is_auto and not is_sharded(model):  # processes that measure for themselves would choose different trees
         pass_sizes = PASS_SIZES if static is None else few_sizes(sizes.num_draft_tokens + 1)
         assumed = traits.assumed

@@ -60,6 +60,7 @@ class Target:
         self.model = model
         self.config = model.config.get_text_config(decoder=True)
         self.layer_ids = [] if draft_config is None else check_fit(self.config, draft_config)
+        num_layers = num_decoder_layers(self.config)
         width = model.get_input_embeddings().weight.shape[1]
         if self.layer_ids and width != draft_config.hidden_size and not draft_config.has_embed_tokens:
             raise ValueError(
@@ -84,11 +85,18 @@ class Target:
         num_shared = optional_field(self.config, "num_kv_shared_layers") or 0
         self.prefill_options = (
             {"output_hidden_states": True}
-            if not self.uses_hooks or (max(self.layer_ids, default=-1) >= num_decoder_layers(self.config) - num_shared)
+            if not self.uses_hooks or (num_shared and max(self.layer_ids, default=-1) >= num_layers - num_shared)
             else {}
         )
-        tapped = {i: layers[i] for i in self.layer_ids} if self.uses_hooks else {}
-        self.taps = Taps(decoder_of(model, layers), tapped, self.config)
+        decoder = decoder_of(model, layers)
+        if num_layers in self.layer_ids and decoder is model:
+            raise ValueError(
+                f"The draft reads the input of the target's head, which {type(model).__name__} does not show: its "
+                "`get_decoder()` does not run its layers. Use a draft that taps layers, such as an EAGLE-3 draft."
+            )
+        # After the last layer comes the decoder as a whole: its output is the head's input.
+        tapped = {i: decoder if i == num_layers else layers[i] for i in self.layer_ids} if self.uses_hooks else {}
+        self.taps = Taps(decoder, tapped, self.config)
         self.layer_inputs = LayerInputs(model, self.config, layers)
 
     @contextmanager
@@ -144,7 +152,9 @@ class Target:
                 "ones cannot be identified. Pass the uncompiled target, no `cache_implementation='static'`, and a "
                 "tree mode other than 'host_chain'."
             )
-        return _side_by_side([one_stream(outputs.hidden_states[i + 1], self.config) for i in self.layer_ids])
+        # The last one is after the final norm, so that it is also the head's input, whose id is `num_layers`.
+        places = [min(i + 1, num_layers) for i in self.layer_ids]
+        return _side_by_side([one_stream(outputs.hidden_states[i], self.config) for i in places])
 
     def on_input_device(self, ids: torch.Tensor) -> torch.Tensor:
         """`ids` on the device of the model's inputs; a fully offloaded model accepts any device."""
@@ -228,7 +238,8 @@ def _side_by_side(parts: list[torch.Tensor]) -> torch.Tensor:
 
 def check_fit(config, draft: Eagle3Config) -> list[int]:
     """
-    The tapped layers of `draft`, resolved for a target's text configuration.
+    The tapped layers of `draft`, resolved for a target's text configuration; the number of layers stands for the input
+    of the target's head.
 
     Raises:
         ValueError: hidden size, vocabulary or tapped layers do not fit; the message gives both sizes.
@@ -250,6 +261,8 @@ def check_fit(config, draft: Eagle3Config) -> list[int]:
             "`embed_tokens` of its own; embedding rows of the target do not fit it."
         )
     num_layers = num_decoder_layers(config)
+    if draft.reads_head_input:
+        return [num_layers]
     ids = draft.target_layer_ids
     if ids is None:
         ids = default_target_layer_ids(num_layers)

@@ -57,7 +57,7 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
             )
         if self.training_time_test_steps < 1:
             raise ValueError(f"`training_time_test_steps` is {self.training_time_test_steps}; it must be at least 1.")
-        for name in ("loss", "mean_over", "loss_mask_shift", "block_loss"):
+        for name in ("loss", "mean_over", "loss_mask_shift", "block_loss", "head_loss"):
             choices = next(f for f in fields(self) if f.name == name).metadata["choices"]
             if values[name] not in choices:
                 raise ValueError(f"`{name}` is {values[name]!r}; choose from {', '.join(map(str, choices))}.")
@@ -68,9 +68,17 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
                 f"`block_temperature` is {self.block_temperature}, `block_loss_decay` {self.block_loss_decay}; the "
                 "first must be positive, the second at least 0."
             )
-        for name, least in (("head_chunk_size", 0), ("generation_max_new_tokens", 1), ("num_anchors", 1)):
+        for name, least in (
+            ("head_chunk_size", 0),
+            ("generation_max_new_tokens", 1),
+            ("num_anchors", 1),
+            ("top_k_loss_tokens", 1),
+        ):
             if values[name] < least:
                 raise ValueError(f"`{name}` is {values[name]}; it must be at least {least}.")
+        for name in ("token_loss_weight", "feature_loss_weight", "top_k_loss_weight", "feature_noise"):
+            if not 0 <= values[name] < math.inf:
+                raise ValueError(f"`{name}` is {values[name]}; it must be at least 0.")
         for name, most in OPTIMISER_LIMITS.items():
             if not 0 <= values[name] <= most:  # NaN is refused, too
                 wanted = f"from 0 to {most}" if math.isfinite(most) else "at least 0"
@@ -82,8 +90,8 @@ class Eagle3TrainingArguments(TrainingOptions, TrainingArguments):
     @classmethod
     def from_recipe(cls, recipe: str, **arguments) -> "Eagle3TrainingArguments":
         """
-        The arguments of a recipe, "paper", "specforge" or "speculators", or for block drafters "dflash" or
-        "jetspec"; `arguments` override its values.
+        The arguments of a recipe, "paper", "specforge" or "speculators", or for other drafters "eagle", "hass",
+        "medusa", "hydra", "dflash" or "jetspec"; `arguments` override its values.
 
         speculators trains with Muon and AdamW; its recipe here has the same loss, steps and masks, and AdamW only.
         """

@@ -126,11 +126,11 @@ class DraftTrainer(Trainer):
             draft.embed_tokens.requires_grad_(False)
         if draft.lm_head is not None and not args.train_lm_head:
             draft.lm_head.requires_grad_(False)
-        if draft.fc.weight.dtype != torch.float32 and peft_config is None:
+        if draft.dtype != torch.float32 and peft_config is None:
             logger.warning(
                 "The draft's weights are %s, in which small updates are lost to rounding. Load it with "
                 "dtype=torch.float32 and train with `bf16=True`.",
-                draft.fc.weight.dtype,
+                draft.dtype,
             )
         if peft_config is not None:
             from peft import get_peft_model

@@ -59,6 +59,16 @@ def kl_divergence(target: TargetDistribution, draft_logits: Tensor) -> Tensor:
     ).sum(-1)
 
 
+def top_k_cross_entropy(target: TargetDistribution, draft_logits: Tensor, count: int) -> Tensor:
+    """
+    -sum p log q over the target's `count` likeliest tokens, (n,).
+
+    Source: HASS (arXiv 2408.15766), section 3.1: its top-K distillation, beside the other losses.
+    """
+    probabilities, best = target.probabilities.topk(min(count, target.probabilities.shape[-1]), dim=-1)
+    return -(probabilities * draft_logits.log_softmax(-1).gather(-1, best)).sum(-1)
+
+
 def acceptance(target: TargetDistribution, draft_logits: Tensor) -> Tensor:
     """
     Probability that a token sampled from the draft is accepted: sum of min(p, q), with p over all V, (n,).

@@ -7,7 +7,7 @@ how the target ran.
 Shape letters: B batch, L sequence, H hidden, V target vocabulary, D draft vocabulary, S steps, M positions with loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .losses import StepTerms, TargetDistribution, step_loss
+from .losses import StepTerms, TargetDistribution, step_loss, top_k_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,10 @@ class ObjectiveConfig:
     loss_mask_shift: int = 1
     mask_outside_vocabulary: bool = True
     mean_over: str = "loss_mask"
+    token_loss_weight: float = 1.0
     feature_loss_weight: float = 0.0
+    top_k_loss_weight: float = 0.0
+    top_k_loss_tokens: int = 10
     head_chunk_size: int = 256
 
 
@@ -117,10 +120,11 @@ def compute_objective(
     normed_states: list[Tensor],
     target_hidden: Tensor,
     target_head: Callable[[Tensor], Tensor],
-    draft_head: Callable[[Tensor], Tensor],
+    draft_head: Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]],
     target_token_ids: Tensor | None,
     positions: Positions,
     denominators: Tensor,
+    labels: Tensor | None = None,
 ) -> ObjectiveOutput:
     """
     The loss of a batch and its statistics.
@@ -129,24 +133,33 @@ def compute_objective(
         normed_states: Inputs of the draft's head, one (B, L, H) per step.
         target_hidden: Inputs of the target's head, (B, L, H_target).
         target_head: (n, H_target) -> logits (n, V), called without gradient.
-        draft_head: (n, H) -> logits (n, D).
+        draft_head: (n, H) -> logits (n, D); or one per step.
         target_token_ids: Target ids of the draft vocabulary, (D,), ascending; `None` for the whole vocabulary.
         positions: Where the loss is taken.
         denominators: Per step, (S,), from `count_positions`.
+        labels: The text's tokens that the positions predict, (M,): their cross-entropy is the loss, instead of
+            `config.loss`.
     """
     # Flat b * L + i, as in `Positions`: a chunk may mix positions of several sequences.
     states = [state.flatten(0, 1) for state in normed_states]
     hidden = target_hidden.flatten(0, 1)
     num_steps = len(states)
+    draft_heads = [draft_head] * num_steps if callable(draft_head) else draft_head
 
-    def terms_of(hidden_chunk: Tensor, *chunks: Tensor) -> tuple[Tensor, ...]:
+    def terms_of(hidden_chunk: Tensor, label_chunk: Tensor | None, *chunks: Tensor) -> tuple[Tensor, ...]:
         # One target distribution serves all steps: they predict the same token from different draft indices.
         with torch.no_grad():
             target = TargetDistribution.from_logits(target_head(hidden_chunk), target_token_ids)
         out = []
-        for chunk in chunks:
-            step = StepTerms.measure(config.loss, target, draft_head(chunk).float())
-            out += [step.divergence, step.acceptance, step.correct, step.best]
+        for head, chunk in zip(draft_heads, chunks, strict=True):
+            logits = head(chunk).float()
+            step = StepTerms.measure(config.loss, target, logits)
+            if label_chunk is not None:
+                step.divergence = F.cross_entropy(logits, label_chunk, reduction="none")
+            extra = torch.zeros_like(step.divergence)
+            if config.top_k_loss_weight:
+                extra = top_k_cross_entropy(target, logits, config.top_k_loss_tokens)
+            out += [step.divergence, step.acceptance, step.correct, step.best, extra]
         return tuple(out)
 
     collected: list[tuple[Tensor, ...]] = []
@@ -157,22 +170,26 @@ def compute_objective(
         part = slice(start, start + chunk)
         arguments = (
             hidden[positions.index[part]],
+            None if labels is None else labels[part],
             *(state[i[part]] for state, i in zip(states, indices, strict=True)),
         )
         if torch.is_grad_enabled() and config.head_chunk_size:
             collected.append(checkpoint(terms_of, *arguments, use_reentrant=False))
         else:
             collected.append(terms_of(*arguments))
-    # Four tensors per step, in the order of `StepTerms`; checkpointed functions return flat tuples.
+    # Five tensors per step, four in the order of `StepTerms`; checkpointed functions return flat tuples.
     columns = [torch.cat(parts) for parts in zip(*collected, strict=True)]
-    terms = [StepTerms(*columns[4 * step : 4 * step + 4]) for step in range(num_steps)]
+    terms = [StepTerms(*columns[5 * step : 5 * step + 4]) for step in range(num_steps)]
 
     losses = []
     for step, step_terms in enumerate(terms):
         mask = positions.has_draft_index(step)  # the other rows of the terms are index 0, computed but not counted
         if config.mask_outside_vocabulary:
             mask = mask & step_terms.covered
-        value = step_loss(config.loss, step_terms, mask, denominators[step])
+        loss = config.loss if labels is None else "soft_cross_entropy"  # only how it is reduced
+        value = config.token_loss_weight * step_loss(loss, step_terms, mask, denominators[step])
+        if config.top_k_loss_weight:
+            value = value + config.top_k_loss_weight * (columns[5 * step + 4] * mask).sum() / denominators[step]
         if config.feature_loss_weight:
             value = value + config.feature_loss_weight * feature_loss(
                 states[step][indices[step]], hidden[positions.index], mask, denominators[step]

@@ -48,6 +48,8 @@ class Eagle3Trainer(DraftTrainer):
         self, draft: Eagle3DraftModel, batch, features: Tensor, hidden: Tensor, denominators: Tensor
     ) -> ObjectiveOutput:
         """As in [`DraftTrainer`]: the draft unrolled over its own outputs."""
+        if self.args.feature_noise and draft.training:
+            features = features + (2 * torch.rand_like(features) - 1) * self.args.feature_noise
         return unrolled_objective(
             draft, self.reader, self.objective, self.num_steps(), batch, features, hidden, denominators
         )

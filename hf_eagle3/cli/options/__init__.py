@@ -5,7 +5,21 @@ Does not import torch or transformers, so that `--help`, `--version` and mistype
 
 from types import ModuleType
 
-from . import benchmark, convert, demo, doctor, generate, inspect, make_draft, prepare, push, serve, space, train
+from . import (
+    benchmark,
+    convert,
+    demo,
+    doctor,
+    generate,
+    inspect,
+    make_draft,
+    paper,
+    prepare,
+    push,
+    serve,
+    space,
+    train,
+)
 
 
 COMMANDS: dict[str, ModuleType] = {
@@ -16,6 +30,7 @@ COMMANDS: dict[str, ModuleType] = {
     "generate": generate,
     "inspect": inspect,
     "make-draft": make_draft,
+    "paper": paper,
     "prepare": prepare,
     "push": push,
     "serve": serve,

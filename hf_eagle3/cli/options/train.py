@@ -3,13 +3,13 @@
 import argparse
 from dataclasses import MISSING, fields
 
-from ...training_options import BLOCK_RECIPES, RECIPES, TrainingOptions
+from ...training_options import RECIPES, RECIPES_OF, TrainingOptions
 from .shared import DTYPES, check_sources, positive, refuse, value_of
 
 
 HELP = "train a draft for a target"
-EAGLE3, BLOCK = "eagle3", "block"
-DEFAULT_RECIPES = {EAGLE3: "paper", BLOCK: "jetspec"}
+EAGLE3, BLOCK, EAGLE, HASS, MEDUSA, HYDRA = DRAFTERS = tuple(RECIPES_OF)
+DEFAULT_RECIPES = {kind: names[0] for kind, names in RECIPES_OF.items()}
 DEFAULT_BLOCK_SIZE = 8  # a tree rarely goes deeper
 DEFAULT_DRAFT_VOCABULARY = 32000  # as in the original code, if the target's vocabulary is larger
 
@@ -17,17 +17,22 @@ DEFAULT_DRAFT_VOCABULARY = 32000  # as in the original code, if the target's voc
 OPTIONS = {
     "--recipe": {
         "choices": tuple(RECIPES),
-        "help": "a complete recipe (default: paper; jetspec for block drafters, which take dflash or jetspec)",
+        "help": "a complete recipe (default: paper; jetspec for block drafters, which take dflash or jetspec; the "
+        "drafter's own for the others)",
     },
     "--drafter": {
-        "choices": (EAGLE3, BLOCK),
-        "help": "kind of the draft: eagle3 (default), or block: a whole tree from one pass (DFlash, JetSpec)",
+        "choices": DRAFTERS,
+        "help": "kind of the draft: eagle3 (default); block: a whole tree from one pass (DFlash, JetSpec); eagle: "
+        "EAGLE and EAGLE-2; hass; medusa; hydra",
     },
     "--block-size": {
         "type": positive,
         "help": f"positions of a block, the last token included (default: {DEFAULT_BLOCK_SIZE}); block drafters only",
     },
-    "--layers": {"type": positive, "help": "layers of the draft (default: 1; 5 for block drafters)"},
+    "--layers": {
+        "type": positive,
+        "help": "layers of the draft, or residual blocks of a head (default: 1; 5 for block drafters)",
+    },
     "--target": {"help": "directory or Hub id of the target model"},
     "--train-data": {"help": "preset (sharegpt, ultrachat-200k, openthoughts-114k-math), file, folder or Hub id"},
     "--train-split": {"help": "default: train"},
@@ -138,14 +143,13 @@ def check(arguments: argparse.Namespace) -> None:
 def check_kind(arguments: argparse.Namespace) -> None:
     """Raises ValueError where options are another kind of drafter's."""
     kind, recipe = value_of(arguments, "--drafter") or EAGLE3, value_of(arguments, "--recipe")
-    if recipe is not None and (recipe in BLOCK_RECIPES) != (kind == BLOCK):
-        fitting = [name for name in RECIPES if (name in BLOCK_RECIPES) == (kind == BLOCK)]
+    if recipe is not None and recipe not in RECIPES_OF[kind]:
         raise ValueError(
-            f"`--recipe` {recipe} does not go with `--drafter` {kind}; choose from {', '.join(fitting)}, or change "
-            "`--drafter`."
+            f"`--recipe` {recipe} does not go with `--drafter` {kind}; choose from {', '.join(RECIPES_OF[kind])}, or "
+            "change `--drafter`."
         )
-    if kind == BLOCK:
-        why = "with `--drafter` block, which proposes the target's whole vocabulary; omit it."
+    if kind != EAGLE3:
+        why = f"with `--drafter` {kind}, which proposes the target's whole vocabulary; omit it."
         refuse(arguments, ("--draft-vocab-size", "--vocabulary"), why)
-    else:
+    if kind != BLOCK:
         refuse(arguments, ("--block-size",), "without `--drafter block`; add it.")

@@ -9,6 +9,7 @@ from transformers.utils import logging
 from ...fitting import fit_notes
 from ...generation.auto.traits import DraftingTraits
 from ...generation.draft.interface import register_drafter
+from ...tree_config import TreeConfig
 from .configuration import BlockDraftConfig
 from .dialects import MUSE, is_block_draft
 from .drafter import BlockDrafter
@@ -18,6 +19,14 @@ from .modeling import BlockDraftModel
 __all__ = ["BlockDraftConfig", "BlockDraftModel"]
 logger = logging.get_logger(__name__)
 _ADOPTED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # costs are kept by the draft: one per assistant
+
+
+def sizes_of(draft: BlockDraftModel) -> TreeConfig:
+    """No deeper than the block; raises ValueError for a given shape, as levels are not grown one after the other."""
+    sizes = draft.tree_config
+    if sizes.tree_mode == "sparse":
+        raise ValueError("`tree_mode` 'sparse' does not go with a BlockDraftModel; take 'static'.")
+    return sizes.shallower(draft.config.num_predictions).fitted(draft.config.vocab_size)
 
 
 def noted(draft: BlockDraftModel, target: PreTrainedModel) -> BlockDraftModel:
@@ -40,11 +49,11 @@ register_drafter(
     BlockDraftModel,
     BlockDrafter,
     fit=noted,
-    sizes=lambda draft: draft.tree_config.shallower(draft.config.num_predictions).fitted(draft.config.vocab_size),
+    sizes=sizes_of,
     features=lambda draft: draft.config,
     device=lambda draft, target: draft.fc.weight.device,
     identity=lambda draft: draft.layers,
-    traits=DraftingTraits(in_one_pass=True),
+    traits=lambda draft: DraftingTraits(in_one_pass=True),
     reads=is_block_draft,
     adopts=adopted,
     speculation_types=("dflash",),

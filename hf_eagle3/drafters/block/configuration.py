@@ -75,6 +75,7 @@ class BlockDraftConfig(PreTrainedConfig):
     # What the layers of EAGLE-3 ask: these never have it otherwise.
     use_qk_norm = True
     norm_before_residual = mlp_bias = embed_trained = False
+    reads_head_input = False
 
     vocab_size: int = 32000
     hidden_size: int = 4096

@@ -175,7 +175,7 @@ class DrafterKind:
         vocabulary: assistant -> target ids of the tokens that it can propose, (D,); `None`: any.
         device: (assistant, target) -> where its trees are grown.
         identity: assistant -> what views of one draft share, by which the mode "auto" keeps measured costs.
-        traits: What the mode "auto" takes for granted, see [`DraftingTraits`].
+        traits: assistant -> what the mode "auto" takes for granted, see [`DraftingTraits`].
         reads: A parsed `config.json` -> whether it is of this kind, so that its directory can be given by name.
         adopts: Any model -> a draft of this kind that shares its weights, or `None`: it is something else.
         speculation_types: Values of transformers' `speculation_type` that mean this kind.
@@ -188,7 +188,7 @@ class DrafterKind:
     vocabulary: Callable[[Any], torch.Tensor | None] = lambda assistant: None
     device: Callable[[Any, PreTrainedModel], torch.device] = lambda assistant, target: target.device
     identity: Callable[[Any], Any] = lambda assistant: assistant
-    traits: DraftingTraits = MEASURED
+    traits: Callable[[Any], DraftingTraits] = lambda assistant: MEASURED
     reads: Callable[[dict], bool] = lambda config: False
     adopts: Callable[[Any], Any | None] = lambda model: None
     speculation_types: tuple[str, ...] = ()
