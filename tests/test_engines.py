@@ -60,7 +60,9 @@ def test_here_rates_are_shares_of_all_cycles():
     assert ours.tokens == plain
 
 
-@pytest.mark.parametrize(("length", "counted"), [(1, []), (2, [2]), (4, [2]), (5, [2, 0]), (6, [2, 0, 3]), (9, [2, 0, 3])])
+@pytest.mark.parametrize(
+    ("length", "counted"), [(1, []), (2, [2]), (4, [2]), (5, [2, 0]), (6, [2, 0, 3]), (9, [2, 0, 3])]
+)
 def test_a_cycle_counts_where_it_starts_within_the_text(length, counted):
     """Token 1 from the prompt; 2, 3, 4 from the first cycle, 5 from the second, 6 to 9 from the third."""
     assert verify._cycles_within(length, [2, 0, 3, 1]) == counted
