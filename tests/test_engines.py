@@ -152,7 +152,8 @@ def test_options_that_need_others(tmp_path, options, capsys):
 def test_vllm_serves_what_we_export(tmp_path, name, layout, capfd):
     target = embedded.TARGET if name == "embedded" else smollm2.locate()
     draft = embedded.DRAFT if name == "embedded" else smollm2.DRAFT
-    options = ["--to", layout, "--target", str(target), "--engine", "vllm"]
+    hub_id = {"embedded": "hf-eagle3/embedded", "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}[name]
+    options = ["--to", layout, "--target", str(target), "--target-name", hub_id, "--engine", "vllm"]
     status = main(["convert", str(draft), str(tmp_path / "out"), *options, "--verify", "vllm", "--vllm-python", VLLM])
     assert status == 0, capfd.readouterr().err
     assert re.search(r"vLLM: the same text for \d+ prompts", capfd.readouterr().out)
