@@ -21,6 +21,7 @@ from .vllm_server import served_model, serving
 
 
 DEPTH = 5  # tokens drafted per cycle
+NEW_TOKENS = 64  # per prompt: 20 prompts give several hundred cycles, on a CPU in minutes
 TOLERANCE = 0.01  # of the acceptance rate at a position
 TIMEOUT = 1800  # seconds for one answer, on a shared CPU
 DRAFTS = re.compile(r"^vllm:spec_decode_num_drafts_total{.*} (\S+)$", re.MULTILINE)
@@ -53,7 +54,7 @@ def verify_vllm(
     prompts: Sequence[list[int]],
     *,
     python: str,
-    max_new_tokens: int = 128,
+    max_new_tokens: int = NEW_TOKENS,
 ) -> str:
     """
     Compare a draft in this process with its export in vLLM.
