@@ -57,6 +57,7 @@ def test_the_checkpoint_of_the_highest_tau_is_kept(tmp_path, monkeypatch, caplog
         "answer_tokens": sum(map(sum, data["loss_mask"])),
         "held_out_samples": 8,
     }
+    assert record["chat_template"] is None  # tokenised data, no tokenizer
     assert record["batch_tokens"] == round(8 * record["data"]["tokens"] / 48)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import pytest
 import yaml
@@ -10,15 +11,20 @@ from huggingface_hub import ModelCard
 from hf_eagle3 import Eagle3DraftModel, TreeConfig, embedded
 from hf_eagle3.cli import main
 from hf_eagle3.hub.card import BEGIN, CardFacts, write_card
+from hf_eagle3.hub.card_figures import draw, lengths_by_drafted
 from hf_eagle3.hub.engines import TargetFacts
 from hf_eagle3.hub.formats import SPECULATORS
-from hf_eagle3.hub.measured import read_benchmark
+from hf_eagle3.hub.measured import Measured, read_benchmark
 from hf_eagle3.hub.publish import Publication, write_repository
+from hf_eagle3.hub.trained import training_rows
 from hf_eagle3.target.fingerprint import fingerprint
 
 
 ROW = {"task": "math", "method": "static", "temperature": 0.0, "batch_size": 1, "speedup": 1.837}
 ROW |= {"speedup_interval": [1.7, 1.95], "acceptance_length": 3.456, "num_prompts": 18, "identical": True}
+CHAIN = ROW | {"method": "chain:3", "speedup": 1.2, "speedup_interval": [0.9, 1.3], "acceptance_length": 2.1}
+CHAIN |= {"acceptance_rates": [0.8, 0.5, 0.25]}
+DEFAULTS = "the target's, with its default arguments"
 BENCHMARK = {
     "versions": {"torch": "2.13.0", "cuda": None},
     "hardware": {"processor": "two cores"},
@@ -58,10 +64,30 @@ def test_a_whole_repository_in_a_folder(tmp_path, benchmark_file, capsys):
         "library_name": "hf-eagle3",
         "pipeline_tag": "text-generation",
         "base_model": "org/target",
+        "base_model_relation": "adapter",
         "base_model_revision": "main",
         "datasets": ["openai/gsm8k"],
         "license": "apache-2.0",
-        "tags": ["eagle3", "speculative-decoding", "custom_generate", "tiny"],
+        "tags": ["eagle3", "eagle", "speculative-decoding", "custom_generate", "vllm", "sglang", "tiny"],
+        "model-index": [
+            {
+                "name": "pair",
+                "results": [
+                    {
+                        "task": {"type": "text-generation"},
+                        "dataset": {"type": task, "name": task},
+                        "metrics": [
+                            {"type": "acceptance_length", "value": 3.456, "name": f"acceptance length ({how})"},
+                            {"type": "speedup", "value": 1.837, "name": f"speedup over plain generate ({how})"},
+                        ],
+                    }
+                    for task, how in (
+                        ("math", "static, temperature 0, batch 1"),
+                        ("code", "static, temperature 0.7, batch 1"),
+                    )
+                ],
+            }
+        ],
     }
     for line in (
         "| math | static | 0 | 1 | 1.84x (1.70 to 1.95) | 3.46 | 18 | yes |",
@@ -105,6 +131,7 @@ def test_nothing_is_made_up(tmp_path, capsys):
         ({"rows": [ROW | {"speedup": float("nan")}]}, "`speedup` is nan, not a number"),
         ({"rows": [ROW | {"speedup": "fast"}]}, "`speedup` is 'fast', not a number"),
         ({"rows": [ROW | {"speedup_interval": [2.0, 3.0]}]}, "does not contain its `speedup`"),
+        ({"rows": [CHAIN | {"acceptance_rates": [1.5]}]}, "`acceptance_rates` is [1.5], not a list of shares"),
         ({"rows": ["fast"]}, "row 0 is 'fast'"),
     ],
     ids=str,
@@ -179,7 +206,7 @@ def test_an_author_keeps_the_word():
     foreign = card_of(earlier="---\nlanguage: de\ntags: [mine]\n---\n# Mein Modell\n")
     card = ModelCard(foreign)
     assert card.data.language == "de"
-    assert card.data.tags == ["eagle3", "speculative-decoding", "custom_generate", "mine"]
+    assert card.data.tags == ["eagle3", "eagle", "speculative-decoding", "custom_generate", "vllm", "sglang", "mine"]
     assert card.text.rstrip().endswith("# Mein Modell")
     assert card_of(earlier=first) == first  # nothing piles up
 
@@ -191,6 +218,126 @@ def test_what_the_benchmark_leaves_open_stays_open(benchmark_file):
     text = card_of(measured=read_benchmark(path, ["user/pair"], ["org/target"]))
     assert "| math | static | 0 | 1 | text differs | 3.46 | 18 | no |" in text
     assert "| 1.84x (1.70 to 1.95) | - | 18 | yes |" in text
+
+
+def measured(*rows: dict, **settings):
+    hardware = {"device": "cpu", "device_name": "Core X", "threads": 1}
+    return Measured({"torch": "2.13.0"}, hardware, {"dtype": "float32"} | settings, list(rows))
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (
+            [ROW, ROW | {"task": "code", "speedup": 1.5, "speedup_interval": [1.1, 1.6], "acceptance_length": 3.0}],
+            "Measured: 3.00 to 3.46 tokens per pass of the target and 1.50 to 1.84 times faster than plain `generate` "
+            "on Core X (`static`, temperature 0).",
+        ),
+        (  # one task is not faster beyond chance
+            [ROW, ROW | {"task": "code", "speedup": 1.02, "speedup_interval": [0.98, 1.1]}],
+            "Measured: 3.46 tokens per pass of the target and 1.02 to 1.84 times the speed of plain `generate` on "
+            "Core X (`static`, temperature 0).",
+        ),
+        (  # the default mode counts, not the best one; the lowest temperature, the smallest batch
+            [
+                ROW | {"method": "lookup:10", "speedup": 9.0, "speedup_interval": None},
+                ROW,
+                ROW | {"method": "auto", "speedup": 0.8, "speedup_interval": None, "acceptance_length": 1.5},
+                ROW | {"method": "auto", "temperature": 1.0, "speedup": 7.0, "speedup_interval": None},
+                ROW | {"method": "auto", "batch_size": 4, "speedup": 8.0, "speedup_interval": None},
+            ],
+            "Measured: 1.50 tokens per pass of the target and 0.80 times the speed of plain `generate` on Core X "
+            "(`auto`, temperature 0).",
+        ),
+        (
+            [ROW | {"speedup": None, "speedup_interval": None, "identical": False}],
+            "Measured: 3.46 tokens per pass of the target (`static`, temperature 0); no speed is given, as the text "
+            "differed.",
+        ),
+        ([ROW | {"method": "lookup:10"}], "Its acceptance and speed have not been measured."),
+    ],
+    ids=("faster", "not beyond chance", "auto", "text differs", "another drafter"),
+)
+def test_the_headline_is_taken_from_the_data(rows, expected):
+    text = card_of(measured=measured(*rows))
+    assert text.split("float32.\n\n")[1].split("\n\n")[0] == expected
+    assert "faster" not in text or "faster" in expected
+
+
+def test_acceptance_by_drafted_tokens_by_hand():
+    """0.8 are accepted first, half of these second, a quarter of these third: 1.8, 2.2, 2.3 tokens per cycle."""
+    assert lengths_by_drafted(CHAIN) == pytest.approx([1.8, 2.2, 2.3])
+    deep = CHAIN | {"task": "code", "acceptance_rates": [1.0] * 9}
+    text = card_of(measured=measured(ROW, CHAIN, CHAIN | {"acceptance_rates": [0.7]}, deep))
+    assert "| task | temperature | k=1 | k=2 | k=3 | k=4 | k=5 | k=6 | k=7 |" in text
+    assert "| math | 0 | 1.80 | 2.20 | 2.30 | - | - | - | - |" in text
+    assert "| code | 0 | 2.00 | 3.00 | 4.00 | 5.00 | 6.00 | 7.00 | 8.00 |" in text
+    assert "k=1" not in card_of(measured=measured(ROW))
+
+
+def test_hardware_and_the_command_without_paths_of_this_machine(tmp_path):
+    tasks = f"--tasks gsm8k {tmp_path}/p.jsonl --dtype float32"
+    command = f"hf-eagle3 benchmark --target org/target --draft {tmp_path}/out/my-draft {tasks}"
+    text = card_of(measured=measured(ROW, command=command))
+    assert "On device cpu; device name Core X; threads 1; torch 2.13.0; dtype float32." in text
+    assert "hf-eagle3 benchmark --target org/target --draft my-draft --tasks gsm8k p.jsonl --dtype float32" in text
+    assert str(tmp_path) not in text
+
+
+def test_the_plot_is_beside_the_card_where_matplotlib_is(tmp_path, benchmark_file, monkeypatch):
+    path = benchmark_file(rows=[ROW, CHAIN])
+    assert dry_run(tmp_path / "with", *TARGET, "--benchmark", str(path)) == 0
+    assert (tmp_path / "with" / "acceptance.png").read_bytes().startswith(b"\x89PNG")
+    assert "](acceptance.png)" in (tmp_path / "with" / "README.md").read_text()
+    assert draw(measured(ROW)) is None  # nothing to draw
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert dry_run(tmp_path / "without", *TARGET, "--benchmark", str(path)) == 0
+    assert not (tmp_path / "without" / "acceptance.png").exists()
+    assert "acceptance.png" not in (tmp_path / "without" / "README.md").read_text()
+
+
+def test_results_of_an_earlier_card_give_way_and_those_of_its_author_stay():
+    first = card_of(measured=measured(ROW))
+    assert ModelCard(first).data.eval_results[0].metric_value == 3.456
+    own = {"type": "exact_match", "value": 0.5, "name": "mine"}
+    index = {"task": {"type": "text-generation"}, "dataset": {"type": "x", "name": "x"}, "metrics": [own]}
+    data = ModelCard(first).data.to_dict()
+    data["model-index"][0]["results"].append(index)
+    earlier = f"---\n{yaml.safe_dump(data)}---\n{ModelCard(first).text}"
+    again = ModelCard(card_of(measured=measured(ROW | {"acceptance_length": 4.0}), earlier=earlier))
+    assert [r.metric_value for r in again.data.eval_results] == [4.0, 1.837, 0.5]
+    without = ModelCard(card_of(earlier=earlier))
+    assert [r.metric_value for r in without.data.eval_results] == [0.5]
+    assert ModelCard(card_of(earlier=first)).data.eval_results is None
+
+
+def test_engine_tags_only_where_the_engine_serves_it():
+    tags = ModelCard(card_of(norm_before_residual=True)).data.tags
+    assert "vllm" in tags
+    assert "sglang" not in tags
+    again = ModelCard(card_of(norm_before_residual=True, earlier=card_of())).data.tags  # not kept from before
+    assert "sglang" not in again
+
+
+@pytest.mark.parametrize(
+    ("template", "given", "expected"),
+    [
+        ({"takes_thinking": True}, None, [DEFAULTS, "not set: the template's default"]),
+        (
+            {"takes_thinking": True},
+            {"enable_thinking": False},
+            ['the target\'s, with {"enable_thinking": false}', "off"],
+        ),
+        ({"takes_thinking": False}, None, [DEFAULTS]),
+        (None, None, []),
+    ],
+    ids=str,
+)
+def test_template_and_thinking_of_the_training_data(template, given, expected):
+    record = {"data": {}, "target": {}, "hardware": {}, "versions": {"torch": "2.13.0", "cuda": None}}
+    rows = dict(training_rows(record | {"chat_template": template, "chat_template_kwargs": given}))
+    assert [rows[name] for name in ("chat template", "thinking") if name in rows] == expected
+    assert rows["versions"] == "torch 2.13.0"
 
 
 def test_what_a_file_says_stays_in_its_cell(benchmark_file):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from hf_eagle3 import embedded, smollm2
 from hf_eagle3.cli import main
@@ -31,7 +32,7 @@ def test_another_text_is_an_error():
         compare(OURS, Served([[1, 2], [4]], 100, OURS.rates))
 
 
-@pytest.mark.parametrize(("rate", "is_same"), [(0.415, True), (0.37, False), (0.43, False)])
+@pytest.mark.parametrize(("rate", "is_same"), [(0.409, True), (0.385, False), (0.415, False)])
 def test_another_acceptance_is_an_error(rate, is_same):
     theirs = Served(OURS.tokens, 100, [0.8, 0.6, rate, 0.3, 0.2])
     if is_same:
@@ -50,8 +51,26 @@ def test_here_rates_are_shares_of_all_cycles():
     ours = verify.run_here(target, draft, prompts, 24)
     assert [len(tokens) for tokens in ours.tokens] == [24, 24]
     assert sorted(ours.rates, reverse=True) == ours.rates  # position 1 is accepted only where position 0 is
-    # A cycle gives its own token and what it accepted; the prefill gives one, the end may cut the last cycle.
+    # A cycle gives its own token and what it accepted, the prefill one; the last cycle may pass the end.
     assert 46 - 1e-6 <= ours.cycles * (1 + sum(ours.rates)) <= 46 + 2 * verify.DEPTH
+    plain = [
+        target.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)[0, len(prompt) :].tolist()
+        for prompt in prompts
+    ]
+    assert ours.tokens == plain
+
+
+@pytest.mark.parametrize(
+    ("length", "counted"), [(1, []), (2, [2]), (4, [2]), (5, [2, 0]), (6, [2, 0, 3]), (9, [2, 0, 3])]
+)
+def test_a_cycle_counts_where_it_starts_within_the_text(length, counted):
+    """Token 1 from the prompt; 2, 3, 4 from the first cycle, 5 from the second, 6 to 9 from the third."""
+    assert verify._cycles_within(length, [2, 0, 3, 1]) == counted
+
+
+def test_the_text_ends_with_its_first_stop_token():
+    assert verify._until_end([5, 6, 7, 6], {7, 6}) == [5, 6]
+    assert verify._until_end([5, 6], set()) == [5, 6]
 
 
 def test_a_server_that_does_not_start_names_its_log(tmp_path):
@@ -133,7 +152,8 @@ def test_options_that_need_others(tmp_path, options, capsys):
 def test_vllm_serves_what_we_export(tmp_path, name, layout, capfd):
     target = embedded.TARGET if name == "embedded" else smollm2.locate()
     draft = embedded.DRAFT if name == "embedded" else smollm2.DRAFT
-    options = ["--to", layout, "--target", str(target), "--engine", "vllm"]
+    hub_id = {"embedded": "hf-eagle3/embedded", "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}[name]
+    options = ["--to", layout, "--target", str(target), "--target-name", hub_id, "--engine", "vllm"]
     status = main(["convert", str(draft), str(tmp_path / "out"), *options, "--verify", "vllm", "--vllm-python", VLLM])
     assert status == 0, capfd.readouterr().err
     assert re.search(r"vLLM: the same text for \d+ prompts", capfd.readouterr().out)

@@ -8,7 +8,7 @@ from local_hub import hub  # noqa: F401
 from models import CHAIN_TARGETS, TREE_TARGETS, tiny_draft, tiny_target
 from replica_data import REPLICAS
 from test_options import letters_tokenizer
-from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, T5Config
+from transformers import CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedConfig, T5Config
 
 from hf_eagle3 import Eagle3Config, Eagle3DraftModel, embedded
 from hf_eagle3.cli import main
@@ -35,6 +35,19 @@ def test_a_pair_that_fits(capsys):
     text = capsys.readouterr().out
     for words in ("tree", "attention only", "[1, 11, 20]", "fits", "none in the list of this version", "1.7 million"):
         assert words in text
+
+
+def test_each_configuration_is_read_once(capsys, monkeypatch):
+    """On the Hub every read is a request."""
+    read, original = [], PreTrainedConfig._get_config_dict.__func__
+
+    def counted(cls, source, **options):
+        read.append(str(source))
+        return original(cls, source, **options)
+
+    monkeypatch.setattr(PreTrainedConfig, "_get_config_dict", classmethod(counted))
+    report(capsys, "--target", str(embedded.TARGET))
+    assert read == [str(embedded.TARGET)]
 
 
 @pytest.mark.parametrize("name", [*TREE_TARGETS, *CHAIN_TARGETS])

@@ -84,7 +84,7 @@ def test_one_command_makes_a_measured_draft(made):
     folder, out = made
     Eagle3DraftModel.from_pretrained(folder / "draft")
     rows = json.loads((folder / "benchmark" / "benchmark.json").read_text())["rows"]
-    assert {row["method"] for row in rows} == {"lookup:10", "chain:5", "tree:24,6,6", "auto"}
+    assert {row["method"] for row in rows} == {"lookup:10", "chain:7", "tree:24,6,6", "auto"}
     assert all(row["num_prompts"] == 2 for row in rows)
     assert "18 prompts to train on, 2 held out" in out
     verdict = next(line for line in out.splitlines() if line.startswith("Verdict: tau") and "plain generate (" in line)

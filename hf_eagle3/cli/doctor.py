@@ -19,6 +19,7 @@ from ..doctor.measure import Acceptance, Evidence, plain_answers
 from ..errors import UserError
 from ..fitting import fit_notes
 from ..generation.stats import record
+from ..hub.trained import THINKING
 from ..known_defects import defects_of
 from ..model_loading import load_draft, load_target, load_tokenizer, tokenizer_note
 from ..modeling_eagle3 import Eagle3DraftModel
@@ -35,7 +36,6 @@ PROMPTS = (
     "Tell a short story about a lighthouse keeper and a lost dog.",
 )
 RUNS = {"": "plain steps", "tree": "trees", "chain": "chains", "plain": "plain steps"}
-THINKING = "enable_thinking"  # the argument of chat templates of models that reason
 TEMPLATE_GAIN = 1.25  # other prompts give other answers: only a large gain says something
 
 

@@ -53,10 +53,7 @@ FLAGS = (*OPTIONAL_FLAGS, "attention_bias", "mlp_bias")
 def run(arguments: argparse.Namespace) -> int:
     report, target = {}, None
     if arguments.target:
-        with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):
-            config, _ = PreTrainedConfig.get_config_dict(arguments.target)
-            refuse_wrong_config(f"`--target` {arguments.target}", config)
-            target = ExportTarget.load(arguments.target)
+        target = load_export_target(arguments.target)
         report["target"] = describe_target(arguments.target, target, arguments.attention)
     if arguments.draft:
         report["draft"] = describe_draft(arguments.draft, target)
@@ -68,6 +65,19 @@ def run(arguments: argparse.Namespace) -> int:
             print()
         show_pairs(lines(name, part))
     return 0
+
+
+def load_export_target(source: str) -> ExportTarget:
+    """The target's configuration, read once unless it is not a target's."""
+    what = f"`--target` {source}"
+    with explained(f"{what} cannot be read", MODEL_REMEDY):
+        try:
+            target = ExportTarget.load(source)
+        except (OSError, ValueError):
+            refuse_wrong_config(what, PreTrainedConfig.get_config_dict(source)[0])  # names a draft
+            raise
+        refuse_wrong_config(what, target.config.to_dict())
+    return target
 
 
 def empty_model(config, attention: str | None) -> PreTrainedModel:

@@ -34,7 +34,7 @@ RESULTS = {
     "benchmark": "benchmark",
     "card": "repository",
 }
-METHODS = ("lookup:10", "chain:5", "tree:24,6,6", "auto")
+METHODS = ("lookup:10", "chain:7", "tree:24,6,6", "auto")
 BENCHMARK_TOKENS = 128  # as `hf-eagle3 benchmark` by default
 TEXT_DIFFERS = 1  # exit status of `benchmark`, which has measured everything
 LEAST_PROMPTS = 4

@@ -5,9 +5,7 @@ would serve the draft wrongly gets the reason instead of a command. Rewriting a 
 generated part. Does not know how figures are measured.
 """
 
-import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -16,11 +14,14 @@ from yaml import YAMLError
 from ..configuration_eagle3 import Eagle3Config
 from ..tree_config import TreeConfig
 from . import custom_generate, engines
+from .card_figures import METRICS, eval_results, figures_section, headline, markdown_table, table_cell
 from .measured import Measured
-from .trained import training_rows
+from .trained import THINKING, training_rows
 
 
-TAGS = ("eagle3", "speculative-decoding", "custom_generate")
+TAGS = ("eagle3", "eagle", "speculative-decoding", "custom_generate")
+# Of the relations that the Hub knows: weights that are added to a base model, which stays as it is and is needed.
+RELATION = "adapter"
 LIBRARY = "hf-eagle3"
 BEGIN, END = "<!-- hf-eagle3: begin, written by the program -->", "<!-- hf-eagle3: end -->"
 
@@ -40,6 +41,7 @@ class CardFacts:
         datasets, license: As in Hub metadata; omitted if empty.
         tags: In addition to the default ones.
         measured: Benchmark figures, if any.
+        plot: File name of their plot, if there is one.
         training: The record of its training (`training.json`), if any.
     """
 
@@ -53,6 +55,7 @@ class CardFacts:
     license: str | None = None
     tags: tuple[str, ...] = ()
     measured: Measured | None = field(default=None, repr=False)
+    plot: str | None = None
     training: dict | None = field(default=None, repr=False)
 
 
@@ -67,25 +70,46 @@ def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = Non
             below the new one.
     """
     body = f"{BEGIN}\n{_body(config, facts)}\n{END}\n"
+    results = eval_results(facts.measured)
     data = ModelCardData(
         library_name=LIBRARY,
         pipeline_tag="text-generation",
         base_model=facts.target.name,
+        base_model_relation=RELATION if facts.target.name else None,
         base_model_revision=facts.target.revision,
         datasets=list(facts.datasets) or None,
         license=facts.license,
-        tags=list(dict.fromkeys((*TAGS, *facts.tags))),
+        tags=list(dict.fromkeys((*TAGS, *_serving_tags(config, facts), *facts.tags))),
+        model_name=facts.repository.split("/")[-1] if results else None,
+        eval_results=results or None,
     )
     if earlier:
         card = _readable(earlier)
-        own = data.to_dict()
-        kept = {name: value for name, value in card.data.to_dict().items() if name not in own}
-        kept["tags"] = list(dict.fromkeys((*own["tags"], *(card.data.tags or ()))))
-        data = ModelCardData(**own | kept)
+        data = _with_earlier(data, card.data)
         pattern = re.escape(BEGIN) + ".*?" + re.escape(END) + "\n?"
         text, count = re.subn(pattern, lambda _: body, card.text.strip("\n") + "\n", flags=re.DOTALL)
         body = text if count else f"{body}\n{text}"
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
+
+
+def _serving_tags(config: Eagle3Config, facts: CardFacts) -> list[str]:
+    """Tags of the engines that serve the draft as it is."""
+    readers = engines.READERS[facts.dialect]
+    case = engines.Case(config, facts.dialect, facts.target)
+    return [name for name in (engines.VLLM, engines.SGLANG) if name in readers and not engines.findings(case, (name,))]
+
+
+def _with_earlier(data: ModelCardData, earlier: ModelCardData) -> ModelCardData:
+    """`data`, with what the author of the earlier card added: other names, tags and results."""
+    own = vars(data)
+    kept = {name: value for name, value in vars(earlier).items() if own.get(name) is None}
+    tags = [tag for tag in earlier.tags or () if tag not in (engines.VLLM, engines.SGLANG)]  # these are derived
+    kept["tags"] = list(dict.fromkeys((*own["tags"], *tags)))
+    results = [result for result in earlier.eval_results or () if result.metric_type not in METRICS]
+    results = [*(data.eval_results or ()), *results]
+    name = data.model_name or earlier.model_name
+    kept |= {"eval_results": results or None, "model_name": name if results else None}
+    return ModelCardData(**own | kept)
 
 
 def _readable(text: str) -> ModelCard:
@@ -105,21 +129,15 @@ def _body(config: Eagle3Config, facts: CardFacts) -> str:
     at = f" at revision `{facts.target.revision}`" if facts.target.revision else ""
     parts = [
         f"# {title}\n\nAn EAGLE-3 draft model ([arXiv 2503.01840](https://arxiv.org/abs/2503.01840)) for "
-        f"{target}{at}. It proposes a tree of next tokens which the target verifies in one pass: the text stays "
-        "the target's own, token for token in float32, and is generated faster.",
+        f"{target}{at}. It proposes a tree of next tokens which the target verifies in one pass; the text stays "
+        "the target's own, token for token in float32.\n\n" + headline(facts.measured),
         _draft_section(config, facts),
         *(_training_section(facts.training) if facts.training else ()),
-        _figures_section(facts),
+        figures_section(facts.measured, facts.plot),
         _transformers_section(facts),
         *(_engine_section(engine, config, facts) for engine in (engines.VLLM, engines.SGLANG, engines.ORIGINAL)),
     ]
     return "\n\n".join(parts)
-
-
-def _markdown_table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    head = list(head)
-    lines = [head, ["---"] * len(head), *map(list, rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _draft_section(config: Eagle3Config, facts: CardFacts) -> str:
@@ -135,42 +153,15 @@ def _draft_section(config: Eagle3Config, facts: CardFacts) -> str:
     if config.sliding_window is not None:
         rows.append(("attention", f"sliding window of {config.sliding_window} positions"))
     if config.chat_template_kwargs:
-        rows.append(("chat template", f"trained with `{_table_cell(config.chat_template_kwargs)}`"))
-    return "## Draft\n\n" + _markdown_table(("", ""), rows)
+        rows.append(("chat template", f"trained with `{table_cell(config.chat_template_kwargs)}`"))
+    if facts.training is None and (thinking := (config.chat_template_kwargs or {}).get(THINKING)) is not None:
+        rows.append(("thinking", f"trained on answers {'with' if thinking else 'without'} it"))
+    return "## Draft\n\n" + markdown_table(("", ""), rows)
 
 
 def _training_section(record: dict) -> list[str]:
-    rows = [(what, _table_cell(value)) for what, value in training_rows(record)]
-    return ["## Training\n\nRecorded by `hf-eagle3 train`.\n\n" + _markdown_table(("", ""), rows)]
-
-
-def _figures_section(facts: CardFacts) -> str:
-    if facts.measured is None:
-        return "## Figures\n\nNot measured."
-    found = facts.measured
-    rows = []
-    for row in found.rows:
-        speedup, interval = row["speedup"], row.get("speedup_interval")
-        spread = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
-        cells = (row["task"], row["method"], f"{row['temperature']:g}", row["batch_size"])
-        cells += ("text differs" if speedup is None else f"{speedup:.2f}x{spread}",)
-        cells += ("-" if row["acceptance_length"] is None else f"{row['acceptance_length']:.2f}", row["num_prompts"])
-        rows.append((*map(_table_cell, cells), "yes" if row["identical"] else "no"))
-    head = ("task", "method", "temperature", "batch", "speedup", "acceptance length", "prompts", "identical text")
-    chosen = {name: found.settings.get(name) or None for name in ("dtype", "max_new_tokens", "chat_template_kwargs")}
-    parts = [(k, v) for part in (found.hardware, found.versions, chosen) for k, v in part.items() if v is not None]
-    where = "; ".join(f"{_table_cell(name).replace('_', ' ')} {_table_cell(value)}" for name, value in parts)
-    return (
-        "## Figures\n\nMeasured by `hf-eagle3 benchmark`: speedup over plain `generate` in the same run, acceptance "
-        f"length in committed tokens per cycle, the target's own included.\n\n{_markdown_table(head, rows)}\n\n"
-        f"On {where}."
-    )
-
-
-def _table_cell(value: object) -> str:
-    """Text from a file, without characters that would end its table cell."""
-    text = json.dumps(value) if isinstance(value, dict) else str(value)
-    return re.sub(r"[|\n\r<>]", " ", text).strip()
+    rows = [(what, table_cell(value)) for what, value in training_rows(record)]
+    return ["## Training\n\nRecorded by `hf-eagle3 train`.\n\n" + markdown_table(("", ""), rows)]
 
 
 def _transformers_section(facts: CardFacts) -> str:

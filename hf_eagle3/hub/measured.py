@@ -32,7 +32,7 @@ class Measured:
     Args:
         versions, hardware, settings: As in the file.
         rows: One dictionary per task, method, temperature and batch size, with `ROW_FIELDS` and optionally
-            `speedup_interval`.
+            `speedup_interval` and `acceptance_rates`.
     """
 
     versions: dict
@@ -114,6 +114,9 @@ def _check_row(row: dict, where: str) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"{where}: `{name}` is {value!r}, not a number. Measure again.")
+    rates = row.get("acceptance_rates") or []  # of chains
+    if not isinstance(rates, list) or not all(isinstance(rate, (int, float)) and 0 <= rate <= 1 for rate in rates):
+        raise ValueError(f"{where}: `acceptance_rates` is {rates!r}, not a list of shares. Measure again.")
     interval = row.get("speedup_interval")
     if (interval is not None and row["speedup"] is not None) and not (
         isinstance(interval, list) and len(interval) == 2 and interval[0] <= row["speedup"] <= interval[1]

@@ -27,6 +27,7 @@ from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.fingerprint import fingerprint
 from . import engines
 from .card import LIBRARY, CardFacts, write_card
+from .card_figures import PLOT, draw
 from .custom_generate import write_custom_generate
 from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, with_target_facts
 from .measured import read_benchmark
@@ -119,6 +120,7 @@ def write_repository(
         measured = read_benchmark(
             publication.benchmark, drafts, targets, fingerprint(draft), publication.target_fingerprint(target)
         )
+    plot = draw(measured)
     facts = CardFacts(
         repository=repo_id,
         target=target.facts,
@@ -130,6 +132,7 @@ def write_repository(
         license=publication.license,
         tags=tuple(publication.tags),
         measured=measured,
+        plot=None if plot is None else PLOT,
         training=read_training(draft.config.name_or_path),
     )
     card = write_card(view.config, facts, earlier_card)
@@ -139,6 +142,8 @@ def write_repository(
     allowed = {f.rule.name for f in found}
     export(draft, folder, publication.dialect, target, allow=allowed, max_shard_size=max_shard_size)
     (Path(folder) / CARD).write_text(card, encoding="utf-8")
+    if plot is not None:
+        (Path(folder) / PLOT).write_bytes(plot)
     write_custom_generate(folder, repo_id)
     return found
 

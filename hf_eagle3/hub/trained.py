@@ -6,6 +6,7 @@ from pathlib import Path
 
 NAME = "training.json"
 REMEDY = "Delete it, or train again."
+THINKING = "enable_thinking"  # the argument of chat templates of models that reason
 
 
 def read_training(folder: str | None) -> dict | None:
@@ -50,10 +51,34 @@ def training_rows(record: dict) -> list[tuple[str, str]]:
         ("length", _listed(steps) + (f"; kept: step {kept}" if kept not in (None, record.get("steps")) else "")),
         ("learning rate", _joined(record.get("learning_rate"), record.get("lr_scheduler_type"))),
         ("loss", _joined(record.get("loss", record.get("block_loss")), unrolled)),
+        ("chat template", _template(record)),
+        ("thinking", _thinking(record)),
         ("device", _joined(hardware.get("device_name") or hardware.get("device"), _hours(record.get("seconds")))),
         ("target's weights", f"fingerprint {record['target'].get('fingerprint')}"),
+        ("versions", _joined(*(f"{name} {version}" for name, version in _versions(record).items() if version))),
     ]
     return [(what, value) for what, value in rows if value]
+
+
+def _template(record: dict) -> str | None:
+    """How conversations became text; `None` if an older record does not say it."""
+    given = record.get("chat_template_kwargs")
+    if given:
+        return f"the target's, with {json.dumps(given)}"
+    return "the target's, with its default arguments" if record.get("chat_template") else None
+
+
+def _thinking(record: dict) -> str | None:
+    """Whether the answers have reasoning; `None` for targets whose template does not know it."""
+    given = (record.get("chat_template_kwargs") or {}).get(THINKING)
+    if given is not None:
+        return "on" if given else "off"
+    return "not set: the template's default" if (record.get("chat_template") or {}).get("takes_thinking") else None
+
+
+def _versions(record: dict) -> dict:
+    found = record.get("versions")
+    return found if isinstance(found, dict) else {}
 
 
 def _public_name(name: str) -> str:

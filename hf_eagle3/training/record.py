@@ -13,6 +13,7 @@ from torch.utils.data import Subset
 
 from ..compat.models import commit_of
 from ..data.features import CachedTarget
+from ..hub.trained import THINKING
 from ..target.fingerprint import fingerprint
 from .base_trainer import DraftTrainer
 from .best import evaluations
@@ -39,6 +40,8 @@ def training_record(
     """
     args, state, reader = trainer.args, trainer.state, trainer.reader
     counts = totals(trainer.train_dataset)
+    tokenizer = trainer.processing_class
+    template = None if tokenizer is None else tokenizer.chat_template
     per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
     batch_tokens = counts["tokens"] and round(per_step * counts["tokens"] / counts["samples"])
     if isinstance(reader, CachedTarget):
@@ -62,6 +65,7 @@ def training_record(
         "batch_tokens": batch_tokens,
         **{name: vars(args)[name] for name in names},
         "lr_scheduler_type": str(args.lr_scheduler_type.value),
+        "chat_template": template and {"takes_thinking": THINKING in str(template)},
         "chat_template_kwargs": args.chat_template_kwargs,
         "evaluation": {"tree": args.generation_tree, "history": measured},
         "seconds": next((entry["train_runtime"] for entry in ended), None),
