@@ -170,14 +170,6 @@ def read_draft(source: str, **options) -> DraftModel:
         raise UserError(f"`--draft` {source}: {error}") from error
 
 
-def load_eagle3_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
-    """As [`load_any_draft`]; UserError for another kind of draft, which has no other dialects."""
-    draft = load_any_draft(source, base, **hub)
-    if not isinstance(draft, Eagle3DraftModel):
-        raise UserError(f"{source} is a {type(draft).__name__}; only EAGLE-3 drafts can be converted or pushed.")
-    return draft
-
-
 def load_any_draft(source: str, base: str | None = None, **hub) -> DraftModel:
     """
     Load a draft in the dtype of its file, on the CPU. A LoRA adapter is merged into its base draft.

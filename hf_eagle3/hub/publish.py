@@ -23,12 +23,13 @@ from transformers.utils import logging
 
 from .._version import __version__
 from ..configuration_eagle3 import hub_identity
-from ..modeling_eagle3 import Eagle3DraftModel
+from ..draft_model import DraftModel
 from ..target.fingerprint import fingerprint
 from . import engines
 from .card import LIBRARY, CardFacts, write_card
 from .custom_generate import write_custom_generate
 from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, with_target_facts
+from .formats import BLOCK, CLASSES, EAGLE3
 from .measured import read_benchmark
 from .trained import read_training
 
@@ -36,7 +37,7 @@ from .trained import read_training
 logger = logging.get_logger(__name__)
 
 CARD = "README.md"
-MESSAGE = "Upload EAGLE-3 draft"
+MESSAGES = {EAGLE3: "Upload EAGLE-3 draft", BLOCK: "Upload block drafter"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Publication:
             return partial(fingerprint, self.target)
         return None if target.source is None else lambda: fingerprint(target.weights())
 
-    def export_target(self, draft: Eagle3DraftModel) -> ExportTarget:
+    def export_target(self, draft: DraftModel) -> ExportTarget:
         """What is known about the target."""
         name, revision = self.target_name, self.target_revision
         if isinstance(self.target, (str, Path)):
@@ -92,7 +93,7 @@ class Publication:
 
 
 def write_repository(
-    draft: Eagle3DraftModel,
+    draft: DraftModel,
     folder: str | Path,
     repo_id: str,
     publication: Publication | None = None,
@@ -139,12 +140,12 @@ def write_repository(
     allowed = {f.rule.name for f in found}
     export(draft, folder, publication.dialect, target, allow=allowed, max_shard_size=max_shard_size)
     (Path(folder) / CARD).write_text(card, encoding="utf-8")
-    write_custom_generate(folder, repo_id)
+    write_custom_generate(folder, repo_id, CLASSES[draft.config.model_type])
     return found
 
 
 def push_to_hub(
-    self: Eagle3DraftModel,
+    self: DraftModel,
     repo_id: str,
     *,
     commit_message: str | None = None,
@@ -202,7 +203,7 @@ def push_to_hub(
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            commit_message=commit_message or MESSAGE,
+            commit_message=commit_message or MESSAGES[self.config.model_type],
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,
