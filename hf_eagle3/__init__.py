@@ -96,6 +96,7 @@ def _with_suffix(self: Eagle3DraftModel, documents=()) -> Any:
 
 
 Eagle3DraftModel.with_suffix = _with_suffix
-Eagle3DraftModel.push_to_hub = push_to_hub  # transformers' own uploads weights and configuration only
+# transformers' own uploads weights and configuration only.
+Eagle3DraftModel.push_to_hub = BlockDraftModel.push_to_hub = push_to_hub
 Eagle3DraftModel.for_target = staticmethod(for_target)
 install(_try_out)

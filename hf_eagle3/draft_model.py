@@ -107,6 +107,16 @@ class DraftModel(PreTrainedModel):
         model._read_generation_config(source, hub)
         return model
 
+    @staticmethod
+    def native_name(name: str) -> str:
+        """Our name of a tensor that a checkpoint calls `name`."""
+        return checkpoint.native_name(name)
+
+    @staticmethod
+    def fields_from_names(tensors: dict[str, torch.Tensor], config: PreTrainedConfig) -> dict:
+        """Configuration fields that stored tensors determine more reliably than `config.json`."""
+        return checkpoint.fields_from_names(tensors, config)
+
     @classmethod
     def _read_config(cls, source: str, overrides: dict, hub: dict) -> PreTrainedConfig:
         return cls.config_class.from_dict(checkpoint.load_config(source, **hub), **overrides)

@@ -26,6 +26,7 @@ from .dtypes import DTYPES
 from .errors import PACKAGE, UserError, explained, is_raised_by
 from .generation.draft.interface import draft_class
 from .generation.ops.transfer import best_device
+from .hub.formats import CLASSES
 from .known_defects import corrections
 from .modeling_eagle3 import Eagle3DraftModel
 
@@ -170,11 +171,13 @@ def read_draft(source: str, kind: type[DraftModel] | None = None, **options) -> 
         raise UserError(f"`--draft` {source}: {error}") from error
 
 
-def load_eagle3_draft(source: str, base: str | None = None, **hub) -> Eagle3DraftModel:
-    """As [`load_any_draft`]; UserError for another kind of draft, which has no other dialects."""
+def load_exportable_draft(source: str, base: str | None = None, **hub) -> DraftModel:
+    """As [`load_any_draft`]; UserError for a kind of draft that has one layout only."""
     draft = load_any_draft(source, base, **hub)
-    if type(draft) is not Eagle3DraftModel:
-        raise UserError(f"{source} is a {type(draft).__name__}; only EAGLE-3 drafts can be converted or pushed.")
+    if draft.config.model_type not in CLASSES:
+        raise UserError(
+            f"{source} is a {type(draft).__name__}; only EAGLE-3 drafts and block drafters can be converted or pushed."
+        )
     return draft
 
 

@@ -18,10 +18,9 @@ import hf_eagle3
 from hf_eagle3 import BlockDraftConfig, BlockDraftModel
 from hf_eagle3.drafters.block.drafter import BlockDrafter
 from hf_eagle3.drafters.block.tree import product_tree
-from hf_eagle3.errors import UserError
 from hf_eagle3.generation.draft.interface import drafter_kind
 from hf_eagle3.generation.tree.policy import FixedPolicy
-from hf_eagle3.model_loading import load_any_draft, load_draft, load_eagle3_draft
+from hf_eagle3.model_loading import load_any_draft, load_draft
 from hf_eagle3.target.target import Target
 from hf_eagle3.tree_config import TreeConfig
 
@@ -245,13 +244,11 @@ def test_attached_to_a_target(is_folder, tmp_path):
         assert stats.num_cycles == 0
 
 
-def test_programs_load_either_kind_and_convert_only_eagle3(tmp_path):
+def test_programs_load_either_kind(tmp_path):
     target = tiny_target()
     block_draft(target).save_pretrained(tmp_path)
     for draft in (load_draft(str(tmp_path), target), load_any_draft(str(tmp_path))):
         assert isinstance(draft, BlockDraftModel)
-    with pytest.raises(UserError, match="is a BlockDraftModel; only EAGLE-3 drafts can be converted"):
-        load_eagle3_draft(str(tmp_path))
     with pytest.raises(ValueError, match=r"block drafter \(DFlash, JetSpec\).*load it with hf_eagle3.BlockDraftModel"):
         hf_eagle3.Eagle3DraftModel.from_pretrained(tmp_path)
 

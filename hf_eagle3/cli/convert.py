@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 from .. import smollm2
-from ..errors import explained
+from ..errors import UserError, explained
 from ..hub.export import UNKNOWN_TARGET, ExportTarget, export
-from ..model_loading import MODEL_REMEDY, load_eagle3_draft, load_target, load_tokenizer, needs_extra
+from ..model_loading import MODEL_REMEDY, load_exportable_draft, load_target, load_tokenizer, needs_extra
 from ..modeling_eagle3 import Eagle3DraftModel
 from .inputs import encode, new_folder
 
@@ -16,9 +16,11 @@ def run(arguments: argparse.Namespace) -> int:
     new_folder(arguments.output, "output")
     if arguments.verify:
         needs_extra("train", ("httpx",))
-    draft = load_eagle3_draft(
+    draft = load_exportable_draft(
         arguments.source, arguments.base, revision=arguments.revision, subfolder=arguments.subfolder
     )
+    if arguments.verify and not isinstance(draft, Eagle3DraftModel):
+        raise UserError(f"`--verify` compares EAGLE-3 drafts, and this is a {type(draft).__name__}; omit it.")
     target = UNKNOWN_TARGET
     if arguments.target:
         with explained(f"`--target` {arguments.target} cannot be read", MODEL_REMEDY):

@@ -5,6 +5,7 @@ Reads configurations and tensor names only; models are created on the meta devic
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -26,8 +27,11 @@ from .. import checkpoint
 from ..compat.calls import makes_dynamic_cache
 from ..compat.models import attention_name, auto_class_of, set_attention_name
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
+from ..draft_model import DraftModel
+from ..drafters.block import BlockDraftConfig, BlockDraftModel
 from ..errors import explained
 from ..fitting import fit_notes
+from ..generation.draft.interface import draft_class
 from ..hub import engines, formats, registry
 from ..hub.export import ExportTarget
 from ..known_defects import corrections, defects_of
@@ -147,12 +151,12 @@ def describe_target(source: str, target: ExportTarget, attention: str | None) ->
     return out
 
 
-def num_parameters(config: Eagle3Config) -> int:
+def num_parameters(config: PreTrainedConfig, kind: type[DraftModel] = Eagle3DraftModel) -> int:
     with torch.device("meta"):
-        return Eagle3DraftModel(config).num_parameters()
+        return kind(config).num_parameters()
 
 
-def stored_shapes(source: str, **hub) -> dict[str, torch.Tensor] | None:
+def stored_shapes(source: str, native_name: Callable[[str], str], **hub) -> dict[str, torch.Tensor] | None:
     """Stored tensors by native name on the meta device, from safetensors headers; `None` for `.bin` files."""
     if Path(source).is_dir() or is_offline_mode():
         if not any(checkpoint.has_file(source, name, **hub) for name in checkpoint.SAFETENSORS_NAMES):
@@ -167,7 +171,7 @@ def stored_shapes(source: str, **hub) -> dict[str, torch.Tensor] | None:
         except NotASafetensorsRepoError:
             return None
         shapes = {name: info.shape for part in found.files_metadata.values() for name, info in part.tensors.items()}
-    return {checkpoint.native_name(name): torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    return {native_name(name): torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
@@ -176,27 +180,29 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         base, revision = adapter_base(source)
         return describe_draft(base, target, revision=revision) | {"name": source, "adapter_of": base}
     raw = checkpoint.load_config(source, **hub)
-    config = Eagle3Config.from_dict(raw)
+    kind = draft_class(raw, Eagle3DraftModel)
+    config = kind.config_class.from_dict(raw)
     with explained(f"`--draft` {source} cannot be read", MODEL_REMEDY):
-        stored = stored_shapes(source, **hub)
+        stored = stored_shapes(source, kind.native_name, **hub)
     if stored is not None:
-        config = config.changed(checkpoint.fields_from_names(stored, config))
+        config = config.changed(kind.fields_from_names(stored, config))
     config = config.changed(corrections(source, config, {}))
     dialect = formats.SPECULATORS if "speculators_model_type" in raw else formats.PLAIN
     out = {
         "name": source,
+        "kind": kind.__name__,
         "dialect": dialect,
         "made_for": config.target_name_or_path,
-        "parameters": num_parameters(config),
+        "parameters": num_parameters(config, kind),
         "decoder_layers": config.num_hidden_layers,
         "hidden_size": config.hidden_size,
-        "draft_vocab_size": config.draft_vocab_size,
+        **(block_facts(config) if kind is BlockDraftModel else {"draft_vocab_size": config.draft_vocab_size}),
         "vocab_size": config.vocab_size,
         "target_layer_ids": config.target_layer_ids,
         "rope": config.rope_parameters,
         "known_defects": [str(defect) for defect in defects_of(source)],
         "sliding_window": config.sliding_window,
-        "flags": [name for name in FLAGS if vars(config)[name]],
+        "flags": [name for name in FLAGS if vars(config).get(name)],
         "own_embedding": config.has_embed_tokens,
         "own_head": config.has_lm_head,
     }
@@ -208,12 +214,23 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         except ValueError as error:
             out["fits"], out["why_not"] = False, str(error)
     facts = target.facts if target is not None else engines.TargetFacts()
-    found = engines.findings(engines.Case(config, dialect, facts))
+    case = engines.Case(config, dialect, facts, raw)
+    found = engines.findings(case)
     out["engines"] = {
         engine: [f"{f.rule.name}: {f.rule.consequence}" for f in found if f.engine == engine] or SERVED
-        for engine in formats.READERS[dialect]
+        for engine in case.readers
     }
     return out
+
+
+def block_facts(config: BlockDraftConfig) -> dict:
+    """What only block drafters have, by JSON key."""
+    return {
+        "block_size": config.block_size,
+        "predictions_per_pass": config.num_predictions,
+        "mask_token_id": config.mask_token_id,
+        "sees_later_positions": [config.sees_later(layer) for layer in range(config.num_hidden_layers)],
+    }
 
 
 def notes(draft: str, config: Eagle3Config, target: ExportTarget) -> list[str]:

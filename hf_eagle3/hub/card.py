@@ -9,17 +9,19 @@ import re
 from dataclasses import dataclass, field
 
 from huggingface_hub import ModelCard, ModelCardData
+from transformers import PreTrainedConfig
 from yaml import YAMLError
 
-from ..configuration_eagle3 import Eagle3Config
 from ..tree_config import TreeConfig
 from . import custom_generate, engines
 from .card_figures import METRICS, eval_results, figures_section, headline, markdown_table, table_cell
+from .formats import BLOCK, CLASSES
 from .measured import Measured
 from .trained import THINKING, training_rows
 
 
 TAGS = ("eagle3", "eagle", "speculative-decoding", "custom_generate")
+BLOCK_TAGS = ("dflash", "speculative-decoding", "custom_generate")
 # Of the relations that the Hub knows: weights that are added to a base model, which stays as it is and is needed.
 RELATION = "adapter"
 LIBRARY = "hf-eagle3"
@@ -59,7 +61,7 @@ class CardFacts:
     training: dict | None = field(default=None, repr=False)
 
 
-def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = None) -> str:
+def write_card(config: PreTrainedConfig, facts: CardFacts, earlier: str | None = None) -> str:
     """
     The text of README.md.
 
@@ -79,7 +81,7 @@ def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = Non
         base_model_revision=facts.target.revision,
         datasets=list(facts.datasets) or None,
         license=facts.license,
-        tags=list(dict.fromkeys((*TAGS, *_serving_tags(config, facts), *facts.tags))),
+        tags=list(dict.fromkeys((*_tags(config), *_serving_tags(config, facts), *facts.tags))),
         model_name=facts.repository.split("/")[-1] if results else None,
         eval_results=results or None,
     )
@@ -92,11 +94,12 @@ def write_card(config: Eagle3Config, facts: CardFacts, earlier: str | None = Non
     return f"---\n{data.to_yaml()}\n---\n\n{body}"
 
 
-def _serving_tags(config: Eagle3Config, facts: CardFacts) -> list[str]:
+def _serving_tags(config: PreTrainedConfig, facts: CardFacts) -> list[str]:
     """Tags of the engines that serve the draft as it is."""
     readers = engines.READERS[facts.dialect]
     case = engines.Case(config, facts.dialect, facts.target)
-    return [name for name in (engines.VLLM, engines.SGLANG) if name in readers and not engines.findings(case, (name,))]
+    able = [name for name in (engines.VLLM, engines.SGLANG) if name in readers and name in case.readers]
+    return [name for name in able if not engines.findings(case, (name,))]
 
 
 def _with_earlier(data: ModelCardData, earlier: ModelCardData) -> ModelCardData:
@@ -122,32 +125,50 @@ def _readable(text: str) -> ModelCard:
         ) from error
 
 
-def _body(config: Eagle3Config, facts: CardFacts) -> str:
+def _body(config: PreTrainedConfig, facts: CardFacts) -> str:
     title = facts.repository.split("/")[-1]
     name = facts.target.name
     target = f"[{name}](https://huggingface.co/{name})" if name else "its target"
     at = f" at revision `{facts.target.revision}`" if facts.target.revision else ""
     parts = [
-        f"# {title}\n\nAn EAGLE-3 draft model ([arXiv 2503.01840](https://arxiv.org/abs/2503.01840)) for "
-        f"{target}{at}. It proposes a tree of next tokens which the target verifies in one pass; the text stays "
-        "the target's own, token for token in float32.\n\n" + headline(facts.measured),
+        f"# {title}\n\n{_kind(config)} for {target}{at}. It proposes a tree of next tokens which the target verifies "
+        "in one pass; the text stays the target's own, token for token in float32.\n\n" + headline(facts.measured),
         _draft_section(config, facts),
         *(_training_section(facts.training) if facts.training else ()),
         figures_section(facts.measured, facts.plot),
-        _transformers_section(facts),
-        *(_engine_section(engine, config, facts) for engine in (engines.VLLM, engines.SGLANG, engines.ORIGINAL)),
+        _transformers_section(config, facts),
+        *(_engine_section(engine, config, facts) for engine in _engines(config)),
     ]
     return "\n\n".join(parts)
 
 
-def _draft_section(config: Eagle3Config, facts: CardFacts) -> str:
+def _tags(config: PreTrainedConfig) -> tuple[str, ...]:
+    return BLOCK_TAGS if config.model_type == BLOCK else TAGS
+
+
+def _kind(config: PreTrainedConfig) -> str:
+    """What the draft is, with its source."""
+    if config.model_type != BLOCK:
+        return "An EAGLE-3 draft model ([arXiv 2503.01840](https://arxiv.org/abs/2503.01840))"
+    if config.is_causal:
+        return "A causal block drafter (JetSpec, [arXiv 2606.18394](https://arxiv.org/abs/2606.18394))"
+    return "A block drafter (DFlash, [arXiv 2602.06036](https://arxiv.org/abs/2602.06036))"
+
+
+def _engines(config: PreTrainedConfig) -> tuple[str, ...]:
+    """Engines that the card is about."""
+    both = (engines.VLLM, engines.SGLANG)
+    return both if config.model_type == BLOCK else (*both, engines.ORIGINAL)
+
+
+def _draft_section(config: PreTrainedConfig, facts: CardFacts) -> str:
     ids = config.target_layer_ids
     tree = facts.tree
     limit = "adaptive, at most " if tree.tree_mode == "auto" else ""
     rows = [
         ("parameters", f"{facts.num_parameters:,} in {facts.dtype}, {config.num_hidden_layers} decoder layer(s)"),
         ("tapped layers", "the default ones" if ids is None else f"outputs of the target's layers {ids} (zero-based)"),
-        ("draft vocabulary", f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens"),
+        _proposals(config),
         ("default tree", f"{limit}{tree.num_draft_tokens} nodes, {tree.tree_depth} levels, top-k {tree.tree_top_k}"),
     ]
     if config.sliding_window is not None:
@@ -159,12 +180,20 @@ def _draft_section(config: Eagle3Config, facts: CardFacts) -> str:
     return "## Draft\n\n" + markdown_table(("", ""), rows)
 
 
+def _proposals(config: PreTrainedConfig) -> tuple[str, str]:
+    """The row about what is proposed per pass."""
+    if config.model_type == BLOCK:
+        how = {False: "; each sees later ones too", True: "; each sees those before it", None: ""}[config.is_causal]
+        return "block", f"{config.block_size} positions, {config.num_predictions} predicted per pass{how}"
+    return "draft vocabulary", f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens"
+
+
 def _training_section(record: dict) -> list[str]:
     rows = [(what, table_cell(value)) for what, value in training_rows(record)]
     return ["## Training\n\nRecorded by `hf-eagle3 train`.\n\n" + markdown_table(("", ""), rows)]
 
 
-def _transformers_section(facts: CardFacts) -> str:
+def _transformers_section(config: PreTrainedConfig, facts: CardFacts) -> str:
     target = facts.target.name or "TARGET"
     return f"""## Transformers
 
@@ -174,7 +203,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 target = AutoModelForCausalLM.from_pretrained("{target}").to("cuda")  # or "mps", "cpu"
 tokenizer = AutoTokenizer.from_pretrained("{target}")
-draft = hf_eagle3.Eagle3DraftModel.from_pretrained("{facts.repository}").to(target.device, target.dtype)
+draft = hf_eagle3.{CLASSES[config.model_type]}.from_pretrained("{facts.repository}").to(target.device, target.dtype)
 inputs = tokenizer("Once upon a time", return_tensors="pt").to(target.device)
 out = target.generate(**inputs, max_new_tokens=128, assistant_model=draft)
 ```
@@ -183,7 +212,7 @@ Or, with the package installed but not imported:
 `target.generate(**inputs, custom_generate="{facts.repository}", trust_remote_code=True)`."""
 
 
-def _engine_section(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
+def _engine_section(engine: str, config: PreTrainedConfig, facts: CardFacts) -> str:
     title = {engines.VLLM: "vLLM", engines.SGLANG: "SGLang", engines.ORIGINAL: "The original EAGLE code"}[engine]
     if engine not in engines.READERS[facts.dialect]:
         return (
@@ -193,11 +222,18 @@ def _engine_section(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
     if found:
         reasons = "\n".join(f"- It {f.rule.consequence}." for f in found)
         return f"## {title}\n\nDo not serve this draft here:\n\n{reasons}"
-    target, tree = facts.target.name or "TARGET", facts.tree
+    target, tree, is_block = facts.target.name or "TARGET", facts.tree, config.model_type == BLOCK
     if engine == engines.VLLM:
-        length = min(tree.tree_depth, 5)  # vLLM drafts a chain, whose deep tokens are rarely accepted
-        settings = f'{{"method": "eagle3", "model": "{facts.repository}", "num_speculative_tokens": {length}}}'
+        method = "dflash" if is_block else "eagle3"
+        # vLLM drafts a chain, whose deep tokens are rarely accepted; a block costs the same however long it is.
+        length = config.num_predictions if is_block else min(tree.tree_depth, 5)
+        settings = f'{{"method": "{method}", "model": "{facts.repository}", "num_speculative_tokens": {length}}}'
         return f"## {title}\n\n```bash\nvllm serve {target} --speculative-config '{settings}'\n```"
+    if engine == engines.SGLANG and is_block:
+        return (
+            f"## {title}\n\n```bash\npython -m sglang.launch_server --model-path {target} \\\n"
+            f"  --speculative-algorithm DFLASH --speculative-draft-model-path {facts.repository}\n```"
+        )
     if engine == engines.SGLANG:
         return (
             f"## {title}\n\n```bash\npython -m sglang.launch_server --model-path {target} \\\n"

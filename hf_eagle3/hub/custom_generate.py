@@ -15,13 +15,13 @@ from .._version import __version__
 SUBFOLDER = "custom_generate"
 PIP_NAME = "hf-eagle3"
 # `import hf_eagle3` must stay at module level: transformers checks the file's imports and says what to install.
-GENERATE = '''"""EAGLE-3 speculation with the draft of this repository: the same text, faster.
+GENERATE = '''"""Speculative decoding with the draft of this repository: the same text, faster.
 
     target.generate(**inputs, custom_generate="{repository}", trust_remote_code=True)
 
 Requires hf_eagle3 (`pip install {package}`). Without remote code:
 
-    draft = hf_eagle3.Eagle3DraftModel.from_pretrained("{repository}").to(target.device, target.dtype)
+    draft = hf_eagle3.{kind}.from_pretrained("{repository}").to(target.device, target.dtype)
     target.generate(**inputs, assistant_model=draft)
 """
 
@@ -35,7 +35,7 @@ REPOSITORY = {repository!r}
 
 @functools.lru_cache(maxsize=2)
 def load(repository, device, dtype, **hub):
-    draft = hf_eagle3.Eagle3DraftModel.from_pretrained(repository, dtype=dtype, **hub)
+    draft = hf_eagle3.{kind}.from_pretrained(repository, dtype=dtype, **hub)
     return draft.to(device).eval()
 
 
@@ -57,11 +57,11 @@ def generate(
 '''
 
 
-def write_custom_generate(folder: str | Path, repository: str) -> None:
-    """Write `custom_generate/generate.py` and `requirements.txt` into `folder`, for a draft at a Hub id."""
+def write_custom_generate(folder: str | Path, repository: str, kind: str) -> None:
+    """Write `custom_generate/` with its two files into `folder`, for a draft of class `kind` at a Hub id."""
     validate_repo_id(repository)  # it is inserted into source code
     subfolder = Path(folder) / SUBFOLDER
     subfolder.mkdir(parents=True, exist_ok=True)
-    code = GENERATE.format(repository=repository, package=PIP_NAME)
+    code = GENERATE.format(repository=repository, package=PIP_NAME, kind=kind)
     (subfolder / "generate.py").write_text(code, encoding="utf-8")
     (subfolder / "requirements.txt").write_text(f"{PIP_NAME}>={__version__}\n", encoding="utf-8")

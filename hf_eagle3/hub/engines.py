@@ -6,94 +6,18 @@ error itself, the finding is reported and does not block the export for other en
 
 Derived from the sources of vLLM 0.33.0 (`models/llama_eagle3.py`, `qwen3_eagle3.py`,
 `transformers_utils/configs/speculators/`), SGLang 0.5.23 (`srt/models/llama_eagle3.py`, `llama.py`,
-`eagle_worker_v2.py`) and the original repository (`cnets.py`). Knows configurations only, not weights.
+`eagle_worker_v2.py`) and the original repository (`cnets.py`); for block drafters from vLLM 0.32.0 (`qwen3_dflash.py`,
+`qwen3_dspark.py`) and SGLang 0.5.23 (`srt/models/dflash.py`). Knows configurations only, not weights.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 
-from ..compat.models import optional_field
-from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config, default_target_layer_ids
-from .formats import NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
-
-
-@dataclass(frozen=True)
-class TargetFacts:
-    """
-    What an export needs to know about the target.
-
-    Args:
-        name: Hub id.
-        revision: Commit or tag, if known.
-        architectures: As in its configuration.
-        num_layers: Number of decoder layers.
-        max_position_embeddings: Longest sequence the target serves.
-    """
-
-    name: str | None = None
-    revision: str | None = None
-    architectures: tuple[str, ...] = ()
-    num_layers: int | None = None
-    max_position_embeddings: int | None = None
-
-    @classmethod
-    def of(cls, config, name: str | None = None, revision: str | None = None) -> "TargetFacts":
-        """From a target's configuration (the text part of a multimodal one)."""
-        text = config.get_text_config(decoder=True)
-        return cls(
-            name=name,
-            revision=revision,
-            architectures=tuple(config.architectures or ()),
-            num_layers=text.num_hidden_layers,
-            max_position_embeddings=optional_field(text, "max_position_embeddings"),
-        )
+from ..configuration_eagle3 import NUM_TAPPED_LAYERS
+from .formats import BLOCK, EAGLE3, NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
+from .rules import Case, Finding, Rule, TargetFacts
 
 
-@dataclass(frozen=True)
-class Case:
-    """The input of the rules: a draft, in a dialect, for a target."""
-
-    draft: Eagle3Config
-    dialect: str
-    target: TargetFacts
-
-    @property
-    def usual_layers(self) -> list[int] | None:
-        """Layers that an engine reads if the file names none."""
-        return default_target_layer_ids(self.target.num_layers) if self.target.num_layers else None
-
-
-@dataclass(frozen=True)
-class Rule:
-    """
-    A property of a draft that some engines do not support.
-
-    Args:
-        name: Name for `--allow`.
-        engines: The engines without support.
-        silent: Whether they serve the draft wrongly instead of raising an error.
-        applies: Whether a draft has the property.
-        consequence: What the engine does.
-        remedy: What to do instead.
-    """
-
-    name: str
-    engines: tuple[str, ...]
-    silent: bool
-    applies: Callable[[Case], bool]
-    consequence: str
-    remedy: str
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A rule that applies for one engine."""
-
-    engine: str
-    rule: Rule
-
-    def __str__(self) -> str:
-        return f"{NAMES[self.engine]} {self.rule.consequence} (`{self.rule.name}`); {self.rule.remedy}"
+__all__ = ["PLAIN", "READERS", "RULES", "Case", "Finding", "Rule", "TargetFacts", "check_export", "findings"]
 
 
 def _plain(case: Case) -> bool:
@@ -124,8 +48,14 @@ def _short_positions(case: Case) -> bool:
     return served is not None and case.draft.max_position_embeddings < served
 
 
+def _is_unnamed_causal(case: Case) -> bool:
+    return case.written is not None and bool(case.draft.is_causal) and case.written.get("is_causal") is None
+
+
 OTHER_ENGINE = "serve it with vLLM"
 TRAIN_WITHOUT = "train without it"
+CONVERT = "`hf-eagle3 convert` writes a file that it reads"
+BOTH_KINDS = (EAGLE3, BLOCK)
 RULES = (
     Rule(
         "tapped-layers-unknown",
@@ -145,6 +75,7 @@ RULES = (
         ),
         "concatenates the tapped layers in ascending order, regardless of the file's order",
         "train with ascending `target_layer_ids`",
+        BOTH_KINDS,
     ),
     Rule(
         "tapped-layers-fixed",
@@ -306,6 +237,7 @@ RULES = (
         lambda case: case.draft.hidden_act != "silu",
         "supports `silu` only",
         "train with hidden_act=silu",
+        BOTH_KINDS,
     ),
     Rule(
         "max-position-embeddings",
@@ -314,6 +246,61 @@ RULES = (
         _short_positions,
         "refuses to start with a draft whose `max_position_embeddings` is below the target's",
         "set SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1 for the server",
+        BOTH_KINDS,
+    ),
+    Rule(
+        "block-shift",
+        (VLLM, SGLANG),
+        True,
+        lambda case: case.draft.is_shifted and not case.draft.is_deepspec,
+        "does not know `draft_shift` and takes the token of every position of a block one position too early",
+        TRAIN_WITHOUT,
+        (BLOCK,),
+    ),
+    Rule(
+        "block-deepspec",
+        (VLLM, SGLANG),
+        False,
+        lambda case: case.draft.is_deepspec,
+        "serves DeepSpec's layout with a Markov head, which this draft does not have",
+        "serve it with DeepSpec's own code",
+        (BLOCK,),
+    ),
+    Rule(
+        "block-causal-nested",
+        (SGLANG,),
+        True,
+        _is_unnamed_causal,
+        "reads no causal flag but `is_causal` at the top level, and serves this block as a bidirectional one",
+        CONVERT,
+        (BLOCK,),
+    ),
+    Rule(
+        "block-causal-unnamed",
+        (VLLM,),
+        True,
+        lambda case: _is_unnamed_causal(case) and (case.written.get("dflash_config") or {}).get("causal") is None,
+        "does not read `causal_head`, and serves this block as a bidirectional one",
+        CONVERT,
+        (BLOCK,),
+    ),
+    Rule(
+        "block-width",
+        (SGLANG,),
+        False,
+        lambda case: case.draft.hidden_size != case.draft.target_hidden_size,
+        "supports block drafters as wide as the target only",
+        OTHER_ENGINE,
+        (BLOCK,),
+    ),
+    Rule(
+        "block-mixed-attention",
+        (VLLM,),
+        False,
+        lambda case: len(set(case.draft.layer_types)) > 1,
+        "runs sliding and full layers side by side in its newer model runner only",
+        "set VLLM_USE_V2_MODEL_RUNNER=1 for the server",
+        (BLOCK,),
     ),
 )
 RULE_NAMES = tuple(rule.name for rule in RULES)
@@ -330,16 +317,16 @@ def findings(case: Case, engines: Iterable[str] | None = None) -> list[Finding]:
     Raises:
         ValueError: an unknown engine, or one that does not read the dialect.
     """
-    readers = READERS[case.dialect]
-    engines = readers if engines is None else tuple(engines)
+    engines = case.readers if engines is None else tuple(engines)
     for engine in engines:
         if engine not in NAMES:
             raise ValueError(f"`--engine {engine}` is unknown; known are {', '.join(NAMES)}.")
-        if engine not in readers:
+        if engine not in READERS[case.dialect]:
             raise ValueError(f"{NAMES[engine]} does not read the {case.dialect} dialect; use --to plain.")
-    return [
-        Finding(engine, rule) for engine in engines for rule in RULES if engine in rule.engines and rule.applies(case)
-    ]
+        if engine not in case.readers:
+            raise ValueError(f"{NAMES[engine]} does not read block drafters; name another --engine.")
+    rules = [rule for rule in RULES if case.draft.model_type in rule.kinds and rule.applies(case)]
+    return [Finding(engine, rule) for engine in engines for rule in rules if engine in rule.engines]
 
 
 def check_export(case: Case, engines: Iterable[str] | None = None, allow: Iterable[str] = ()) -> list[Finding]:

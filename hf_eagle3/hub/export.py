@@ -18,11 +18,13 @@ from transformers.utils import logging
 from ..checkpoint import CONFIG_NAME, share_weights, with_model_files
 from ..compat.models import commit_of
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config
+from ..draft_model import DraftModel
 from ..fitting import fit_notes, fitted
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.parts import head_rows
 from ..target.target import check_fit
 from . import engines
+from .formats import BLOCK, SPECULATORS
 
 
 logger = logging.get_logger(__name__)
@@ -90,7 +92,7 @@ class ExportTarget:
 UNKNOWN_TARGET = ExportTarget(engines.TargetFacts())
 
 
-def with_target_facts(draft: Eagle3DraftModel, target: ExportTarget, store_head: bool = False) -> Eagle3DraftModel:
+def with_target_facts(draft: DraftModel, target: ExportTarget, store_head: bool = False) -> DraftModel:
     """
     A view of `draft` whose configuration is completed from the target: tapped layers, name, context length.
 
@@ -102,12 +104,13 @@ def with_target_facts(draft: Eagle3DraftModel, target: ExportTarget, store_head:
     Raises:
         ValueError: draft and target do not fit.
     """
-    facts = target.facts
+    facts, is_block = target.facts, draft.config.model_type == BLOCK
     if target.config is not None:
+        text = target.config.get_text_config(decoder=True)
         for note in fit_notes(target.config, draft.config, facts.name):
             logger.warning(note)
-        check_fit(target.config.get_text_config(decoder=True), draft.config)
-        draft = fitted(draft, target.config.get_text_config(decoder=True).vocab_size)
+        check_fit(text, draft.config)
+        draft = draft if is_block else fitted(draft, text.vocab_size)  # block drafters have no vocabulary of their own
     config, changes = draft.config, {}
     if facts.name is not None:
         changes |= {"target_name_or_path": facts.name, "target_revision": facts.revision}
@@ -118,7 +121,9 @@ def with_target_facts(draft: Eagle3DraftModel, target: ExportTarget, store_head:
     if config.max_position_embeddings < served and rope in LENGTH_FREE_ROPE:
         changes["max_position_embeddings"] = served
     tensors = draft.state_dict()
-    if _has_unused_embedding(config):
+    if is_block and store_head:
+        raise ValueError("`--store-head`: a block drafter's head is always the target's; omit it.")
+    if not is_block and _has_unused_embedding(config):
         changes["has_embed_tokens"] = False
         tensors.pop("embed_tokens.weight")
     if store_head and not config.has_lm_head:
@@ -127,7 +132,7 @@ def with_target_facts(draft: Eagle3DraftModel, target: ExportTarget, store_head:
         tensors["lm_head.weight"] = rows.detach().to(draft.dtype)
     config = config.changed(changes)
     with torch.device("meta"):
-        view = Eagle3DraftModel(config)
+        view = type(draft)(config)
     view.load_state_dict(tensors, assign=True)
     view.generation_config = draft.generation_config
     return view
@@ -139,7 +144,7 @@ def _has_unused_embedding(config: Eagle3Config) -> bool:
 
 
 def export(
-    draft: Eagle3DraftModel,
+    draft: DraftModel,
     folder: str | Path,
     dialect: str = engines.PLAIN,
     target: ExportTarget = UNKNOWN_TARGET,
@@ -154,7 +159,8 @@ def export(
     Args:
         draft: The draft.
         folder: Output directory, created if missing.
-        dialect: "plain" (SGLang, vLLM, the original code, ModelOpt) or "speculators" (vLLM, speculators).
+        dialect: "plain" (SGLang, vLLM, the original code, ModelOpt; of a block drafter what z-lab's, JetSpec's or
+            DeepSpec's code reads) or "speculators" (vLLM, speculators).
         target: The draft's target. Required for "speculators", whose files name it and store its embedding.
         only: Engines that must be able to serve it. Default: no engine that reads the dialect may serve it wrongly.
         allow: Names of rules to ignore.
@@ -167,6 +173,11 @@ def export(
     Raises:
         ValueError: an engine would serve it wrongly (with every reason and remedy), or the target is missing.
     """
+    if dialect == SPECULATORS and draft.config.model_type == BLOCK:
+        raise ValueError(
+            "speculators' format of block drafters is not written; use --to plain, which vLLM, SGLang and the "
+            "projects that train them read."
+        )
     view = with_target_facts(draft, target, store_head)
     facts = replace(target.facts, name=target.facts.name or draft.config.target_name_or_path)
     found = engines.check_export(engines.Case(view.config, dialect, facts), only, allow)

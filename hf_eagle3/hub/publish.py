@@ -23,13 +23,14 @@ from transformers.utils import logging
 
 from .._version import __version__
 from ..configuration_eagle3 import hub_identity
-from ..modeling_eagle3 import Eagle3DraftModel
+from ..draft_model import DraftModel
 from ..target.fingerprint import fingerprint
 from . import engines
 from .card import LIBRARY, CardFacts, write_card
 from .card_figures import PLOT, draw
 from .custom_generate import write_custom_generate
 from .export import SHARD_SIZE, UNKNOWN_TARGET, ExportTarget, export, with_target_facts
+from .formats import BLOCK, CLASSES, EAGLE3
 from .measured import read_benchmark
 from .trained import read_training
 
@@ -37,7 +38,7 @@ from .trained import read_training
 logger = logging.get_logger(__name__)
 
 CARD = "README.md"
-MESSAGE = "Upload EAGLE-3 draft"
+MESSAGES = {EAGLE3: "Upload EAGLE-3 draft", BLOCK: "Upload block drafter"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Publication:
             return partial(fingerprint, self.target)
         return None if target.source is None else lambda: fingerprint(target.weights())
 
-    def export_target(self, draft: Eagle3DraftModel) -> ExportTarget:
+    def export_target(self, draft: DraftModel) -> ExportTarget:
         """What is known about the target."""
         name, revision = self.target_name, self.target_revision
         if isinstance(self.target, (str, Path)):
@@ -93,7 +94,7 @@ class Publication:
 
 
 def write_repository(
-    draft: Eagle3DraftModel,
+    draft: DraftModel,
     folder: str | Path,
     repo_id: str,
     publication: Publication | None = None,
@@ -144,12 +145,12 @@ def write_repository(
     (Path(folder) / CARD).write_text(card, encoding="utf-8")
     if plot is not None:
         (Path(folder) / PLOT).write_bytes(plot)
-    write_custom_generate(folder, repo_id)
+    write_custom_generate(folder, repo_id, CLASSES[draft.config.model_type])
     return found
 
 
 def push_to_hub(
-    self: Eagle3DraftModel,
+    self: DraftModel,
     repo_id: str,
     *,
     commit_message: str | None = None,
@@ -207,7 +208,7 @@ def push_to_hub(
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
-            commit_message=commit_message or MESSAGE,
+            commit_message=commit_message or MESSAGES[self.config.model_type],
             commit_description=commit_description,
             revision=revision,
             create_pr=create_pr,

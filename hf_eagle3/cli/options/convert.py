@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         choices=tuple(formats.READERS),
         default=formats.PLAIN,
-        help="plain: SGLang, vLLM, the original code, ModelOpt; speculators: vLLM, speculators (default: plain)",
+        help="plain: SGLang, vLLM, the original code, ModelOpt, and of block drafters the projects that train them; "
+        "speculators: vLLM, speculators (default: plain)",
     )
     parser.add_argument("--target", help="directory or Hub id of the target, to write its layers and name")
     parser.add_argument("--target-name", help="Hub id of the target if --target is a directory")

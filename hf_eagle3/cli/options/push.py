@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--revision", help="branch to push to (default: main)")
     parser.add_argument("--create-pr", action="store_true", help="open a pull request instead of committing")
-    parser.add_argument("--commit-message", help="default: Upload EAGLE-3 draft")
+    parser.add_argument("--commit-message", help="default: Upload EAGLE-3 draft, or block drafter")
     parser.add_argument("--base", help="base draft of an adapter (default: the one named in the adapter)")
 
 

@@ -162,6 +162,11 @@ class BlockDraftConfig(PreTrainedConfig):
         """Tokens that one pass predicts: the most levels of a tree."""
         return self.block_size if self.is_shifted else self.block_size - 1
 
+    @property
+    def is_deepspec(self) -> bool:
+        """Whether it is written in DeepSpec's layout: with copies of the target's embedding and head."""
+        return self.is_shifted and self.has_embed_tokens and self.has_lm_head and self.is_causal is False
+
     def sees_later(self, layer: int) -> bool:
         """Whether positions of a block see later ones in `layer`."""
         return not (self.layer_types[layer] == SLIDING if self.is_causal is None else self.is_causal)
@@ -237,12 +242,13 @@ class BlockDraftConfig(PreTrainedConfig):
         if not out["use_sliding_window"]:
             out.pop("sliding_window")
         own = {"mask_token_id": self.mask_token_id, "target_layer_ids": list(self.target_layer_ids)}
-        if self.is_shifted and self.has_embed_tokens and self.has_lm_head and self.is_causal is False:
+        if self.is_deepspec:
             # Their evaluation and vLLM's reader ask for the fields of heads that the draft does not have.
             out |= own | {"architectures": [DEEPSPEC_ARCHITECTURE], "markov_rank": 0, "enable_confidence_head": False}
             return out | {"num_anchors": 512}
-        if self.is_causal is not None:
+        if self.is_causal is not None:  # JetSpec's, vLLM's and SGLang's names
             own |= {"causal_head": self.is_causal, "causal": self.is_causal}
+            out["is_causal"] = self.is_causal
         if self.is_shifted:
             own["draft_shift"] = True
         return out | {"architectures": ["DFlashDraftModel"], "dflash_config": own}

@@ -150,16 +150,26 @@ class BlockDraftModel(DraftModel):
         draft.rotary_emb = rotary_embedding(config).to(assistant.device)  # its buffers are in no state dict
         return draft.eval()
 
+    @staticmethod
+    def native_name(name: str) -> str:
+        """As in [`DraftModel`]."""
+        return OTHER_NAMES.get(name, name)
+
+    @staticmethod
+    def fields_from_names(tensors: dict[str, torch.Tensor], config: BlockDraftConfig) -> dict:
+        """As in [`DraftModel`]."""
+        stored = {"has_embed_tokens": "embed_tokens.weight", "has_lm_head": "lm_head.weight"}
+        return {field: name in tensors for field, name in stored.items()}
+
     @classmethod
     def _read(
         cls, source: str, config: BlockDraftConfig, overrides: dict, hub: dict
     ) -> tuple[BlockDraftConfig, dict[str, torch.Tensor]]:
         if checkpoint.has_file(source, MASK_EMBEDDING, **hub):
             raise ValueError(f"{source} has `{MASK_EMBEDDING}`, a mask embedding of its own, which is not supported.")
-        tensors = checkpoint.load_tensors(source, rename=lambda name: OTHER_NAMES.get(name, name), **hub)
+        tensors = checkpoint.load_tensors(source, rename=cls.native_name, **hub)
         tensors = without_unwanted(tensors, overrides)
-        stored = {"has_embed_tokens": "embed_tokens.weight", "has_lm_head": "lm_head.weight"}
-        return config.changed({field: name in tensors for field, name in stored.items()} | overrides), tensors
+        return config.changed(cls.fields_from_names(tensors, config) | overrides), tensors
 
 
 def seen_in_block(config: BlockDraftConfig, layer: int, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
