@@ -22,13 +22,16 @@ class Draft:
         A view with another tree: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`, see [`TreeConfig`].
 
         Raises:
-            ValueError: impossible sizes, or "host_chain", transformers' own loop, which takes other drafts.
+            ValueError: impossible sizes, a `draft_window`, which other drafts have, or "host_chain", transformers'
+                own loop, which takes other drafts.
         """
         if tree_mode == "host_chain":
             raise ValueError(
                 f"`tree_mode` 'host_chain' is transformers' own loop, which does not take a {type(self).__name__}; "
                 "take 'chain'."
             )
+        if sizes.get("draft_window") is not None:
+            raise ValueError(f"`draft_window` is {sizes['draft_window']}; a {type(self).__name__} has none, omit it.")
         view = copy.copy(self)
         view.tree_config = self.tree_config.with_changes(tree_mode, **sizes)
         return view
