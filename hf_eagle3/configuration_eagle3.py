@@ -100,6 +100,7 @@ class Eagle3Config(PreTrainedConfig):
         has_lm_head: The checkpoint has `lm_head.weight`; otherwise the target's rows are used.
         sliding_window: Number of latest positions that a query attends to, its own included (speculators trains with
             one by default). `None`: all.
+        draft_window: As in [`TreeConfig`], whose field takes precedence. Training ignores it, and so do engines.
         target_name_or_path, target_revision: Hub id and commit of the target the draft was trained for, if known.
         chat_template_kwargs: Extra arguments of the target's chat template in training; the model card lists them.
         rope_parameters: As in transformers. Drafts trained with the original code use theta 10000 regardless of their
@@ -150,6 +151,7 @@ class Eagle3Config(PreTrainedConfig):
     has_embed_tokens: bool = False
     has_lm_head: bool = True
     sliding_window: int | None = None
+    draft_window: int | None = None
     target_name_or_path: str | None = None
     target_revision: str | None = None
     chat_template_kwargs: dict | None = None
@@ -341,8 +343,9 @@ def check_common_fields(config: PreTrainedConfig) -> None:
             f"`target_layer_ids` is {ids}; pass at least one layer, without repeats, counted from 0 (layer i's "
             "output is `hidden_states[i + 1]`)."
         )
-    if config.sliding_window is not None and config.sliding_window < 1:
-        raise ValueError(f"`sliding_window` is {config.sliding_window}; pass at least 1, or None for no window.")
+    for name in ("sliding_window", "draft_window"):
+        if (window := vars(config).get(name)) is not None and window < 1:
+            raise ValueError(f"`{name}` is {window}; pass at least 1, or None for no window.")
     rope = config.rope_parameters
     for name, value, known in (
         ("hidden_act", config.hidden_act, known_activations()),

@@ -43,6 +43,7 @@ EXTRA_FIELDS = (
     "use_qk_norm",
     "embed_trained",
     "has_lm_head",
+    "draft_window",
     "target_name_or_path",
     "target_revision",
     "chat_template_kwargs",

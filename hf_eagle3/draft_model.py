@@ -51,11 +51,17 @@ class DraftModel(PreTrainedModel):
 
         Args:
             tree_mode: "auto", "static", "chain", "host_chain" or "sparse".
-            sizes: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`, `sparse_tree`; see [`TreeConfig`].
+            sizes: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`, `sparse_tree`, `draft_window`; see
+                [`TreeConfig`].
+
+        Raises:
+            ValueError: impossible sizes, or a `draft_window` for a draft that has none.
 
         Example:
             `fast = draft.with_tree("static", num_draft_tokens=24, tree_depth=6, tree_top_k=6)`
         """
+        if sizes.get("draft_window") is not None and "draft_window" not in vars(self.config):
+            raise ValueError(f"`draft_window` is {sizes['draft_window']}; a {type(self).__name__} has none, omit it.")
         view = copy.copy(self)  # shallow: modules and parameters are the same objects
         view.generation_config = copy.deepcopy(self.generation_config)
         self.tree_config.with_changes(tree_mode, **sizes).write_to(view.generation_config)

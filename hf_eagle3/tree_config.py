@@ -41,6 +41,8 @@ class TreeConfig:
         shared_noise: When sampling, rank children with the noise that the coming steps will use, so that the draft
             predicts the sample instead of the mode. Never changes the output.
         sparse_tree: Shape of the mode "sparse": "eagle" or "medusa", as before EAGLE-2.
+        draft_window: Latest positions that the draft attends to, and keeps in its cache, beside the first four, for
+            contexts longer than the draft was trained on. `None`: the draft configuration's; 0: all positions.
 
     Raises:
         ValueError: impossible sizes.
@@ -54,6 +56,7 @@ class TreeConfig:
     tree_top_k: int = 10
     shared_noise: bool = True
     sparse_tree: str = "eagle"
+    draft_window: int | None = None
 
     def __post_init__(self):
         if self.tree_mode not in MODES:
@@ -69,6 +72,9 @@ class TreeConfig:
                 raise ValueError(f"`{name}` is {value!r}; pass an integer of at least 1.")
         if not isinstance(self.shared_noise, bool):
             raise ValueError(f"`shared_noise` is {self.shared_noise!r}; pass True or False.")
+        window = self.draft_window
+        if window is not None and (not isinstance(window, int) or isinstance(window, bool) or window < 0):
+            raise ValueError(f"`draft_window` is {window!r}; pass the number of positions, 0 for all, or None.")
         if self.num_draft_tokens > MAX_DRAFT_TOKENS or self.tree_depth > MAX_DRAFT_TOKENS:
             raise ValueError(
                 f"`num_draft_tokens` {self.num_draft_tokens} or `tree_depth` {self.tree_depth} exceeds "
@@ -103,7 +109,9 @@ class TreeConfig:
         A copy in `tree_mode` with other sizes; unknown names raise TypeError. Sizes not given keep their values if the
         mode stays the same, else they get the defaults.
         """
-        kept = self if tree_mode == self.tree_mode else TreeConfig(shared_noise=self.shared_noise)
+        kept = self
+        if tree_mode != self.tree_mode:
+            kept = TreeConfig(shared_noise=self.shared_noise, draft_window=self.draft_window)
         if tree_mode == "sparse":  # the whole shape
             sizes = {"num_draft_tokens": MAX_DRAFT_TOKENS, "tree_depth": MAX_DRAFT_TOKENS} | sizes
         if tree_mode in ("chain", "host_chain"):

@@ -24,8 +24,8 @@ class Draft:
         A view with another tree: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`, see [`TreeConfig`].
 
         Raises:
-            ValueError: impossible sizes, or "host_chain", transformers' own loop, and "sparse" where the draft does
-                not take them.
+            ValueError: impossible sizes, a `draft_window`, which other drafts have, "host_chain", transformers' own loop,
+                or "sparse" where the draft does not take shapes.
         """
         if tree_mode == "host_chain":
             raise ValueError(
@@ -37,6 +37,8 @@ class Draft:
                 f"`tree_mode` 'sparse' does not go with a {type(self).__name__}, whose trees have the shape of what "
                 "it finds; take 'static'."
             )
+        if sizes.get("draft_window") is not None:
+            raise ValueError(f"`draft_window` is {sizes['draft_window']}; a {type(self).__name__} has none, omit it.")
         view = copy.copy(self)
         view.tree_config = self.tree_config.with_changes(tree_mode, **sizes)
         return view

@@ -14,9 +14,10 @@ from ..fitting import fit_to
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.target import Target
 from .draft.eagle3 import Eagle3Drafter
-from .draft.grow import level_pass, prefix_mask
+from .draft.grow import level_pass
 from .draft.interface import DraftInputs
 from .draft.ranking import Warp, truncated
+from .ops.transfer import additive
 from .stats import PhaseTimer, new_stats
 
 
@@ -47,7 +48,7 @@ def draw_chain(
         above = torch.zeros(1, 1, 1, level + 1, dtype=drafter.dtype, device=drafter.device)  # a chain sees itself
         if window is not None:
             above[..., : max(0, level + 1 - window)] = torch.finfo(drafter.dtype).min
-        prefix = prefix_mask(cache.entries(1), window, level + 1, drafter.dtype)
+        prefix = additive(cache.seen_below(1, level + 1), drafter.dtype)[:, None, None]
         slots, mask = cache.node_slots(level, 1), cache.node_mask(prefix, above)
         hidden, logits = level_pass(draft, cache, vocabulary, token, hidden, rotary, slots, mask)
     return torch.cat(tokens, dim=1), torch.stack(scores, dim=1)
@@ -96,8 +97,9 @@ class Eagle3CandidateGenerator(CandidateGenerator):
         draft = fit_to(draft, model)
         self.target = Target(model, draft.config)
         self.target.read_outputs()
-        self.drafter = Eagle3Drafter(draft, self.target, 1, PhaseTimer(new_stats().phase_seconds, False))
-        self.depth = draft.tree_config.tree_depth
+        tree, timer = draft.tree_config, PhaseTimer(new_stats().phase_seconds, False)
+        self.drafter = Eagle3Drafter(draft, self.target, 1, timer, draft_window=tree.draft_window)
+        self.depth = tree.tree_depth
         self.max_length = generation_config.max_length
         self.do_sample = bool(generation_config.do_sample)
         self.warp = Warp.of(logits_processor or [])
@@ -117,7 +119,7 @@ class Eagle3CandidateGenerator(CandidateGenerator):
         tokens = input_ids[:, self.seen + 1 :]
         last = self.seen + num_features - 1
         with torch.autocast(self.drafter.device.type, enabled=False):
-            self.drafter.read(DraftInputs(tokens, features, slots, slots, [num_features], last))
+            self.drafter.read(DraftInputs(tokens, features, slots, slots, [num_features], last, self.seen))
             self.seen += num_features
             if depth < 1:
                 return input_ids, None

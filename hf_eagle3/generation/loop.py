@@ -184,7 +184,8 @@ class Loop:
                 places = places + torch.arange(longest, device=device)
             last = max(batch.cached_lengths) + longest - 1
             tokens = walk.tokens[:, :longest]
-            call.drafter.extend(DraftInputs(tokens, features, places[0], places[1], plan.counts, last))
+            first = min(batch.cached_lengths)
+            call.drafter.extend(DraftInputs(tokens, features, places[0], places[1], plan.counts, last, first))
         call.stats.num_iterations += 1
         call.stats.num_draft_tokens += tree.num_draft_tokens * sum(plan.is_live)
         for a, number in enumerate(batch.active):

@@ -40,6 +40,7 @@ NOT_OF_A_LAYER = (
     "eagle_aux_hidden_state_layer_ids",
     "eagle_config",
     "chat_template_kwargs",
+    "draft_window",
     "embed_trained",
     "fc_norm",
     "has_lm_head",
@@ -259,5 +260,6 @@ def speculators_config(config: Eagle3Config, facts: engines.TargetFacts) -> dict
         "eagle_aux_hidden_state_layer_ids": [i + 1 for i in config.target_layer_ids or ()] or None,
         "tie_word_embeddings": False,
         "chat_template_kwargs": config.chat_template_kwargs,
+        "draft_window": config.draft_window,
     }
     return {name: value for name, value in written.items() if value is not None}

@@ -22,7 +22,7 @@ from ..tree.draft_tree import DraftTree
 from ..tree.policy import TreePolicy
 from .grow import Vocabulary, entry_pass, grow, level_pass
 from .interface import DraftInputs, Roots
-from .kv import DraftCache
+from .kv import DraftCache, Window
 from .memory import attach_state
 from .ranking import Warp
 from .reader import FeatureReader
@@ -61,6 +61,7 @@ class Eagle3Drafter(FeatureReader):
         noise: Steps' noise, for ranking under shared noise; `None` ranks by log q.
         warp: The request's, for ranking under shared noise.
         batch: The tokens, for what is remembered between calls; not needed by `extend` and `grow`.
+        draft_window: As in [`TreeConfig`].
     """
 
     def __init__(
@@ -72,10 +73,12 @@ class Eagle3Drafter(FeatureReader):
         noise: StepNoise | None = None,
         warp: Warp | None = None,
         batch: Batch | None = None,
+        draft_window: int | None = None,
     ):
         self.draft, self.target, self.timer, self.noise, self.batch = draft, target, timer, noise, batch
         self.warp = warp if noise is not None else None
         self.config = draft.config
+        self.window = Window.of(draft.config, draft_window)
         weight = draft.fc.weight
         self.device = weight.device
         self.dtype = weight.dtype if weight.is_floating_point() else draft.norm.weight.dtype
@@ -89,24 +92,24 @@ class Eagle3Drafter(FeatureReader):
         self.hidden = self.normed = None  # (A, 1, H) of each sequence's newest entry
 
     def _new_cache(self, num_sequences: int) -> DraftCache:
-        return DraftCache(self.config, num_sequences, self.dtype, self.device)
+        return DraftCache(self.config, num_sequences, self.dtype, self.device, self.window)
 
     # -- entries ------------------------------------------------------------------------------------------------------
 
     def read(self, inputs: DraftInputs) -> None:
         """Make entries, in parts where they are many; the newest of each sequence is where the next tree hangs."""
         num_sequences, length = inputs.features.shape[:2]
-        width = inputs.last_slot + 1
-        self.cache.reserve(width)
         newest = on_device(inputs.counts, self.device).sub(1)[:, None]
         valid = inputs.valid
         if valid is None and min(inputs.counts) < length:
             valid = torch.arange(length, device=self.device) <= newest
-        # With one layer no mask over all entries is made, and its keys and values are the largest.
-        widest = width if self.config.num_hidden_layers > 1 else 2 * self.config.hidden_size
-        chunk = max(64, MOST_ELEMENTS // (widest * num_sequences))
+        chunk = self._most_at_once(num_sequences, inputs.last_slot + 1)
         for start in range(0, length, chunk):
-            part = slice(start, start + chunk)
+            part = slice(start, min(start + chunk, length))
+            self.cache.drop_before(inputs.first_slot + start)
+            # Columns up to the last of this part: what a sequence may have ahead of the slowest is in all of them.
+            width = inputs.last_slot + 1 - (length - part.stop) - self.cache.dropped
+            self.cache.reserve(width)
             features = inputs.features[:, part].to(self.device, self.dtype)
             here = newest - start
             states = entry_pass(
@@ -114,7 +117,7 @@ class Eagle3Drafter(FeatureReader):
                 self.cache,
                 self._embeds(inputs, part, features),
                 features,
-                inputs.slots[:, part].to(self.device),
+                inputs.slots[:, part].to(self.device) - self.cache.dropped,
                 inputs.positions[:, part].to(self.device),
                 True if valid is None else valid[:, part].to(self.device),
                 here.clamp(0, features.shape[1] - 1),
@@ -125,7 +128,14 @@ class Eagle3Drafter(FeatureReader):
                 old = (self.hidden, self.normed)
                 states = [new.where(is_here, known) for new, known in zip(states, old, strict=True)]
             self.hidden, self.normed = states
-        self.cache.filled = max(self.cache.filled, width)
+            self.cache.filled = max(self.cache.filled, width)
+
+    def _most_at_once(self, num_sequences: int, width: int) -> int:
+        """Entries of a sequence that are made in one pass."""
+        # With one layer no mask over all entries is made, and its keys and values are the largest.
+        widest = width if self.config.num_hidden_layers > 1 else 2 * self.config.hidden_size
+        most = max(64, MOST_ELEMENTS // (widest * num_sequences))
+        return most if self.window is None else min(most, max(64, self.window.size))
 
     def _embeds(self, inputs: DraftInputs, part: slice, like: torch.Tensor) -> torch.Tensor:
         if inputs.embeds is None:
@@ -136,8 +146,8 @@ class Eagle3Drafter(FeatureReader):
 
     def sizes(self, depth: int, top_k: int) -> tuple[int, int]:
         """Levels and children per node: no node so deep that it would not see all its ancestors."""
-        window = self.config.sliding_window
-        return (depth if window is None else min(depth, window + 1)), top_k
+        is_limited = self.window is not None and self.window.is_trained
+        return (min(depth, self.window.size + 1) if is_limited else depth), top_k
 
     def grow(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
         """As in [`Drafter`]."""

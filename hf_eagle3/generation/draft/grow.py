@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ...configuration_eagle3 import Eagle3Config
 from ...draft_layers import Rotary, at_places
 from ...modeling_eagle3 import Eagle3DraftModel
 from ..ops.grouped_attention import grouped_attention
@@ -54,32 +53,15 @@ class Vocabulary:
 
 
 def entry_masks(
-    config: Eagle3Config, valid: torch.Tensor, slots: torch.Tensor, places: torch.Tensor, dtype: torch.dtype
+    cache: DraftCache, valid: torch.Tensor, slots: torch.Tensor, places: torch.Tensor, dtype: torch.dtype
 ) -> list[torch.Tensor]:
     """
     Per layer of the draft what entries at `slots` (A, m) see of the entries `valid` (A, S), themselves included,
     additive, (A, 1, m, S); in the last layer only those at `places` (A, n) look, (A, 1, n, S).
     """
-    index, window = torch.arange(valid.shape[1], device=valid.device), config.sliding_window
-
-    def seen_from(slots: torch.Tensor) -> torch.Tensor:
-        newest = slots[:, :, None]
-        seen = valid[:, None] & (index <= newest)
-        if window is not None:
-            seen = seen & (index > newest - window)
-        return additive(seen, dtype)[:, None]
-
-    others = config.num_hidden_layers - 1
-    return ([seen_from(slots)] * others if others else []) + [seen_from(slots.gather(1, places))]
-
-
-def prefix_mask(valid: torch.Tensor, window: int | None, level: int, dtype: torch.dtype) -> torch.Tensor:
-    """What a query `level` positions below the newest entry of `valid` (A, S) sees of them, additive, (A, 1, 1, S)."""
-    if window is not None:
-        index = torch.arange(valid.shape[1], device=valid.device)
-        newest = (index * valid).amax(dim=1, keepdim=True)
-        valid = valid & (index > newest + level - window)
-    return additive(valid, dtype)[:, None, None]
+    others = len(cache.keys) - 1
+    of_all = [additive(cache.seen(valid, slots), dtype)[:, None]] * others if others else []
+    return [*of_all, additive(cache.seen(valid, slots.gather(1, places)), dtype)[:, None]]
 
 
 def entry_pass(
@@ -104,7 +86,7 @@ def entry_pass(
     """
     index = cache.index(slots.shape[0])
     cache.valid[index, slots] = valid
-    masks = entry_masks(draft.config, cache.valid[: len(index), :width], slots, newest, embeds.dtype)
+    masks = entry_masks(cache, cache.valid[: len(index), :width], slots, newest, embeds.dtype)
 
     def attend(query, key, value, layer):
         keys, values = cache.write_entries(layer, index, slots, key, value)
@@ -161,7 +143,8 @@ def grow(
         run_level: `level_pass`, perhaps compiled or timed.
     """
     depth, top_k = sizes
-    window, dtype, prefix = draft.config.sliding_window, hidden.dtype, None
+    dtype, prefix = hidden.dtype, None
+    moves = cache.window is not None and cache.window.is_trained
     if depth > 1:
         behind = torch.arange(1, depth, device=hidden.device)
         cos, sin = draft.rotary(positions[:, None] + behind, dtype)
@@ -177,8 +160,8 @@ def grow(
         width = policy.width(level, pool.frontier_scores)
         if width == 0:
             break
-        if prefix is None or window is not None:  # a window moves on with every level
-            prefix = prefix_mask(cache.entries(roots.shape[0]), window, level, dtype)
+        if prefix is None or moves:
+            prefix = additive(cache.seen_below(roots.shape[0], level), dtype)[:, None, None]
         above = pool.expand(width)
         hidden, logits = run_level(
             draft,

@@ -39,7 +39,7 @@ class DraftInputs:
         features: (A, m, F).
         slots, positions: Place in the caches and RoPE position of each feature's token, (A, m).
         counts: How many of each sequence's entries are real; padding follows.
-        last_slot: The largest of `slots`, known without asking the device.
+        last_slot, first_slot: The largest and the smallest of `slots`, known without asking the device.
         valid: (A, m), False at entries that must never be attended to, for padding on the left.
     """
 
@@ -49,6 +49,7 @@ class DraftInputs:
     positions: torch.Tensor
     counts: list[int]
     last_slot: int
+    first_slot: int = 0
     valid: torch.Tensor | None = None
     embeds: torch.Tensor | None = None
 

@@ -11,6 +11,7 @@ def open_eagle3(draft: Eagle3DraftModel, context: DraftContext) -> Eagle3Drafter
     """The EAGLE-3 drafter of a call; over static shapes one whose passes have few."""
     batch = context.batch
     given = (draft, context.target, batch.num_sequences, context.timer, context.noise, context.warp, batch)
+    given += (context.settings.sizes.draft_window,)
     if context.settings.static is None:
         return Eagle3Drafter(*given)
     return StaticDrafter(context.settings, context.max_length + batch.cache_shift, *given)

@@ -2,7 +2,8 @@
 
 Slot c pairs the feature of the target's slot c with the token of slot c + 1. Entries made from true features stay; the
 keys of tree nodes are written behind them and forgotten. A slot without an entry (padding, a prefix that another model
-run filled) is invalid and never attended to. Does not know trees.
+run filled) is invalid and never attended to. Under a window the entries in front of it are dropped, the first ones
+of each sequence excepted; slot c then lies in column c - `dropped`. Does not know trees.
 
 Shape letters: B sequences, A active ones (the first A of the storage), S slots, K kv heads, d head size.
 """
@@ -20,6 +21,43 @@ from ..ops.transfer import kept_entries
 
 
 GROWTH = 256  # slots
+# First tokens that stay visible in front of a draft window: attention rests on them where it finds nothing else
+# (StreamingLLM, arXiv 2309.17453, section 3).
+NUM_SINKS = 4
+
+
+@dataclass(frozen=True)
+class Window:
+    """
+    Which entries are attended to: the last `size`, and the first `num_sinks` of each sequence.
+
+    Attributes:
+        is_trained: Part of the draft's architecture: it moves on with every level of the tree. Otherwise it ends at
+            the newest entry, so that all levels see the same entries.
+    """
+
+    size: int
+    num_sinks: int = 0
+    is_trained: bool = False
+
+    @classmethod
+    def of(cls, config: Eagle3Config, draft_window: int | None) -> "Window | None":
+        """The narrower of the draft's own window and `draft_window` (`None`: the configuration's; 0: none)."""
+        trained = config.sliding_window
+        size = config.draft_window if draft_window is None else draft_window
+        if trained is not None and (not size or trained <= size):
+            return cls(trained, is_trained=True)
+        return cls(size, NUM_SINKS) if size else None
+
+    @property
+    def slack(self) -> int:
+        """Entries that are out of sight before they are dropped, many at a time."""
+        return max(64, self.size // 4)
+
+    @property
+    def most_entries(self) -> int:
+        """Of one sequence that is read in parts of at most `size`."""
+        return self.num_sinks + 2 * self.size + self.slack
 
 
 @dataclass
@@ -34,6 +72,7 @@ class DraftState:
         pending: Features (B, m, F) of the last m slots of the target's cache, not yet fed.
         dtype: Of the draft's weights.
         owner: The draft's `fc` weight, weakly; `None` after pickling, and the state is not reused then.
+        dropped: As in [`DraftCache`].
     """
 
     keys: list[torch.Tensor]
@@ -43,6 +82,7 @@ class DraftState:
     pending: torch.Tensor
     dtype: torch.dtype
     owner: weakref.ref | None
+    dropped: int = 0
 
     def __getstate__(self) -> dict:
         return vars(self) | {"owner": None}
@@ -59,19 +99,28 @@ class DraftCache:
     Keys and values of the draft's layers for a batch.
 
     Attributes:
-        filled: Slots up to the last that holds an entry; nodes are written from there on.
+        filled: Columns up to the last that holds an entry; nodes are written from there on.
+        dropped: Slots that have no column any more, between the first entries and the window.
     """
 
-    def __init__(self, config: Eagle3Config, num_sequences: int, dtype: torch.dtype, device: torch.device):
+    def __init__(
+        self,
+        config: Eagle3Config,
+        num_sequences: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        window: Window | None = None,
+    ):
         shape = (num_sequences, config.num_key_value_heads, 0, config.head_dim)
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.num_hidden_layers)]
         self.valid = torch.zeros(num_sequences, 0, dtype=torch.bool, device=device)
-        self.filled = 0
+        self.filled = self.dropped = 0
+        self.window = window
 
-    def reserve(self, slots: int) -> None:
-        """Room for at least `slots` slots."""
-        missing = slots - self.valid.shape[1]
+    def reserve(self, columns: int) -> None:
+        """Room for at least so many columns."""
+        missing = columns - self.valid.shape[1]
         if missing <= 0:
             return
         missing = max(missing, GROWTH, self.valid.shape[1] // 8)
@@ -96,6 +145,46 @@ class DraftCache:
         self.keys[layer][index, :, slots] = key.transpose(1, 2)
         self.values[layer][index, :, slots] = value.transpose(1, 2)
         return self.keys[layer][: len(index)], self.values[layer][: len(index)]
+
+    def seen(self, valid: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+        """Which of the columns `valid` (A, S) the columns `slots` (A, m) see, themselves included, (A, m, S)."""
+        index, newest = torch.arange(valid.shape[1], device=valid.device), slots[:, :, None]
+        seen = valid[:, None] & (index <= newest)
+        if self.window is None:
+            return seen
+        return seen & ((index > newest - self.window.size) | self._sinks(valid)[:, None])
+
+    def seen_below(self, num_sequences: int, level: int) -> torch.Tensor:
+        """Which entries a node `level` levels below each sequence's newest entry sees, (A, columns)."""
+        valid = self.entries(num_sequences)
+        if self.window is None:
+            return valid
+        index = torch.arange(valid.shape[1], device=valid.device)
+        newest = (index * valid).amax(dim=1, keepdim=True) + (level if self.window.is_trained else 0)
+        return valid & ((index > newest - self.window.size) | self._sinks(valid))
+
+    def _sinks(self, valid: torch.Tensor) -> torch.Tensor:
+        """Which columns hold the first entries of their sequence, (A, S); left padding holds none."""
+        return valid & (valid.cumsum(dim=1) <= self.window.num_sinks)
+
+    def drop_before(self, slot: int) -> None:
+        """Drop the entries that nothing from `slot` on sees, once they are many."""
+        if self.window is None:
+            return
+        sinks = self.window.num_sinks
+        first = slot - self.window.size + 1 - self.dropped
+        if first - sinks < self.window.slack:
+            return
+        # Where a sequence begins inside the window, its first entries are there and not in front of it as well.
+        places = self._sinks(self.valid).byte().argsort(dim=1, descending=True, stable=True)[:, :sinks]
+        is_sink = self._sinks(self.valid).gather(1, places) & (places < first)
+        end = sinks + self.filled - first
+        for held in (*self.keys, *self.values):
+            rows = places[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
+            held[:, :, :end] = torch.cat((held.gather(2, rows), held[:, :, first : self.filled]), dim=2)
+        self.valid[:, :end] = torch.cat((is_sink, self.valid[:, first : self.filled]), dim=1)
+        self.valid[:, end:] = False
+        self.filled, self.dropped = end, self.dropped + first - sinks
 
     # -- nodes --------------------------------------------------------------------------------------------------------
 
@@ -136,35 +225,43 @@ class DraftCache:
         self.keys = [k.clone() for k in state.keys]
         self.values = [v.clone() for v in state.values]
         self.valid = state.valid.clone()
-        self.filled = state.valid.shape[1]
+        self.filled, self.dropped = state.valid.shape[1], state.dropped
 
 
 class StaticDraftCache(DraftCache):
     """A draft cache whose slots are all there from the start, at addresses that stay: every pass sees all of them."""
 
-    def __init__(self, config: Eagle3Config, num_sequences: int, dtype: torch.dtype, device: torch.device, slots: int):
-        super().__init__(config, num_sequences, dtype, device)
-        self.kind = (num_sequences, dtype, device)
-        super().reserve(slots)
+    def __init__(
+        self,
+        config: Eagle3Config,
+        num_sequences: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        window: Window | None,
+        columns: int,
+    ):
+        super().__init__(config, num_sequences, dtype, device, window)
+        self.kind = (num_sequences, dtype, device, window)
+        super().reserve(columns)
         self.keys, self.values = [fixed(key) for key in self.keys], [fixed(value) for value in self.values]
         self.valid = fixed(self.valid)
         self.numbers = fixed(torch.arange(num_sequences, device=device)[:, None])
         self.start = fixed(torch.zeros((), dtype=torch.long, device=device))  # slot of the first node
         self.columns = fixed(torch.arange(self.valid.shape[1], device=device))
 
-    def reserve(self, slots: int) -> None:
+    def reserve(self, columns: int) -> None:
         """
         Raises:
-            RuntimeError: there are fewer slots.
+            RuntimeError: there are fewer columns.
         """
-        if slots > self.valid.shape[1]:
-            raise RuntimeError(f"{slots} slots were asked of a static draft cache of {self.valid.shape[1]}.")
+        if columns > self.valid.shape[1]:
+            raise RuntimeError(f"{columns} slots were asked of a static draft cache of {self.valid.shape[1]}.")
 
     def clear(self) -> None:
         """Forget all entries."""
         for held in (*self.keys, *self.values, self.valid):
             held.zero_()
-        self.filled = 0
+        self.filled = self.dropped = 0
 
     def index(self, num_sequences: int) -> torch.Tensor:
         """As in [`DraftCache`]."""

@@ -55,6 +55,7 @@ def prompt_inputs(drafter: Eagle3Drafter, batch: Batch, prompt: Prompt) -> Draft
         positions=positions,
         counts=[features.shape[1]] * batch.num_sequences,
         last_slot=end - 1,
+        first_slot=start,
         valid=valid,
         embeds=embeds,
     )
@@ -79,6 +80,7 @@ def attach_state(cache: Cache, drafter: Eagle3Drafter, batch: Batch) -> None:
         pending=features,
         dtype=drafter.draft.fc.weight.dtype,
         owner=weakref.ref(drafter.draft.fc.weight),
+        dropped=held.dropped,
     )
     setattr(cache, ATTRIBUTE, state)
 

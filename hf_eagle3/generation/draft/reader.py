@@ -23,7 +23,7 @@ def joined(pending: list[DraftInputs]) -> list[DraftInputs]:
         names = ("tokens", "features", "slots", "positions")
         whole = {name: torch.cat([vars(part)[name] for part in parts], dim=1) for name in names}
         counts = [sum(each) for each in zip(*(part.counts for part in parts), strict=True)]
-        out.append(DraftInputs(**whole, counts=counts, last_slot=parts[-1].last_slot))
+        out.append(DraftInputs(**whole, counts=counts, last_slot=parts[-1].last_slot, first_slot=parts[0].first_slot))
     return out
 
 

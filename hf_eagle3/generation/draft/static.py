@@ -75,7 +75,7 @@ class StaticDrafter(Eagle3Drafter):
         wanted = settings.sizes
         self.shapes, self.depth, self.num_places = settings.static, wanted.tree_depth, wanted.tree_depth + 1
         # Behind the entries stand padding, then the nodes that were expanded.
-        self._num_slots = rounded(num_slots + max(self.num_places, wanted.tree_depth * wanted.tree_top_k))
+        self._most_entries, self._behind = num_slots, max(self.num_places, wanted.tree_depth * wanted.tree_top_k)
         super().__init__(*given)
         self.num_sequences = self.cache.valid.shape[0]
         self.sequences = list(range(self.num_sequences))  # original numbers of the active ones
@@ -93,11 +93,14 @@ class StaticDrafter(Eagle3Drafter):
 
     def _new_cache(self, num_sequences: int) -> StaticDraftCache:
         kept = KEPT_CACHES.take(self.draft.midlayer) if self.shapes.compiles else None
-        kind = (num_sequences, self.dtype, self.device)
-        if kept is not None and kept.kind == kind and kept.valid.shape[1] >= self._num_slots:
+        kind, most = (num_sequences, self.dtype, self.device, self.window), self._most_entries
+        if num_sequences == 1 and self.window is not None:  # of several, one may run ahead by any number of tokens
+            most = min(most, self.window.most_entries)
+        columns = rounded(most + self._behind)
+        if kept is not None and kept.kind == kind and kept.valid.shape[1] >= columns:
             kept.clear()
             return kept
-        return StaticDraftCache(self.config, *kind, self._num_slots)
+        return StaticDraftCache(self.config, *kind, columns)
 
     def select(self, kept: list[int]) -> None:
         """As in [`Drafter`]; the places of the others stay."""
@@ -123,6 +126,7 @@ class StaticDrafter(Eagle3Drafter):
         if missing < 0 or inputs.embeds is not None or inputs.valid is not None:
             super().read(inputs)  # the prompt, or what many plain steps left
             return
+        self.cache.drop_before(inputs.first_slot)
         counts = on_device(inputs.counts, self.device)
         places = self.cache.columns[: self.num_places]
 
@@ -137,12 +141,12 @@ class StaticDrafter(Eagle3Drafter):
             self.cache,
             self.vocabulary.embed(F.pad(inputs.tokens, (0, missing)), features),
             features,
-            filled(inputs.slots),
+            filled(inputs.slots) - self.cache.dropped,
             filled(inputs.positions),
             places < counts[:, None],
             counts[:, None] - 1,
         )
-        self.cache.filled = max(self.cache.filled, inputs.last_slot + 1)
+        self.cache.filled = max(self.cache.filled, inputs.last_slot + 1 - self.cache.dropped)
 
     def _grown(self, roots: Roots, depth: int, policy: TreePolicy) -> DraftTree:
         roots = self._expand_to_batch(roots)
