@@ -24,8 +24,8 @@ class Draft:
         A view with another tree: `num_draft_tokens`, `tree_depth`, `tree_top_k`, `shared_noise`, see [`TreeConfig`].
 
         Raises:
-            ValueError: impossible sizes, a `draft_window`, which other drafts have, "host_chain", transformers' own loop,
-                or "sparse" where the draft does not take shapes.
+            ValueError: impossible sizes, a `draft_window`, which other drafts have, "host_chain", transformers' own
+                loop, or "sparse" where the draft does not take shapes.
         """
         if tree_mode == "host_chain":
             raise ValueError(
