@@ -1,9 +1,9 @@
 """What adaptation in use gains, loses and costs: `python tests/measure_adaptation.py [--answers 200] [--lora-rank N]`.
 
 The embedded pair meets a new domain: questions in capitals, which its draft was not trained on. They are answered in
-batches, and after each one there is a pause of a few optimiser steps. tau of chains of 5, greedy, before and after, on new questions and on
-the prompts that ship. Times are CPU times of one thread; collecting is measured in turns with and without it. One JSON
-line.
+batches, and after each one there is a pause of a few optimiser steps. tau of chains of 5, greedy, before and after, on
+new questions and on the prompts that ship. Times are CPU times of one thread; collecting is measured in turns with and
+without it. One JSON line.
 """
 
 import argparse
