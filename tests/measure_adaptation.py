@@ -109,7 +109,7 @@ def main() -> None:
         "overhead": collected / plain - 1,
         "training_by_generating": training / generating,
         "answers": adaptation.num_answers,
-        "steps": adaptation.num_steps,
+        "num_steps": adaptation.num_steps,
         "last_losses": adaptation.losses[-3:],
     }
     print(json.dumps(found | vars(arguments)))
