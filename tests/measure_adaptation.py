@@ -1,9 +1,9 @@
 """What adaptation in use gains, loses and costs: `python tests/measure_adaptation.py [--answers 200] [--lora-rank N]`.
 
 The embedded pair meets a new domain: questions in capitals, which its draft was not trained on. They are answered in
-batches, and after each one there is a pause of a few optimiser steps. tau of chains of 5, greedy, before and after, on new questions and on
-the prompts that ship. Times are CPU times of one thread; collecting is measured in turns with and without it. One JSON
-line.
+batches, and after each one there is a pause of a few optimiser steps. tau of chains of 5, greedy, before and after, on
+new questions and on the prompts that ship. Times are CPU times of one thread; collecting is measured in turns with and
+without it. One JSON line.
 """
 
 import argparse
@@ -109,7 +109,7 @@ def main() -> None:
         "overhead": collected / plain - 1,
         "training_by_generating": training / generating,
         "answers": adaptation.num_answers,
-        "steps": adaptation.num_steps,
+        "num_steps": adaptation.num_steps,
         "last_losses": adaptation.losses[-3:],
     }
     print(json.dumps(found | vars(arguments)))

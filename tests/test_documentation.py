@@ -21,7 +21,7 @@ from hf_eagle3.cli.train import parents
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-# Read in this order (what is shared is what training made); docs/serving.md has servers, which run until they are stopped.
+# Read in this order, as sharing needs what training made; docs/serving.md has servers, which run until stopped.
 GUIDES = "\n".join(
     (ROOT / "docs" / f"{name}.md").read_text("utf-8")
     for name in ("training", "using", "sharing", "trees", "quickstart", "adapting")

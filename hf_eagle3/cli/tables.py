@@ -38,9 +38,9 @@ def show_pairs(rows: Iterable[tuple[str, str]]) -> None:
 
 def show_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """A table with a header; all columns but the first are figures, to the right."""
-    table = Table(
-        title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold"
-    )
+    if title:
+        print(title)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     for i, name in enumerate(header):
         table.add_column(name, justify="right" if i else "left")
     for row in rows:
