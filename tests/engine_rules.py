@@ -144,4 +144,4 @@ def measure(python: str, names: list[str]) -> dict[str, dict]:
 
 if __name__ == "__main__":
     for name, result in measure(sys.argv[1], sys.argv[2:] or list(CASES)).items():
-        print(name, "expected", CASES[name].expected, json.dumps(result))
+        sys.stdout.write(json.dumps({"name": name, "expected": CASES[name].expected, **result}) + "\n")

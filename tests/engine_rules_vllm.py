@@ -1,6 +1,6 @@
 """Run by an interpreter that has vLLM: `python engine_rules_vllm.py JOB.json OUT.jsonl`; see `engine_rules.py`.
 
-One line per draft: the text's tokens and what was accepted, or the error. All drafts in one process, which imports once.
+One line per draft: the text's tokens and what was accepted, or the error. All of them in one process, to import once.
 """
 
 import gc

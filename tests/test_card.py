@@ -98,6 +98,8 @@ def test_a_whole_repository_in_a_folder(tmp_path, benchmark_file, capsys):
         """vllm serve org/target --speculative-config '{"method": "eagle3", "model": "user/pair", "num_speculative""",
         "--speculative-num-steps 8 --speculative-eagle-topk 10",
         "--speculative-num-draft-tokens 60",  # SGLang counts the root
+        "convert_hf_to_gguf.py draft --target-model-dir target --outfile draft.gguf",
+        "--spec-type draft-eagle3 --spec-draft-n-max 5",
         'from_pretrained("user/pair")',
         'custom_generate="user/pair", trust_remote_code=True',
     ):
@@ -188,10 +190,13 @@ def card_of(**changes) -> str:
 
 def test_an_engine_that_would_mis_serve_gets_no_command():
     text = card_of(norm_before_residual=True)
-    sglang = text.split("## SGLang")[1].split("## The original")[0]
+    sglang = text.split("## SGLang")[1].split("## llama.cpp")[0]
     assert "Do not serve this draft here" in sglang
     assert "launch_server" not in text
     assert "vllm serve" in text
+    assert "draft-eagle3" in text
+    assert "draft-eagle3" not in card_of(use_qk_norm=True)
+    assert "It ignores `norm_output`" in card_of(norm_output=True).split("## llama.cpp")[1].split("## The original")[0]
     assert "Does not read this file format" in card_of(dialect=SPECULATORS).split("## SGLang")[1]
 
 

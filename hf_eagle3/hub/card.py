@@ -23,6 +23,12 @@ TAGS = ("eagle3", "eagle", "speculative-decoding", "custom_generate")
 # Of the relations that the Hub knows: weights that are added to a base model, which stays as it is and is needed.
 RELATION = "adapter"
 LIBRARY = "hf-eagle3"
+SECTIONS = {
+    engines.VLLM: "vLLM",
+    engines.SGLANG: "SGLang",
+    engines.LLAMA_CPP: "llama.cpp",
+    engines.ORIGINAL: "The original EAGLE code",
+}
 BEGIN, END = "<!-- hf-eagle3: begin, written by the program -->", "<!-- hf-eagle3: end -->"
 
 
@@ -135,7 +141,7 @@ def _body(config: Eagle3Config, facts: CardFacts) -> str:
         *(_training_section(facts.training) if facts.training else ()),
         figures_section(facts.measured, facts.plot),
         _transformers_section(facts),
-        *(_engine_section(engine, config, facts) for engine in (engines.VLLM, engines.SGLANG, engines.ORIGINAL)),
+        *(_engine_section(engine, config, facts) for engine in SECTIONS),
     ]
     return "\n\n".join(parts)
 
@@ -184,8 +190,8 @@ Or, with the package installed but not imported:
 
 
 def _engine_section(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
-    title = {engines.VLLM: "vLLM", engines.SGLANG: "SGLang", engines.ORIGINAL: "The original EAGLE code"}[engine]
-    if engine not in engines.READERS[facts.dialect]:
+    title = SECTIONS[engine]
+    if engine not in (*engines.READERS[facts.dialect], *engines.CONVERTERS[facts.dialect]):
         return (
             f"## {title}\n\nDoes not read this file format; `hf-eagle3 convert --to plain` writes one that it reads."
         )
@@ -194,8 +200,8 @@ def _engine_section(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
         reasons = "\n".join(f"- It {f.rule.consequence}." for f in found)
         return f"## {title}\n\nDo not serve this draft here:\n\n{reasons}"
     target, tree = facts.target.name or "TARGET", facts.tree
+    length = min(tree.tree_depth, 5)  # of a chain, whose deep tokens are rarely accepted
     if engine == engines.VLLM:
-        length = min(tree.tree_depth, 5)  # vLLM drafts a chain, whose deep tokens are rarely accepted
         settings = f'{{"method": "eagle3", "model": "{facts.repository}", "num_speculative_tokens": {length}}}'
         return f"## {title}\n\n```bash\nvllm serve {target} --speculative-config '{settings}'\n```"
     if engine == engines.SGLANG:
@@ -204,6 +210,14 @@ def _engine_section(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
             f"  --speculative-algorithm EAGLE3 --speculative-draft-model-path {facts.repository} \\\n"
             f"  --speculative-num-steps {tree.tree_depth} --speculative-eagle-topk {tree.tree_top_k} \\\n"
             f"  --speculative-num-draft-tokens {tree.num_draft_tokens + 1}\n```"
+        )
+    if engine == engines.LLAMA_CPP:
+        return (
+            f"## {title}\n\n```bash\nhf download {facts.repository} --local-dir draft\n"
+            f"hf download {target} --local-dir target\n"
+            "python convert_hf_to_gguf.py target --outfile target.gguf\n"
+            "python convert_hf_to_gguf.py draft --target-model-dir target --outfile draft.gguf\n"
+            f"llama-server -m target.gguf -md draft.gguf --spec-type draft-eagle3 --spec-draft-n-max {length}\n```"
         )
     return (
         f'## {title}\n\n```python\nEaModel.from_pretrained(base_model_path="{target}", '

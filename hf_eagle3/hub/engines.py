@@ -6,7 +6,8 @@ error itself, the finding is reported and does not block the export for other en
 
 Derived from the sources of vLLM 0.33.0 (`models/llama_eagle3.py`, `qwen3_eagle3.py`,
 `transformers_utils/configs/speculators/`), SGLang 0.5.23 (`srt/models/llama_eagle3.py`, `llama.py`,
-`eagle_worker_v2.py`) and the original repository (`cnets.py`). Knows configurations only, not weights.
+`eagle_worker_v2.py`), llama.cpp as in llama-cpp-python 0.3.36 (`conversion/llama.py`, `src/models/eagle3.cpp`) and the
+original repository (`cnets.py`). RULES_OF_VLLM Knows configurations only, not weights.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from ..compat.models import optional_field
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS, Eagle3Config, default_target_layer_ids
-from .formats import NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
+from .formats import CONVERTERS, LLAMA_CPP, NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,17 @@ def _last_layer(case: Case) -> bool:
     return ids is not None and count is not None and count - 1 in ids and not is_served
 
 
+def _beyond_llama_cpp(case: Case) -> bool:
+    draft = case.draft
+    has_tensors = draft.use_qk_norm or draft.attention_bias or draft.mlp_bias or draft.fc_norm
+    has_no_head = not draft.has_lm_head and draft.has_vocabulary_mapping
+    return has_tensors or has_no_head or draft.num_hidden_layers > 1 or draft.num_tapped_layers != NUM_TAPPED_LAYERS
+
+
+def _ignored_by_llama_cpp(case: Case) -> bool:
+    return case.draft.norm_output or case.draft.sliding_window is not None or case.draft.hidden_act != "silu"
+
+
 def _short_positions(case: Case) -> bool:
     served = case.target.max_position_embeddings
     return served is not None and case.draft.max_position_embeddings < served
@@ -129,7 +141,7 @@ TRAIN_WITHOUT = "train without it"
 RULES = (
     Rule(
         "tapped-layers-unknown",
-        (VLLM, SGLANG),
+        (VLLM, SGLANG, LLAMA_CPP),
         True,
         lambda case: case.draft.target_layer_ids is None,
         "falls back to default layers of its own for each architecture where the file names none",
@@ -315,6 +327,23 @@ RULES = (
         "refuses to start with a draft whose `max_position_embeddings` is below the target's",
         "set SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN=1 for the server",
     ),
+    Rule(
+        "llama-cpp-tensors",
+        (LLAMA_CPP,),
+        False,
+        _beyond_llama_cpp,
+        "takes one layer and three tapped layers, without biases, `q_norm`, `k_norm` and `fc_norm`, and a head of the "
+        "draft's own where it has a draft vocabulary",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "llama-cpp-flags",
+        (LLAMA_CPP,),
+        True,
+        _ignored_by_llama_cpp,
+        "ignores `norm_output`, `sliding_window` and `hidden_act`",
+        OTHER_ENGINE,
+    ),
 )
 RULE_NAMES = tuple(rule.name for rule in RULES)
 
@@ -328,14 +357,14 @@ def findings(case: Case, engines: Iterable[str] | None = None) -> list[Finding]:
         engines: Default: all that read the dialect.
 
     Raises:
-        ValueError: an unknown engine, or one that does not read the dialect.
+        ValueError: an unknown engine, or one that neither reads nor converts the dialect.
     """
     readers = READERS[case.dialect]
     engines = readers if engines is None else tuple(engines)
     for engine in engines:
         if engine not in NAMES:
             raise ValueError(f"`--engine {engine}` is unknown; known are {', '.join(NAMES)}.")
-        if engine not in readers:
+        if engine not in (*readers, *CONVERTERS[case.dialect]):
             raise ValueError(f"{NAMES[engine]} does not read the {case.dialect} dialect; use --to plain.")
     return [
         Finding(engine, rule) for engine in engines for rule in RULES if engine in rule.engines and rule.applies(case)
