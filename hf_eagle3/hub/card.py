@@ -217,7 +217,8 @@ def _engine_section(engine: str, config: Eagle3Config, facts: CardFacts) -> str:
             f"hf download {target} --local-dir target\n"
             "python convert_hf_to_gguf.py target --outfile target.gguf\n"
             "python convert_hf_to_gguf.py draft --target-model-dir target --outfile draft.gguf\n"
-            f"llama-server -m target.gguf -md draft.gguf --spec-type draft-eagle3 --spec-draft-n-max {length}\n```"
+            f"llama-server -m target.gguf -md draft.gguf --spec-type draft-eagle3 --spec-draft-n-max {length}\n```\n\n"
+            "llama.cpp's converter must know the target's tokenizer; it refuses others."
         )
     return (
         f'## {title}\n\n```python\nEaModel.from_pretrained(base_model_path="{target}", '
