@@ -122,7 +122,7 @@ def serve(python: str, job: dict, folder: Path) -> list[dict]:
             subprocess.run(command, stdout=log, stderr=log, env=ENVIRONMENT | os.environ, check=True)
         before, lines = len(lines), [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
         if len(lines) == before:
-            raise RuntimeError(f"vLLM ended without a result for {list(left['drafts'])[0]}.")
+            raise RuntimeError(f"vLLM ended without a result for {next(iter(left['drafts']))}.")
     return lines
 
 
