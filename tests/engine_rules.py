@@ -110,6 +110,22 @@ def write(name: str, case: Case, draft: Eagle3DraftModel, folder: Path) -> Path:
     return out
 
 
+def serve(python: str, job: dict, folder: Path) -> list[dict]:
+    """vLLM's results, one per draft."""
+    results, lines, drafts = folder / "results.jsonl", [], job["drafts"]
+    while len(lines) < len(drafts):
+        done = {line["name"] for line in lines}
+        left = job | {"drafts": {name: path for name, path in drafts.items() if name not in done}}
+        (folder / "job.json").write_text(json.dumps(left), encoding="utf-8")
+        with Path(tempfile.gettempdir(), "hf-eagle3-rules.log").open("ab") as log:
+            command = [python, str(DRIVER), str(folder / "job.json"), str(results)]
+            subprocess.run(command, stdout=log, stderr=log, env=ENVIRONMENT | os.environ, check=True)
+        before, lines = len(lines), [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+        if len(lines) == before:
+            raise RuntimeError(f"vLLM ended without a result for {next(iter(left['drafts']))}.")
+    return lines
+
+
 def measure(python: str, names: list[str]) -> dict[str, dict]:
     """By case: `found` (same, differs, error), `ours` and `theirs` accepted at each position, vLLM's version."""
     target, _, tokenizer = embedded.load_pair()
@@ -120,12 +136,7 @@ def measure(python: str, names: list[str]) -> dict[str, dict]:
         job = {"target": str(embedded.TARGET), "prompts": prompts, "max_new_tokens": NEW_TOKENS, "depth": DEPTH}
         job["context"] = max(map(len, prompts)) + NEW_TOKENS + DEPTH + 1
         job["drafts"] = {name: str(write(name, CASES[name], draft, Path(folder))) for name, draft in drafts.items()}
-        Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
-        results = Path(folder, "results.jsonl")
-        command = [python, str(DRIVER), str(Path(folder, "job.json")), str(results)]
-        with Path(tempfile.gettempdir(), "hf-eagle3-rules.log").open("ab") as log:
-            subprocess.run(command, stdout=log, stderr=log, env=ENVIRONMENT | os.environ, check=True)
-        lines = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+        lines = serve(python, job, Path(folder))
     out = {}
     for line in lines:
         ours = run_here(target, drafts[line["name"]], prompts, NEW_TOKENS)
@@ -144,4 +155,4 @@ def measure(python: str, names: list[str]) -> dict[str, dict]:
 
 if __name__ == "__main__":
     for name, result in measure(sys.argv[1], sys.argv[2:] or list(CASES)).items():
-        print(name, "expected", CASES[name].expected, json.dumps(result))
+        sys.stdout.write(json.dumps({"name": name, "expected": CASES[name].expected, **result}) + "\n")

@@ -1,10 +1,12 @@
 """Run by an interpreter that has vLLM: `python engine_rules_vllm.py JOB.json OUT.jsonl`; see `engine_rules.py`.
 
-One line per draft: the text's tokens and what was accepted, or the error. All drafts in one process, which imports once.
+One line per draft: the text's tokens and what was accepted, or the error. Many of them in one process, to import once;
+it ends behind an error, after which vLLM 0.32 waits for ever.
 """
 
 import gc
 import json
+import os
 import sys
 
 from vllm import LLM, SamplingParams, __version__
@@ -46,6 +48,8 @@ def main() -> None:
             result = {"error": f"{type(error).__name__}: {error}"[:300]}
         with open(sys.argv[2], "a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, "version": __version__, **result}) + "\n")
+        if "error" in result:
+            os._exit(0)
         gc.collect()
         cleanup_dist_env_and_memory()
 

@@ -98,6 +98,8 @@ def test_a_whole_repository_in_a_folder(tmp_path, benchmark_file, capsys):
         """vllm serve org/target --speculative-config '{"method": "eagle3", "model": "user/pair", "num_speculative""",
         "--speculative-num-steps 8 --speculative-eagle-topk 10",
         "--speculative-num-draft-tokens 60",  # SGLang counts the root
+        "convert_hf_to_gguf.py draft --target-model-dir target --outfile draft.gguf",
+        "--spec-type draft-eagle3 --spec-draft-n-max 5",
         'from_pretrained("user/pair")',
         'custom_generate="user/pair", trust_remote_code=True',
     ):
@@ -188,10 +190,13 @@ def card_of(**changes) -> str:
 
 def test_an_engine_that_would_mis_serve_gets_no_command():
     text = card_of(norm_before_residual=True)
-    sglang = text.split("## SGLang")[1].split("## The original")[0]
+    sglang = text.split("## SGLang")[1].split("## llama.cpp")[0]
     assert "Do not serve this draft here" in sglang
     assert "launch_server" not in text
     assert "vllm serve" in text
+    assert "draft-eagle3" in text
+    assert "draft-eagle3" not in card_of(use_qk_norm=True)
+    assert "It ignores `norm_output`" in card_of(norm_output=True).split("## llama.cpp")[1].split("## The original")[0]
     assert "Does not read this file format" in card_of(dialect=SPECULATORS).split("## SGLang")[1]
 
 
@@ -230,13 +235,13 @@ def measured(*rows: dict, **settings):
     [
         (
             [ROW, ROW | {"task": "code", "speedup": 1.5, "speedup_interval": [1.1, 1.6], "acceptance_length": 3.0}],
-            "Measured: 3.00 to 3.46 tokens per pass of the target and 1.50 to 1.84 times faster than plain `generate` "
-            "on Core X (`static`, temperature 0).",
+            "Measured: 3.00 to 3.46 tokens per pass of the target and faster than plain `generate` on every task, "
+            "1.50 to 1.84x on Core X (`static`, temperature 0, 18 prompts per task).",
         ),
         (  # one task is not faster beyond chance
             [ROW, ROW | {"task": "code", "speedup": 1.02, "speedup_interval": [0.98, 1.1]}],
-            "Measured: 3.46 tokens per pass of the target and 1.02 to 1.84 times the speed of plain `generate` on "
-            "Core X (`static`, temperature 0).",
+            "Measured: 3.46 tokens per pass of the target and 1.02 to 1.84x the speed of plain `generate` on "
+            "Core X (`static`, temperature 0, 18 prompts per task).",
         ),
         (  # the default mode counts, not the best one; the lowest temperature, the smallest batch
             [
@@ -246,13 +251,13 @@ def measured(*rows: dict, **settings):
                 ROW | {"method": "auto", "temperature": 1.0, "speedup": 7.0, "speedup_interval": None},
                 ROW | {"method": "auto", "batch_size": 4, "speedup": 8.0, "speedup_interval": None},
             ],
-            "Measured: 1.50 tokens per pass of the target and 0.80 times the speed of plain `generate` on Core X "
-            "(`auto`, temperature 0).",
+            "Measured: 1.50 tokens per pass of the target and 0.80x the speed of plain `generate` on Core X "
+            "(`auto`, temperature 0, 18 prompts per task).",
         ),
         (
             [ROW | {"speedup": None, "speedup_interval": None, "identical": False}],
-            "Measured: 3.46 tokens per pass of the target (`static`, temperature 0); no speed is given, as the text "
-            "differed.",
+            "Measured: 3.46 tokens per pass of the target (`static`, temperature 0, 18 prompts per task); no speed is "
+            "given, as the text differed.",
         ),
         ([ROW | {"method": "lookup:10"}], "Its acceptance and speed have not been measured."),
     ],

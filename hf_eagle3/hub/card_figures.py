@@ -44,7 +44,8 @@ def headline(measured: Measured | None) -> str:
     rows = [row for row in rows if row["temperature"] == min(r["temperature"] for r in rows)]
     method = _shown_method(rows)
     rows = [row for row in rows if row["method"] == method]
-    where = f"`{method}`, temperature {rows[0]['temperature']:g}"
+    prompts = min(row["num_prompts"] for row in rows)
+    where = f"`{method}`, temperature {rows[0]['temperature']:g}, {prompts} prompts per task"
     lengths = [row["acceptance_length"] for row in rows if row["acceptance_length"] is not None]
     parts = [f"{_span(lengths)} tokens per pass of the target"] if lengths else []
     speeds = [row["speedup"] for row in rows if row["speedup"] is not None]
@@ -53,9 +54,9 @@ def headline(measured: Measured | None) -> str:
     device = table_cell(measured.hardware.get("device_name") or measured.hardware.get("device") or "one machine")
     lowest = min((row.get("speedup_interval") or [row["speedup"]])[0] for row in rows if row["speedup"] is not None)
     if len(speeds) == len(rows) and lowest > 1:
-        what = f"{_span(speeds)} times faster than plain `generate`"
+        what = f"faster than plain `generate` on every task, {_span(speeds)}x"
     else:
-        what = f"{_span(speeds)} times the speed of plain `generate`"
+        what = f"{_span(speeds)}x the speed of plain `generate`"
     return f"Measured: {' and '.join([*parts, what])} on {device} ({where})."
 
 

