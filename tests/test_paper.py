@@ -7,9 +7,10 @@ import json
 
 import pytest
 import torch
-from models import left_padded, tiny_draft, tiny_target
+from models import left_padded, tiny_draft, tiny_eagle, tiny_target
 from training_setup import written
 
+from hf_eagle3.benchmarks import methods
 from hf_eagle3.cli import main
 from hf_eagle3.paper import drafts
 from hf_eagle3.paper.quality import distance, permutation_test, texts
@@ -115,3 +116,56 @@ def test_agreement_is_counted():
     text = page({"table-3": {"rows": batched}}, FACTS | {"trained": {}})
     assert "EAGLE-3 above EAGLE at 1 of 2 batch sizes, above 1.0x at 1" in text
     assert "| EAGLE-3 in the paper | 1.75x | 1.68x |" in text
+
+
+# The commands it stands on
+
+
+def test_methods_are_given_by_kind_and_directory():
+    target, asked = tiny_target(), []
+
+    def load(kind, source):
+        asked.append((kind, source))
+        return tiny_eagle(target)
+
+    names = ["medusa:a", "hydra:b", "eagle:c", "eagle2:d", "hass:e/f:no-shared-noise"]
+    found = methods.parse(names, tiny_draft(target), None, load_kind=load)
+    assert asked == [("medusa", "a"), ("hydra", "b"), ("eagle", "c"), ("eagle", "d"), ("hass", "e/f")]
+    sizes = [method.options["assistant_model"].tree_config for method in found]
+    assert [(one.tree_mode, one.num_draft_tokens) for one in sizes[:4]] == [
+        ("sparse", 63),
+        ("sparse", 63),
+        ("sparse", 25),
+        ("static", 59),
+    ]
+    assert [one.shared_noise for one in sizes] == [True, True, True, True, False]
+    assert [methods.title(name) for name in names[2:4]] == ["EAGLE c", "EAGLE-2 d"]
+    with pytest.raises(ValueError, match="needs the directory of its draft"):
+        methods.parse(["medusa"], tiny_draft(target), None, load_kind=load)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--drafter", "eagle", "--recipe", "medusa"], "`--recipe` medusa does not go with `--drafter` eagle"),
+        (["--drafter", "hydra", "--draft-vocab-size", "9"], "`--draft-vocab-size`"),
+        (["--drafter", "hass", "--block-size", "9"], "`--block-size`"),
+    ],
+    ids=str,
+)
+def test_options_of_another_kind_are_refused(options, message, capsys, tmp_path):
+    assert main(["train", "--target", "t", "--train-data", "d", "--output-dir", str(tmp_path), *options]) != 0
+    assert message in capsys.readouterr().err
+
+
+def test_training_goes_on_from_a_draft_of_its_kind_only(tmp_path, capsys):
+    given = folder_of_a_target(tmp_path)[:2]
+    tiny_eagle(tiny_target()).save_pretrained(tmp_path / "draft")
+    options = [*given, "--train-data", str(tmp_path / "answers.jsonl"), "--draft", str(tmp_path / "draft")]
+    options += ["--max-steps", "1", "--report-to", "none", "--use-cpu", "true", "--num-generation-prompts", "0"]
+    assert main(["train", *options, "--output-dir", str(tmp_path / "a")]) != 0
+    assert "is a EagleDraftModel; set `--drafter eagle`" in capsys.readouterr().err
+    # EAGLE-2's draft goes on as HASS does, as in the latter's paper.
+    assert main(["train", *options, "--drafter", "hass", "--output-dir", str(tmp_path / "b")]) == 0
+    record = json.loads((tmp_path / "b" / "training.json").read_text())
+    assert (record["training_time_test_steps"], record["steps"]) == (3, 1)

@@ -17,6 +17,7 @@ from hf_eagle3.generation.auto.calibration import OWN_NOISE, Calibration
 from hf_eagle3.generation.auto.costs import CostTable
 from hf_eagle3.generation.auto.planner import AutoPlanner
 from hf_eagle3.generation.auto.traits import MEASURED, DraftingTraits
+from hf_eagle3.generation.draft.interface import drafter_kind
 from hf_eagle3.generation.tree.policy import Outlook
 from hf_eagle3.tree_config import TreeConfig
 
@@ -260,6 +261,12 @@ def test_free_drafts_are_asked_in_every_cycle():
         planner.begin(Outlook(1, 9, 4, (True,)))
         planner._gain._plain_left = 5  # drafting did not pay
     assert [planner.begin(Outlook(1, 9, 4, (True,))) for planner in planners] == [4, 0]
+
+
+def test_a_grafted_draft_has_the_traits_of_the_draft_inside(target):
+    for inner, is_free in ((hf_eagle3.LookaheadDraft(3, 3, 3), True), (tiny_draft(target), False)):
+        grafted = inner.with_suffix()
+        assert drafter_kind(grafted).traits(grafted).is_free == is_free
 
 
 def test_chances_that_are_not_the_drafts_teach_nothing():

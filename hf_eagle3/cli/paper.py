@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         source, str(target.dtype).removeprefix("torch."), answers, output, arguments.steps, arguments.batch_size,
         arguments.learning_rate, arguments.max_length, num_decoder_layers(target.config.get_text_config(decoder=True)),
     )  # fmt: skip
-    names = [name for piece in arguments.pieces for name in NEEDED[piece]]
+    names = [name for piece in arguments.pieces for name in needed(piece, arguments.drafts)]
     names = list(dict.fromkeys(names))
     train_missing(plan, names, lambda line: print(line, flush=True))
     pieces = measured(arguments, Bench(
@@ -70,6 +70,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def needed(piece: str, drafts: list[str]) -> list[str]:
+    """The drafts of a piece, of those that were asked for."""
+    return [name for name in NEEDED[piece] if name.partition("@")[0] in drafts]
+
+
 def measured(arguments: argparse.Namespace, bench: Bench) -> dict[str, dict]:
     """The pieces that were asked for, by name."""
     greedy = BenchmarkSettings((0.0,), (1,), repetitions=1, warm_up=0, max_new_tokens=arguments.max_new_tokens)
@@ -78,8 +83,8 @@ def measured(arguments: argparse.Namespace, bench: Bench) -> dict[str, dict]:
         max_new_tokens=arguments.max_new_tokens, ignore_eos=True,
     )  # fmt: skip
     how = {
-        "table-1": lambda: bench.run("table-1", table_1_methods(bench)),
-        "figure-7": lambda: bench.run("figure-7", chains(bench, NEEDED["figure-7"], CHAIN), greedy),
+        "table-1": lambda: bench.run("table-1", table_1_methods(bench, arguments.drafts)),
+        "figure-7": lambda: bench.run("figure-7", chains(bench, needed("figure-7", arguments.drafts), CHAIN), greedy),
         "scaling": lambda: bench.run("scaling", trees(bench, NEEDED["scaling"]), greedy),
         "table-3": lambda: bench.run("table-3", chains(bench, NEEDED["table-3"], SHORT_CHAIN), batched),
         "quality": lambda: quality(bench, arguments.texts, arguments.sample_tokens),
@@ -129,6 +134,13 @@ def command(arguments: argparse.Namespace) -> str:
     for name in (*names, "texts", "sample_tokens"):
         if (value := vars(arguments)[name]) is not None:
             words += [f"--{name.replace('_', '-')}", str(value)]
-    words += ["--pieces", *arguments.pieces, "--temperatures", *(f"{x:g}" for x in arguments.temperatures)]
+    words += [
+        "--pieces",
+        *arguments.pieces,
+        "--drafts",
+        *arguments.drafts,
+        "--temperatures",
+        *(f"{x:g}" for x in arguments.temperatures),
+    ]
     words += ["--batch-sizes", *map(str, arguments.batch_sizes)]
     return shlex.join(words)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..cli import main
+from ..cli.options.paper import DRAFTS
 from ..errors import UserError
 
 
 TOP = "eagle3-top"  # EAGLE-3 that reads the top layer only: Table 2's middle row
-KINDS = ("medusa", "hydra", "eagle", "hass", TOP, "eagle3")
+KINDS = DRAFTS
 SHARES = (8, 4, 2)  # of the data: an eighth, a quarter, a half; figures 1 and 4
 SCALED = ("eagle", "eagle3")
 

@@ -82,14 +82,14 @@ def _written(path: Path, document: dict) -> dict:
     return document
 
 
-def table_1_methods(bench: Bench) -> list[Method]:
-    """All methods of tables 1 and 2."""
+def table_1_methods(bench: Bench, drafts: Sequence[str]) -> list[Method]:
+    """The methods of tables 1 and 2 that the trained `drafts` allow."""
     names = ["assisted"] * (bench.assistant is not None) + ["lookup:10", "lookahead"]
-    names += [f"{kind}:{kind}" for kind, _ in TRAINED] + ["tree:59,8,10", "auto"]
+    names += [f"{kind}:{kind}" for kind, _ in TRAINED if methods.TREES[kind][0] in drafts] + ["tree:59,8,10", "auto"]
     chosen = methods.parse(
         names, bench.draft("eagle3"), bench.assistant, load_kind=lambda kind, source: bench.draft(kind)
     )
-    return [*chosen, Method(TOP, {"assistant_model": bench.draft(TOP).with_tree("static")}, is_ours=True)]
+    return chosen + (trees(bench, [TOP]) if TOP in drafts else [])
 
 
 def chains(bench: Bench, names: Sequence[str], depth: int) -> list[Method]:
@@ -111,12 +111,13 @@ def quality(bench: Bench, count: int, length: int) -> dict:
     path = bench.plan.output / "quality.json"
     if (known := _known(path, settings)) is not None:
         return known
-    draft, found = bench.draft("eagle3"), {}
+    sizes = {"num_draft_tokens": 12, "tree_depth": 3, "tree_top_k": 4}  # many sequences side by side
+    draft, found = bench.draft("eagle3").with_tree("static", **sizes), {}
     workload = Workload(bench.target, bench.tokenizer, bench.settings)
     for task in bench.tasks:
         work = next(workload.works(batches(workload.fitting(task), 1.0, 0, 1)[0]))
         plain = texts(bench.target, work.inputs, count, length, seed=1)
-        ours = texts(bench.target, work.inputs, count, length, seed=2, assistant_model=draft.with_tree("static"))
+        ours = texts(bench.target, work.inputs, count, length, seed=2, assistant_model=draft)
         found[task.name] = permutation_test(plain, ours)
     return _written(path, {"settings": settings, "p_values": found})
 

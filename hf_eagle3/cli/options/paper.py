@@ -8,6 +8,8 @@ from .shared import PAIRS, add_device_arguments, check_sources, positive, temper
 
 HELP = "the paper's tables on a target: train all drafts on equal data, measure, write a page; resumable"
 PIECES = ("table-1", "figure-7", "scaling", "table-3", "quality")
+DRAFTS = ("medusa", "hydra", "eagle", "hass", "eagle3-top", "eagle3")
+PAIRWISE = ("scaling", "table-3")  # compare EAGLE with EAGLE-3
 EMBEDDED = PAIRS[0]
 # For a test: everything runs, nothing is learnt.
 QUICK = {"steps": 2, "batch_size": 2, "max_length": 64, "limit": 1, "max_new_tokens": 12, "texts": 4}
@@ -26,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", nargs="+", help="prompts to measure on, .jsonl files (default: those of embedded)")
     parser.add_argument("--assistant", help="directory or Hub id of a small model, for standard speculative sampling")
     parser.add_argument("--pieces", nargs="+", choices=PIECES, default=list(PIECES), help="(default: all)")
+    parser.add_argument(
+        "--drafts", nargs="+", choices=DRAFTS, default=list(DRAFTS), help="trained and measured (default: all)"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: to see that everything runs")
     sizes = parser.add_argument_group("sizes")
     sizes.add_argument("--steps", type=positive, default=2000, help="optimiser steps of each draft (default: 2000)")
@@ -53,5 +58,9 @@ def check(arguments: argparse.Namespace) -> None:
         raise ValueError("Give one of `--data`, prompts for the target to answer, and `--answers`, what it answered.")
     if arguments.answers is not None and not arguments.answers.is_file():
         raise ValueError(f"`--answers` {arguments.answers} is not a file.")
+    if missing := {"eagle3", *({"eagle"} if set(arguments.pieces) & set(PAIRWISE) else ())} - set(arguments.drafts):
+        raise ValueError(
+            f"`--drafts` lacks {', '.join(sorted(missing))}, which `--pieces` {' '.join(arguments.pieces)} need."
+        )
     if arguments.quick:
         vars(arguments).update(QUICK)
