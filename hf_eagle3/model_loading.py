@@ -26,6 +26,7 @@ from .dtypes import DTYPES
 from .errors import PACKAGE, UserError, explained, is_raised_by
 from .generation.draft.interface import draft_class
 from .generation.ops.transfer import best_device
+from .hub.formats import CLASSES
 from .known_defects import corrections
 from .modeling_eagle3 import Eagle3DraftModel
 
@@ -168,6 +169,16 @@ def read_draft(source: str, **options) -> DraftModel:
         if source in str(error) or not is_raised_by(error, (PACKAGE,)):
             raise
         raise UserError(f"`--draft` {source}: {error}") from error
+
+
+def load_shareable_draft(source: str, base: str | None = None, **hub) -> DraftModel:
+    """As [`load_any_draft`]; UserError for a kind of draft that no other program reads."""
+    draft = load_any_draft(source, base, **hub)
+    if draft.config.model_type not in CLASSES:
+        raise UserError(
+            f"{source} is a {type(draft).__name__}; only EAGLE-3 drafts and block drafters can be converted or pushed."
+        )
+    return draft
 
 
 def load_any_draft(source: str, base: str | None = None, **hub) -> DraftModel:
