@@ -171,8 +171,8 @@ def read_draft(source: str, kind: type[DraftModel] | None = None, **options) -> 
         raise UserError(f"`--draft` {source}: {error}") from error
 
 
-def load_exportable_draft(source: str, base: str | None = None, **hub) -> DraftModel:
-    """As [`load_any_draft`]; UserError for a kind of draft that has one layout only."""
+def load_shareable_draft(source: str, base: str | None = None, **hub) -> DraftModel:
+    """As [`load_any_draft`]; UserError for a kind of draft that no other program reads."""
     draft = load_any_draft(source, base, **hub)
     if draft.config.model_type not in CLASSES:
         raise UserError(

@@ -16,9 +16,11 @@ from test_block import VIEWS, block_draft
 import hf_eagle3
 from hf_eagle3 import BlockDraftConfig, BlockDraftModel
 from hf_eagle3.cli import main
+from hf_eagle3.errors import UserError
 from hf_eagle3.hub import engines
 from hf_eagle3.hub.engines import Case, TargetFacts, check_export, findings
 from hf_eagle3.hub.formats import BLOCK, PLAIN, SGLANG, VLLM
+from hf_eagle3.model_loading import load_shareable_draft
 
 
 PARITY = DATA / "parity" / "block"
@@ -155,6 +157,12 @@ def test_every_rule_about_block_drafters(rule):
     for engine in expected:
         with pytest.raises(ValueError, match=f"`{rule}`"):
             check_export(case, [engine])
+
+
+def test_other_kinds_of_drafts_are_not_shared(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(BlockDraftConfig, "model_type", "another")
+    with pytest.raises(UserError, match="only EAGLE-3 drafts and block drafters can be converted"):
+        load_shareable_draft(str(pair[2]))
 
 
 @pytest.mark.parametrize(

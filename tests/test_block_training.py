@@ -243,6 +243,11 @@ def test_the_command_line_trains_and_serves_one(tmp_path, capsys):
     assert (raw["block_size"], raw["num_hidden_layers"], raw["dflash_config"]["causal_head"]) == (4, 1, False)
     stats = assert_same(target, str(tmp_path / "out"), left_padded([9]), max_new_tokens=20, do_sample=False)
     assert stats.num_draft_tokens > 0
+    stored = ["--data", str(tmp_path / "data.jsonl"), "--target", str(tmp_path / "target")]
+    stored += ["--draft", str(tmp_path / "out"), "--output", str(tmp_path / "features"), "--limit", "2"]
+    assert main(["prepare", "features", *stored]) == 0
+    provenance = json.loads((tmp_path / "features" / "provenance.json").read_text())
+    assert provenance["target_layer_ids"] == raw["dflash_config"]["target_layer_ids"]
     again = ["--draft", str(tmp_path / "out"), *options[-10:-6], "--output-dir", str(tmp_path / "again")]
     assert main(["train", *again, "--use-cpu", "true"]) != 0
     assert "is a BlockDraftModel; set `--drafter block`" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from pathlib import Path
 from .. import smollm2
 from ..errors import UserError, explained
 from ..hub.export import UNKNOWN_TARGET, ExportTarget, export
-from ..model_loading import MODEL_REMEDY, load_exportable_draft, load_target, load_tokenizer, needs_extra
+from ..model_loading import MODEL_REMEDY, load_shareable_draft, load_target, load_tokenizer, needs_extra
 from ..modeling_eagle3 import Eagle3DraftModel
 from .inputs import encode, new_folder
 
@@ -16,7 +16,7 @@ def run(arguments: argparse.Namespace) -> int:
     new_folder(arguments.output, "output")
     if arguments.verify:
         needs_extra("train", ("httpx",))
-    draft = load_exportable_draft(
+    draft = load_shareable_draft(
         arguments.source, arguments.base, revision=arguments.revision, subfolder=arguments.subfolder
     )
     if arguments.verify and not isinstance(draft, Eagle3DraftModel):

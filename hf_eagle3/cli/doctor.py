@@ -5,6 +5,7 @@ Exit status: 0 for a sound pair, 1 for one that is not, 2 for mistakes in the co
 
 import argparse
 import json
+import math
 import textwrap
 from collections import Counter
 
@@ -16,6 +17,8 @@ from ..compat.models import attention_name
 from ..compat.versions import is_proved, transformers_version
 from ..doctor.diagnosis import UNSOUND, WEAK, diagnose
 from ..doctor.measure import Acceptance, Evidence, plain_answers
+from ..draft_model import DraftModel
+from ..drafters.block import BlockDraftModel
 from ..errors import UserError
 from ..fitting import fit_notes
 from ..generation.stats import record
@@ -49,9 +52,11 @@ def run(arguments: argparse.Namespace) -> int:
     except ValueError as error:
         report |= {"sound": False, "verdict": f"Not sound: the draft cannot be used with this target. {error}"}
     else:
-        if not isinstance(draft, Eagle3DraftModel):
+        if type(draft) not in (Eagle3DraftModel, BlockDraftModel):
             what = f"`--draft` {arguments.draft} is a {type(draft).__name__}"
-            raise UserError(f"{what}; only EAGLE-3 drafts are examined. Measure it with `hf-eagle3 benchmark`.")
+            raise UserError(
+                f"{what}; only EAGLE-3 drafts and block drafters are examined. Measure it with `hf-eagle3 benchmark`."
+            )
         notes = [*fit_notes(target.config, draft.config), tokenizer_note(arguments.draft, tokenizer)]
         notes += [f"Known defect, replaced when loading: {defect}." for defect in defects_of(arguments.draft)]
         report["notes"] = [note for note in notes if note is not None]
@@ -65,16 +70,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 def examine(
     target: PreTrainedModel,
-    draft: Eagle3DraftModel,
+    draft: DraftModel,
     tokenizer: PreTrainedTokenizerBase,
     arguments: argparse.Namespace,
 ) -> dict:
     """Measurement, repairs and verdict by JSON key."""
+    depth = min(arguments.depth, draft.config.num_predictions if isinstance(draft, BlockDraftModel) else math.inf)
 
     def evidence(raw: bool, template_kwargs: dict | None) -> tuple[list[dict], Evidence]:
         texts = arguments.prompt or PROMPTS
         prompts = [encode(tokenizer, text, raw, target.device, template_kwargs) for text in texts]
-        return prompts, Evidence(target, plain_answers(target, prompts, arguments.max_new_tokens), arguments.depth)
+        return prompts, Evidence(target, plain_answers(target, prompts, arguments.max_new_tokens), depth)
 
     given = arguments.chat_template_kwargs
     prompts, measured_on = evidence(arguments.raw, given)
@@ -83,6 +89,7 @@ def examine(
     out = {
         "sound": found.is_sound,
         "verdict": found.verdict,
+        "kind": type(draft).__name__,
         "positions": len(measured_on.starts),
         "acceptance": acceptance(found.before),
         "repairs": [described(repair, after) for repair, after in found.repairs],
@@ -150,7 +157,7 @@ def environment(target: PreTrainedModel) -> dict:
 
 
 @torch.no_grad()
-def auto_choices(target: PreTrainedModel, draft: Eagle3DraftModel, inputs: dict, max_new_tokens: int) -> dict:
+def auto_choices(target: PreTrainedModel, draft: DraftModel, inputs: dict, max_new_tokens: int) -> dict:
     """What the tree mode "auto" does on the first prompt."""
     with record() as stats:
         target.generate(
@@ -209,7 +216,7 @@ def permanent(report: dict) -> list[str]:
         "",
         "To keep it, load the draft with these arguments, and save the repaired copy if you like:",
         "",
-        f'    draft = hf_eagle3.Eagle3DraftModel.from_pretrained("{report["draft"]}"{arguments})',
+        f'    draft = hf_eagle3.{report["kind"]}.from_pretrained("{report["draft"]}"{arguments})',
         *(f"    {statement}" for statement in statements),
         '    draft.save_pretrained("repaired")',
     ]

@@ -29,9 +29,9 @@ from ..compat.models import attention_name, auto_class_of, set_attention_name
 from ..configuration_eagle3 import OPTIONAL_FLAGS, Eagle3Config
 from ..draft_model import DraftModel
 from ..drafters.block import BlockDraftConfig, BlockDraftModel
+from ..drafters.block.dialects import is_block_draft
 from ..errors import explained
 from ..fitting import fit_notes
-from ..generation.draft.interface import draft_class
 from ..hub import engines, formats, registry
 from ..hub.export import ExportTarget
 from ..known_defects import corrections, defects_of
@@ -180,7 +180,7 @@ def describe_draft(source: str, target: ExportTarget | None, **hub) -> dict:
         base, revision = adapter_base(source)
         return describe_draft(base, target, revision=revision) | {"name": source, "adapter_of": base}
     raw = checkpoint.load_config(source, **hub)
-    kind = draft_class(raw, Eagle3DraftModel)
+    kind = BlockDraftModel if is_block_draft(raw) else Eagle3DraftModel
     config = kind.config_class.from_dict(raw)
     with explained(f"`--draft` {source} cannot be read", MODEL_REMEDY):
         stored = stored_shapes(source, kind.native_name, **hub)

@@ -101,15 +101,19 @@ def vocabulary(arguments: argparse.Namespace, data) -> int:
 
 
 def features(arguments: argparse.Namespace, data) -> int:
+    from ..checkpoint import load_config
     from ..configuration_eagle3 import Eagle3Config
     from ..data.features import FeatureWriter, estimate_bytes
+    from ..generation.draft.interface import draft_class
+    from ..modeling_eagle3 import Eagle3DraftModel
     from ..target.target import Target
 
     samples, tokenizer, _ = tokens_of(arguments, data)
     target = load_target(arguments.target, dtype=arguments.dtype, device=arguments.device)
     if arguments.draft:
         with explained(f"`--draft` {arguments.draft} cannot be read", MODEL_REMEDY):
-            config = Eagle3Config.from_pretrained(arguments.draft)
+            kind = draft_class(load_config(arguments.draft), Eagle3DraftModel)
+            config = kind.config_class.from_pretrained(arguments.draft)
     else:
         config = Eagle3Config.from_target(target)
     tokens = sum(len(ids) for ids in samples["input_ids"])

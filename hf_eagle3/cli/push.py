@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..hub.publish import Publication, push_to_hub, write_repository
-from ..model_loading import load_exportable_draft
+from ..model_loading import load_shareable_draft
 from .inputs import new_folder
 
 
@@ -13,7 +13,7 @@ def is_hub_id(source: str | None) -> bool:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    draft = load_exportable_draft(arguments.draft, arguments.base)
+    draft = load_shareable_draft(arguments.draft, arguments.base)
     if not (arguments.target_name or draft.config.target_name_or_path or is_hub_id(arguments.target)):
         print("Note: the card will not name a target; set --target or --target-name to its Hub id.")
     settings = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers import PreTrainedConfig
 
-from ..modeling_eagle3 import Eagle3DraftModel
+from ..draft_model import DraftModel
 from .measure import Acceptance, Evidence
 from .repairs import Repair, repairs_for
 
@@ -82,7 +82,7 @@ def is_better(before: Acceptance, after: Acceptance) -> bool:
 
 
 @torch.no_grad()
-def diagnose(draft: Eagle3DraftModel, target: PreTrainedConfig, evidence: Evidence) -> Diagnosis:
+def diagnose(draft: DraftModel, target: PreTrainedConfig, evidence: Evidence) -> Diagnosis:
     """
     Measure `draft` and the usual repairs.
 

@@ -1,4 +1,4 @@
-"""Acceptance along answers of the target itself: the draft is unrolled at every position of one plain answer.
+"""Acceptance along answers of the target itself: the draft is asked at every position of one plain answer.
 
 The answer does not depend on the draft, so that repairs are compared position by position, and a measurement costs
 passes of the draft only. Does not know repairs.
@@ -6,6 +6,7 @@ passes of the draft only. Does not know repairs.
 Shape letters: B answers, L sequence, F tapped features, K levels of a chain, n positions that a chain may start from.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from .. import metrics
+from ..draft_model import DraftModel
+from ..drafters.block import BlockDraftModel
+from ..drafters.block.objective import block_states
 from ..generation.draft.eagle3 import uses_own_embedding
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.target import Target
@@ -111,31 +115,58 @@ class Evidence:
         self._features: dict[tuple[int, ...], Tensor] = {}
 
     @torch.no_grad()
-    def measure(self, draft: Eagle3DraftModel) -> Acceptance:
-        """What chains of `draft` would accept from every position of the answers."""
+    def measure(self, draft: DraftModel) -> Acceptance:
+        """What chains of `draft`, an EAGLE-3 draft or a block drafter, would accept from every position."""
         target = Target(self.target_model, draft.config)
         weight = draft.norm.weight
         features = self._features_of(target).to(weight.device, weight.dtype)
-        ids = self.ids.to(weight.device)
+        ids, starts = self.ids.to(weight.device), self.starts.to(weight.device)
         own = uses_own_embedding(draft, target)
-        embeds = draft.embed_tokens(ids) if own else target.embedding_rows(ids).to(weight.device, weight.dtype)
-        starts = self.starts.to(weight.device)
-        states = training_time_test(draft, embeds, features, self.depth, later_indices=starts)
-        target_ids = draft.target_token_ids
-        head = draft.lm_head
-        rows = None if head is not None else target.head_rows(target_ids).to(weight.device, weight.dtype)
+
+        def embed(ids: Tensor) -> Tensor:
+            return draft.embed_tokens(ids) if own else target.embedding_rows(ids).to(weight.device, weight.dtype)
+
+        if isinstance(draft, BlockDraftModel):
+            levels, target_ids = self._levels_of_blocks(draft, target, embed, features), None
+        else:
+            levels, target_ids = self._unrolled_levels(draft, target, embed(ids), features), draft.target_token_ids
         draft_ids = draft_ids_of(target_ids, max(draft.config.vocab_size, int(ids.max()) + 1)).to(weight.device)
         accepted = torch.ones_like(starts)
         lengths, logs = torch.zeros_like(starts), torch.zeros(len(starts), device=weight.device)
-        for level, normed in enumerate(states):
-            here = take_indices(normed, starts)[0]
-            logits = (head(here) if rows is None else here @ rows.T).float()
+        for level, logits in enumerate(levels):
             wanted = draft_ids[ids.flatten()[starts + 2 + level]]  # -1 outside the draft vocabulary
             accepted = accepted * (logits.argmax(-1) == wanted)
             lengths += accepted
             chosen = logits.log_softmax(-1).gather(1, wanted.clamp(min=0)[:, None])[:, 0].nan_to_num(LEAST_LOG)
             logs += chosen.where(wanted >= 0, chosen.new_tensor(LEAST_LOG)).clamp(min=LEAST_LOG)
         return Acceptance(lengths.cpu(), logs.cpu(), tuple(self.starts.tolist()), self.depth)
+
+    def _unrolled_levels(
+        self, draft: Eagle3DraftModel, target: Target, embeds: Tensor, features: Tensor
+    ) -> Iterator[Tensor]:
+        """Logits (n, D) of each level of the chains of an EAGLE-3 draft, float32."""
+        weight, head, starts = draft.norm.weight, draft.lm_head, self.starts.to(embeds.device)
+        rows = None if head is not None else target.head_rows(draft.target_token_ids).to(weight.device, weight.dtype)
+        for normed in training_time_test(draft, embeds, features, self.depth, later_indices=starts):
+            here = take_indices(normed, starts)[0]
+            yield (head(here) if rows is None else here @ rows.T).float()
+
+    def _levels_of_blocks(
+        self, draft: BlockDraftModel, target: Target, embed: Callable[[Tensor], Tensor], features: Tensor
+    ) -> Iterator[Tensor]:
+        """Logits (n, V) of each level of a block drafter, float32; its anchors are the tokens behind the starts."""
+        length, device = self.ids.shape[1], features.device
+        anchors = pad_sequence(
+            [self.starts[self.starts // length == row] % length + 1 for row in range(len(self.ids))], batch_first=True
+        )  # 0 where a sequence has fewer
+        batch = {
+            "input_ids": self.ids.to(device),
+            "document_ids": (self.mask - 1).to(device),  # -1 at padding
+            "position_ids": torch.arange(length, device=device)[None],
+        }
+        states = block_states(draft, embed, batch, features, anchors.to(device))[(anchors > 0).to(device)]
+        for level in range(self.depth):
+            yield target.head(states[:, level].to(target.model.dtype)).to(device).float()
 
     def _features_of(self, target: Target) -> Tensor:
         key = tuple(target.layer_ids)

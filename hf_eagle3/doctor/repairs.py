@@ -12,6 +12,8 @@ from transformers import PreTrainedConfig
 
 from ..compat.models import rotary_embedding
 from ..configuration_eagle3 import Eagle3Config, default_target_layer_ids, num_decoder_layers
+from ..draft_model import DraftModel
+from ..drafters.block import BlockDraftModel
 from ..modeling_eagle3 import Eagle3DraftModel
 from ..target.target import check_fit
 
@@ -27,21 +29,22 @@ class Repair:
     One change to a draft.
 
     Attributes:
-        kind: "rope theta", "rope scaling", "taps", "norm flag", "embedding", "head", "vocabulary" or "precision".
+        kind: "rope theta", "rope scaling", "taps", "norm flag", "causal flag", "embedding", "head", "vocabulary" or
+            "precision".
         what: The change in words.
         draft: A view of the draft with it, which shares the weights.
-        overrides: Arguments of `Eagle3DraftModel.from_pretrained` that make it, as source text by name.
+        overrides: Arguments of the draft's `from_pretrained` that make it, as source text by name.
         statement: Where no argument does: a Python statement to run after loading, before `save_pretrained`.
     """
 
     kind: str
     what: str
-    draft: Eagle3DraftModel = field(repr=False)
+    draft: DraftModel = field(repr=False)
     overrides: dict[str, str] = field(default_factory=dict)
     statement: str | None = None
 
 
-def view_of(draft: Eagle3DraftModel, **fields) -> Eagle3DraftModel:
+def view_of(draft: DraftModel, **fields) -> DraftModel:
     """A view of `draft` with fields of its configuration replaced; it shares the weights."""
     view = copy.copy(draft)
     view._modules, view._buffers = dict(draft._modules), dict(draft._buffers)
@@ -58,11 +61,24 @@ def view_of(draft: Eagle3DraftModel, **fields) -> Eagle3DraftModel:
     return view
 
 
-def repairs_for(draft: Eagle3DraftModel, target: PreTrainedConfig) -> Iterator[Repair]:
+def repairs_for(draft: DraftModel, target: PreTrainedConfig) -> Iterator[Repair]:
     """Repairs that apply to `draft` beside a target with this configuration."""
     text = target.get_text_config(decoder=True)
     yield from _of_rope(draft, text)
     yield from _of_taps(draft, text)
+    if isinstance(draft, BlockDraftModel):
+        value = not draft.config.is_causal
+        what = f"`is_causal` {value} instead of {draft.config.is_causal}"
+        yield _by_fields(draft, "causal flag", what, is_causal=value)
+    else:
+        yield from _of_eagle3(draft)
+    if draft.norm.weight.dtype in (torch.float16, torch.bfloat16):
+        what = f"float32 instead of {draft.norm.weight.dtype}, in which its states overflow or round"
+        yield Repair("precision", what, copy.deepcopy(draft).float(), {"dtype": "torch.float32"})
+
+
+def _of_eagle3(draft: Eagle3DraftModel) -> Iterator[Repair]:
+    """What only EAGLE-3's drafts have: flags, tensors of their own, a draft vocabulary."""
     for name in ("norm_before_residual", "norm_output"):
         value = not vars(draft.config)[name]
         yield _by_fields(draft, "norm flag", f"`{name}` {value} instead of {not value}", **{name: value})
@@ -70,16 +86,13 @@ def repairs_for(draft: Eagle3DraftModel, target: PreTrainedConfig) -> Iterator[R
     if draft.lm_head is not None and draft.config.hidden_size == draft.config.target_hidden_size:
         yield _by_fields(draft, "head", "the target's output head instead of the stored one", has_lm_head=False)
     yield from _of_vocabulary(draft)
-    if draft.norm.weight.dtype in (torch.float16, torch.bfloat16):
-        what = f"float32 instead of {draft.norm.weight.dtype}, in which its states overflow or round"
-        yield Repair("precision", what, copy.deepcopy(draft).float(), {"dtype": "torch.float32"})
 
 
-def _by_fields(draft: Eagle3DraftModel, kind: str, what: str, **fields) -> Repair:
+def _by_fields(draft: DraftModel, kind: str, what: str, **fields) -> Repair:
     return Repair(kind, what, view_of(draft, **fields), {name: repr(value) for name, value in fields.items()})
 
 
-def _of_rope(draft: Eagle3DraftModel, target: PreTrainedConfig) -> Iterator[Repair]:
+def _of_rope(draft: DraftModel, target: PreTrainedConfig) -> Iterator[Repair]:
     rope = draft.config.rope_parameters
     found = Eagle3Config.from_target(target).rope_parameters
     thetas = {found["rope_theta"]: "the target's", ORIGINAL_THETA: "the original trainer's"}
@@ -94,7 +107,7 @@ def _of_rope(draft: Eagle3DraftModel, target: PreTrainedConfig) -> Iterator[Repa
         yield _by_fields(draft, "rope scaling", f"the target's RoPE ({found['rope_type']})", rope_parameters=found)
 
 
-def _of_taps(draft: Eagle3DraftModel, target: PreTrainedConfig) -> Iterator[Repair]:
+def _of_taps(draft: DraftModel, target: PreTrainedConfig) -> Iterator[Repair]:
     ids, count = check_fit(target, draft.config), num_decoder_layers(target)
     candidates = {
         "one layer earlier": [i - 1 for i in ids],

@@ -215,6 +215,9 @@ class BlockDraftConfig(PreTrainedConfig):
     def changed(self, fields: dict) -> "BlockDraftConfig":
         """A validated copy with `fields` replaced."""
         out = copy.deepcopy(self)
+        fields = dict(fields)
+        if "rope_theta" in fields:
+            out.rope_parameters = out.rope_parameters | {"rope_theta": fields.pop("rope_theta")}
         for name, value in fields.items():
             setattr(out, name, value)
         out._check_fields_together()
