@@ -55,7 +55,7 @@ class StateReplay:
             self.calls.append((module, args, kwargs))
 
     def covers(self, length: int) -> bool:
-        """Whether all layers with states were seen in the last pass, of `length` tokens; compiled ones run no hooks."""
+        """Whether all layers with states were seen in the last pass, of `length` tokens; compiled ones are not."""
         inputs = [_tensor(args, kwargs) for _, args, kwargs in self.calls]
         return 0 < self.num_states == len(inputs) and all(x is not None and x.shape[1] == length for x in inputs)
 
