@@ -211,6 +211,20 @@ def test_turns_that_share_a_cache(target, drops_soon):
         assert found.tree_tokens == expected.tree_tokens
 
 
+def test_a_prefix_that_was_run_without_a_draft(target, drops_soon, monkeypatch):
+    """Its slots have no entries, so that the first tokens are those after it."""
+    caches = []
+    monkeypatch.setattr(Eagle3Drafter, "close", lambda self, cache: caches.append(self.cache))
+    draft = tiny_draft(target).with_tree(TREE[0], draft_window=WINDOW, **TREE[1])
+    call = {"max_new_tokens": 30, "return_dict_in_generate": True, "do_sample": False}
+    first = target.generate(left_padded([40])["input_ids"], **call)
+    longer = torch.cat((first.sequences, left_padded([3], seed=3)["input_ids"]), dim=1)
+    out = target.generate(longer, assistant_model=draft, **{CACHE: first[CACHE]}, **call)
+    assert out.sequences.equal(target.generate(longer, **call).sequences)
+    assert caches[0].dropped > 60
+    assert caches[0].valid[0].sum() <= kv.NUM_SINKS + WINDOW + 3 + 8
+
+
 def test_settings(tmp_path, target):
     """The configuration's window, the view's instead of it, 0 for none; kept by a file and by another tree."""
     draft = tiny_draft(target, draft_window=9)
