@@ -73,6 +73,7 @@ VALUES: dict[str, tuple] = {
     "tree": tuple(TREES),
     "draft_vocab": (6, 1, 2, 24),
     "shared_noise": (True, False),
+    "draft_window": (None, 5, 12),
     "sampling": ("greedy", "temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "eta_cutoff", "many"),
     "processor": ("none", *PROCESSORS),
     "processor_2": ("none", *PROCESSORS),
@@ -132,6 +133,7 @@ class Case:
     tree: str = "static 40"
     draft_vocab: int = 6
     shared_noise: bool = True
+    draft_window: int | None = None
     sampling: str = "greedy"
     processor: str = "none"
     processor_2: str = "none"

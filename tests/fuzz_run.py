@@ -124,7 +124,7 @@ def built_draft(case: Case, target: PreTrainedModel, written: torch.Tensor) -> h
         sizes = {"num_draft_tokens": min(num_nodes, pool), "tree_top_k": top_k}
     if depth is not None:
         sizes["tree_depth"] = depth
-    return draft.with_tree(mode, shared_noise=case.shared_noise, **sizes)
+    return draft.with_tree(mode, shared_noise=case.shared_noise, draft_window=case.draft_window, **sizes)
 
 
 def built(case: Case) -> Scene:

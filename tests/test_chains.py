@@ -46,7 +46,7 @@ def test_tokens_at_once_would_be_wrong(monkeypatch):
 @pytest.mark.parametrize("name", ["mamba2", "bamba", "lfm2", "qwen3_5_text"])
 def test_one_by_one_is_right_where_it_is_not_needed(name):
     model = tiny_model(name)
-    parts = chains.StepParts(chains._clamped(model), chains._mixers(model))
+    parts = chains.StepParts(chains._clamped(model), chains.mixers(model))
     assert len(parts.one_by_one) >= 2
     assert chains.step_errors(model, parts).max() < 1e-5
 
@@ -66,7 +66,7 @@ def test_a_forward_of_their_own_comes_back():
 @pytest.mark.parametrize("name", ["mamba2", FORGETFUL])
 def test_passes_of_two_threads_leave_nothing_behind(name):
     model = tiny_model(name)
-    parts = chains.StepParts(chains._clamped(model), chains._mixers(model))
+    parts = chains.StepParts(chains._clamped(model), chains.mixers(model))
     before = [dict(vars(module)) for module in parts.one_by_one]
     first, second = chains.stepping(parts), chains.stepping(parts)
     first.__enter__()
@@ -99,7 +99,7 @@ def test_rows_that_end_early_and_a_cache_for_the_next_turn(name):
 
 
 def test_a_target_that_cannot_be_helped_is_refused(monkeypatch):
-    monkeypatch.setattr(chains, "_mixers", lambda model: [])
+    monkeypatch.setattr(chains, "mixers", lambda model: [])
     model = tiny_model(FORGETFUL)
     with pytest.raises(ValueError, match=r"cannot speed up JambaForCausalLM: with transformers .* not those after"):
         model.generate(**left_padded([9]), assistant_model=tiny_draft(model), max_new_tokens=4)

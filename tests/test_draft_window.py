@@ -11,7 +11,7 @@ import dataclasses
 
 import pytest
 import torch
-from models import common_tokens, left_padded, tiny_draft, tiny_target
+from models import CACHE, common_tokens, left_padded, tiny_draft, tiny_target
 from test_drafting import Watcher, sensitive
 from test_generate import SAMPLING, assert_same
 
@@ -200,17 +200,29 @@ def test_turns_that_share_a_cache(target, drops_soon):
     call = {"max_new_tokens": 12, "return_dict_in_generate": True, "do_sample": False}
     out = target.generate(first, assistant_model=draft, **call)
     longer = torch.cat((out.sequences, left_padded([5], seed=3)["input_ids"]), dim=1)
-    held = vars(out.past_key_values)["_hf_eagle3_draft_state"]
+    held = vars(out[CACHE])["_hf_eagle3_draft_state"]
     assert held.dropped > 0
     assert held.keys[0].shape[2] < 25
     records = Watcher()
-    second = target.generate(
-        longer, assistant_model=draft, past_key_values=out.past_key_values, streamer=records, **call
-    )
+    second = target.generate(longer, assistant_model=draft, streamer=records, **{CACHE: out[CACHE]}, **call)
     assert second.sequences.equal(target.generate(longer, **call).sequences)
     fresh = records_of(target, draft, {"input_ids": longer}, do_sample=False)
     for found, expected in zip(records.records[1:4], fresh[1:4], strict=True):
         assert found.tree_tokens == expected.tree_tokens
+
+
+def test_a_prefix_that_was_run_without_a_draft(target, drops_soon, monkeypatch):
+    """Its slots have no entries, so that the first tokens are those after it."""
+    caches = []
+    monkeypatch.setattr(Eagle3Drafter, "close", lambda self, cache: caches.append(self.cache))
+    draft = tiny_draft(target).with_tree(TREE[0], draft_window=WINDOW, **TREE[1])
+    call = {"max_new_tokens": 30, "return_dict_in_generate": True, "do_sample": False}
+    first = target.generate(left_padded([40])["input_ids"], **call)
+    longer = torch.cat((first.sequences, left_padded([3], seed=3)["input_ids"]), dim=1)
+    out = target.generate(longer, assistant_model=draft, **{CACHE: first[CACHE]}, **call)
+    assert out.sequences.equal(target.generate(longer, **call).sequences)
+    assert caches[0].dropped > 60
+    assert caches[0].valid[0].sum() <= kv.NUM_SINKS + WINDOW + 3 + 8
 
 
 def test_settings(tmp_path, target):

@@ -60,16 +60,16 @@ class StepParts:
     @classmethod
     def of(cls, model: PreTrainedModel) -> "StepParts":
         """Those of `model`, which is run once to find out (see `chain_fault`)."""
-        mixers = _mixers(model)
-        needs_steps = bool(mixers) and _support(model).one_by_one
-        return cls(_clamped(model), mixers if needs_steps else [])
+        found = mixers(model)
+        needs_steps = bool(found) and _support(model).one_by_one
+        return cls(_clamped(model), found if needs_steps else [])
 
 
 def _clamped(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if "time_step_limit" in vars(module)]
 
 
-def _mixers(model: nn.Module) -> list[nn.Module]:
+def mixers(model: nn.Module) -> list[nn.Module]:
     """Modules with a convolution over the sequence, which are the ones that hold states, whatever their scan is."""
     return [module for module in model.modules() if any(isinstance(child, nn.Conv1d) for child in module.children())]
 
@@ -150,11 +150,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _probe(model: PreTrainedModel) -> MultiTokenSupport:
     is_half = torch.finfo(model.dtype).bits < 32
-    clamped, mixers = _clamped(model), _mixers(model)
+    clamped, found = _clamped(model), mixers(model)
     error, raised = _error(model, StepParts(clamped, []))
     one_by_one = False
-    if error > ROUNDING[is_half] and mixers and not is_compiled(model):  # compiled code ignores a new `forward`
-        stepped, _ = _error(model, StepParts(clamped, mixers))
+    if error > ROUNDING[is_half] and found and not is_compiled(model):  # compiled code ignores a new `forward`
+        stepped, _ = _error(model, StepParts(clamped, found))
         one_by_one, error = stepped < error, min(stepped, error)
     if error < TOLERANCE[is_half]:
         return MultiTokenSupport(None, one_by_one)

@@ -23,7 +23,7 @@ from .layer_inputs import (
     POSITION_IDS_BY_KEYWORD,
     LayerInputs,
 )
-from .multi_token import StepParts, stepping
+from .multi_token import StepParts, mixers, stepping
 from .parts import (
     decoder_layers,
     decoder_of,
@@ -222,6 +222,11 @@ class Target:
     def stepping(self):
         """Make multi-token passes inside the block equal to single steps."""
         return stepping(self._step_parts)
+
+    @cached_property
+    def state_modules(self) -> list[torch.nn.Module]:
+        """Modules that hold recurrent or convolution states."""
+        return mixers(self.model)
 
     @cached_property
     def _step_parts(self) -> StepParts:

@@ -1,6 +1,7 @@
 """Verifying chains through the target's own causal path and cache, where slots do not do.
 
-States that cannot be cropped are copied before and restored after a pass, and the accepted tokens are run again.
+States that cannot be cropped are copied before a pass; after a rejection they are restored, and the layers that hold
+them run the accepted tokens again (`replay.py`), or else the whole target does.
 Sequences go in lockstep. Does not know how chains are made or tokens chosen.
 
 Shape letters: B sequences of the batch, A active ones, N drafted nodes.
@@ -14,6 +15,7 @@ from ...compat.calls import cache_of, pass_inputs, updated_kwargs
 from ...target.target import Target
 from ..batch import Batch
 from ..tree.draft_tree import DraftTree
+from .replay import StateReplay
 
 
 class ChainPass:
@@ -24,12 +26,14 @@ class ChainPass:
         self.target_cache: Cache = cache_of(model_kwargs)
         self.num_running = batch.num_sequences
         self.saved: list[dict] | None = None
+        self.replay = StateReplay(target, self.target_cache)
 
     def verify(self, tree: DraftTree):
         """As `TreePass.verify`; the tree must be a chain and all sequences equally long."""
         self.saved = snapshot(self.target_cache)
         self.tokens = tree.tokens
-        outputs = self._run(tree.tokens)
+        with self.replay.recording():
+            outputs = self._run(tree.tokens)
         return outputs.logits[:, -tree.tokens.shape[1] :], self.target.features(outputs), outputs
 
     def _run(self, tokens: torch.Tensor):
@@ -51,8 +55,8 @@ class ChainPass:
 
     def keep(self, nodes: torch.Tensor, counts: list[int], ended: dict[int, int]) -> None:
         """
-        Commit: with anything rejected, drop it from a cache of keys and values alone; else restore the states and run
-        the accepted tokens again. A sequence that ended commits fewer than the others, which stay at one length.
+        Commit: with anything rejected, drop it from a cache of keys and values alone; else restore the states and make
+        those of the accepted tokens. A sequence that ended commits fewer than the others, which stay at one length.
 
         Args:
             counts: Tokens that each active sequence commits.
@@ -67,10 +71,23 @@ class ChainPass:
                 # Cross-attention layers have an image's keys, which passes leave as they are.
                 if rejected and layer.keys is not None and layer.keys is not saved["keys"]:
                     drop_columns(layer, rejected)
+        elif rejected and not is_changed and self.replay.covers(self.tokens.shape[1]):
+            self._rewind(longest)
         elif rejected or is_changed:
             restore(self.target_cache, self.saved)
             self._run(tokens)
         self.saved = None
+
+    def _rewind(self, count: int) -> None:
+        """Keys and values of the pass's first `count` tokens stay; states are made of them once more."""
+        passed = [vars(layer).get("keys") for layer in self.target_cache.layers]
+        values = [vars(layer).get("values") for layer in self.target_cache.layers]
+        restore(self.target_cache, self.saved)
+        for layer, saved, key, value in zip(self.target_cache.layers, self.saved[1:], passed, values, strict=True):
+            if key is not None and key is not saved["keys"]:
+                width = key.shape[-2] - self.tokens.shape[1] + count
+                layer.keys, layer.values = key[..., :width, :], value[..., :width, :]
+        self.replay.run(self.tokens.shape[1], count)
 
     def forget_nodes(self) -> None:
         """Undo the last pass."""
