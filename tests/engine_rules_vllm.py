@@ -27,7 +27,7 @@ def serve(job: dict, draft: str) -> dict:
         disable_log_stats=False,
         speculative_config=speculative,
     )
-    sampling = SamplingParams(temperature=0, max_tokens=job["max_new_tokens"])
+    sampling = SamplingParams(temperature=0, max_tokens=job["max_new_tokens"], ignore_eos=True)
     prompts = [{"prompt_token_ids": ids} for ids in job["prompts"]]
     outputs = [llm.generate([prompt], sampling, use_tqdm=False)[0] for prompt in prompts]
     found = {metric.name: metric for metric in llm.get_metrics()}

@@ -73,11 +73,6 @@ def test_a_cycle_counts_where_it_starts_within_the_text(length, counted):
     assert verify._cycles_within(length, [2, 0, 3, 1]) == counted
 
 
-def test_the_text_ends_with_its_first_stop_token():
-    assert verify._until_end([5, 6, 7, 6], {7, 6}) == [5, 6]
-    assert verify._until_end([5, 6], set()) == [5, 6]
-
-
 def test_a_server_that_does_not_start_names_its_log(tmp_path):
     log = tmp_path / "server.log"
     server = vllm_server.serving(sys.executable, tmp_path, 1, log)  # an interpreter without vLLM

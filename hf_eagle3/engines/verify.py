@@ -93,25 +93,17 @@ def compare(ours: Served, theirs: Served) -> str:
 def run_here(
     target: PreTrainedModel, draft: Eagle3DraftModel, prompts: Sequence[list[int]], max_new_tokens: int
 ) -> Served:
-    """Greedily, over a chain; continued past the end of each text, as vLLM counts a last cycle that is whole."""
+    """Greedily, over a chain, beyond stop tokens; a last cycle is whole, as vLLM counts it."""
     chain, tokens, accepted = draft.with_tree("chain", tree_depth=DEPTH), [], []
-    ends = target.generation_config.eos_token_id
-    ends = {ends} if isinstance(ends, int) else set(ends or ())
     options = {"do_sample": False, "max_new_tokens": max_new_tokens + DEPTH + 1, "assistant_model": chain}
     options |= {"eos_token_id": draft.config.vocab_size, "pad_token_id": 0}  # no token has this id: nothing ends it
     for prompt in prompts:
         with record() as stats:
             out = target.generate(torch.tensor([prompt], device=target.device), **options)
-        text = _until_end(out[0, len(prompt) :].tolist()[:max_new_tokens], ends)
-        tokens.append(text)
-        accepted += _cycles_within(len(text), stats.accepted_tokens[0])
+        tokens.append(out[0, len(prompt) :].tolist()[:max_new_tokens])
+        accepted += _cycles_within(max_new_tokens, stats.accepted_tokens[0])
     rates = [sum(count > position for count in accepted) / max(len(accepted), 1) for position in range(DEPTH)]
     return Served(tokens, len(accepted), rates)
-
-
-def _until_end(tokens: list[int], ends: set[int]) -> list[int]:
-    """The tokens up to the first of `ends`, which is included."""
-    return next((tokens[: i + 1] for i, token in enumerate(tokens) if token in ends), tokens)
 
 
 def _cycles_within(length: int, accepted: Sequence[int]) -> list[int]:
@@ -136,7 +128,8 @@ def run_vllm(target: str, draft: Path, prompts: Sequence[list[int]], max_new_tok
         name, tokens = served_model(url), []
         for prompt in prompts:
             body = {"model": name, "prompt": prompt, "max_tokens": max_new_tokens, "temperature": 0}
-            answer = httpx.post(f"{url}/completions", json=body | {"return_token_ids": True}, timeout=TIMEOUT)
+            body |= {"ignore_eos": True, "return_token_ids": True}  # a cycle that a stop token cuts counts otherwise
+            answer = httpx.post(f"{url}/completions", json=body, timeout=TIMEOUT)
             answer.raise_for_status()
             tokens.append(answer.json()["choices"][0]["token_ids"])
         counters = httpx.get(f"{url.removesuffix('/v1')}/metrics", timeout=60).text

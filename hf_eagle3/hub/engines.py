@@ -48,13 +48,9 @@ def _last_layer(case: Case) -> bool:
 
 def _beyond_llama_cpp(case: Case) -> bool:
     draft = case.draft
-    has_tensors = draft.use_qk_norm or draft.attention_bias or draft.mlp_bias or draft.fc_norm
     has_no_head = not draft.has_lm_head and draft.has_vocabulary_mapping
-    return has_tensors or has_no_head or draft.num_hidden_layers > 1 or draft.num_tapped_layers != NUM_TAPPED_LAYERS
-
-
-def _ignored_by_llama_cpp(case: Case) -> bool:
-    return case.draft.norm_output or case.draft.sliding_window is not None or case.draft.hidden_act != "silu"
+    has_tensors = draft.use_qk_norm or draft.attention_bias or draft.mlp_bias or draft.fc_norm
+    return has_no_head or has_tensors or (draft.num_hidden_layers, draft.num_tapped_layers) != (1, NUM_TAPPED_LAYERS)
 
 
 def _short_positions(case: Case) -> bool:
@@ -329,7 +325,7 @@ RULES = (
         "llama-cpp-flags",
         (LLAMA_CPP,),
         True,
-        _ignored_by_llama_cpp,
+        lambda case: case.draft.norm_output or case.draft.sliding_window or case.draft.hidden_act != "silu",
         "ignores `norm_output`, `sliding_window` and `hidden_act`",
         OTHER_ENGINE,
     ),
