@@ -36,7 +36,7 @@ QUESTIONS = (
     "IS A {} USEFUL? GIVE REASONS.",
     "WHAT HAPPENS IF A {} IS LOST?",
 )
-NUM_TESTED, NUM_OLD, NUM_TURNS = 14, 12, 12
+NUM_TESTED, NUM_OLD, NUM_TURNS = 16, 40, 4
 
 
 def chats(tokenizer, prompts: list[str]) -> dict:

