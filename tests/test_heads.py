@@ -119,6 +119,9 @@ def test_shared_noise_predicts_the_sample(target):
 def test_each_head_learns_the_token_of_its_level(target, tmp_path, kind):
     """The loss of packed samples equals a loop over positions, Medusa's with lambda_k = 0.8^k."""
     draft = tiny_heads(KINDS[kind], target, num_heads=3).train()
+    with torch.no_grad():  # so that every input matters
+        for parameter in draft.parameters():
+            parameter.mul_(5) if parameter.dim() > 1 else None
     args = Eagle3TrainingArguments.from_recipe(
         kind, output_dir=str(tmp_path), **SETTINGS | {"max_length": 64, "packing": True}
     )
