@@ -10,6 +10,7 @@ from pathlib import Path
 from huggingface_hub.utils import validate_repo_id
 
 from .._version import __version__
+from .formats import CLASSES, EAGLE3
 
 
 SUBFOLDER = "custom_generate"
@@ -57,7 +58,7 @@ def generate(
 '''
 
 
-def write_custom_generate(folder: str | Path, repository: str, kind: str) -> None:
+def write_custom_generate(folder: str | Path, repository: str, kind: str = CLASSES[EAGLE3]) -> None:
     """Write `custom_generate/` with its two files into `folder`, for a draft of class `kind` at a Hub id."""
     validate_repo_id(repository)  # it is inserted into source code
     subfolder = Path(folder) / SUBFOLDER
