@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=10, help="answers between pauses")
     parser.add_argument("--steps", type=int, default=2, help="optimiser steps in a pause")
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--batch-tokens", type=int, default=512)
     parser.add_argument("--lora-rank", type=int)
     arguments = parser.parse_args()
