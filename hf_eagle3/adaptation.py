@@ -114,7 +114,7 @@ class Adaptation:
         return self.losses[-1]
 
     def _one_step(self) -> float:
-        batch = {name: value.to(self.target.device) for name, value in self._collate(self._sample()).items()}
+        batch = {name: value.to(self.target.device) for name, value in self._collate(self._some_answers()).items()}
         ids, is_token = batch["input_ids"], (batch["document_ids"] >= 0).long()
         with torch.no_grad(), torch.autocast(ids.device.type, enabled=False):
             if not self._is_checked:
@@ -145,7 +145,7 @@ class Adaptation:
         self._optimiser.zero_grad()
         return found
 
-    def _sample(self) -> list[dict[str, Tensor]]:
+    def _some_answers(self) -> list[dict[str, Tensor]]:
         """Random answers of about `batch_tokens` tokens together, at least one."""
         chosen, tokens = [], 0
         for index in self._random.sample(range(len(self._answers)), len(self._answers)):

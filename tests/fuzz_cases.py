@@ -73,7 +73,6 @@ VALUES: dict[str, tuple] = {
     "tree": tuple(TREES),
     "draft_vocab": (6, 1, 2, 24),
     "shared_noise": (True, False),
-    "draft_window": (None, 5, 12),
     "sampling": ("greedy", "temperature", "top_k", "top_p", "min_p", "typical_p", "top_h", "eta_cutoff", "many"),
     "processor": ("none", *PROCESSORS),
     "processor_2": ("none", *PROCESSORS),
@@ -94,7 +93,9 @@ VALUES: dict[str, tuple] = {
     "prefill_chunk": (None, 3),
     "limit": ("max_new_tokens", "max_length"),
     "tokens": (14, 1, 2, 3, 7, 24),
+    "draft_window": (None, 5, 12),
 }  # fmt: skip
+LATER = ("draft_window",)  # drawn last, so that what a seed had before they came stays
 
 
 @dataclass(frozen=True)
@@ -237,6 +238,8 @@ def drawn(seed: int, other_architectures: tuple[str, ...] = ()) -> Case:
 
     chosen, often = {}, ("tree", "rows", "eos", "copies")  # all values of these equally often
     for name, values in VALUES.items():
+        if name in LATER:
+            continue
         chosen[name] = choice(values[1:]) if draws.random() < share else values[0]
         evenly = choice(values)
         if name in often or (name == "sampling" and draws.random() < 0.4):
@@ -248,6 +251,8 @@ def drawn(seed: int, other_architectures: tuple[str, ...] = ()) -> Case:
         chosen["arch"] = choice(TAKES_FLASH)
     elif chosen["state"] != "eval" and draws.random() < 0.3:
         chosen["arch"] = choice(NO_DROPOUT)
+    for name in LATER:
+        chosen[name] = choice(VALUES[name])
     return compatible(Case(seed, **chosen))
 
 
