@@ -52,7 +52,7 @@ SHORTER = {
     "--report-to none --disable-tqdm true",
     "benchmark": "--limit 1 --repetitions 1 --warm-up 0 --max-new-tokens 6 --methods chain:3 --temperatures 0 "
     "--no-plots --dtype float32 --device cpu",
-    "paper": "--quick --pieces table-1 --drafts medusa --device cpu",
+    "paper": "--pieces table-1 --drafts eagle3 --steps 2 --batch-size 2 --limit 1 --max-new-tokens 6 --device cpu",
     "convert": "--target-name user/target",  # the stand-in is a directory
     "push": "--dry-run repository",
 }
