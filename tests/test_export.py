@@ -193,7 +193,7 @@ RULES = {
     "norm-before-residual": ({"norm_before_residual": True}, {SGLANG: "!", ORIGINAL: "!"}),
     "qk-norm": ({"use_qk_norm": True}, {SGLANG: "!", ORIGINAL: "!"}),
     "qk-norm-dialect": ({"use_qk_norm": True}, {VLLM: "x"}),
-    "qk-norm-bias": ({"use_qk_norm": True, "mlp_bias": True}, {VLLM: "x"}),
+    "qk-norm-bias": ({"use_qk_norm": True, "mlp_bias": True}, {VLLM: "!"}),
     "attention-bias": ({"attention_bias": True}, {SGLANG: "!", ORIGINAL: "!"}),
     "mlp-bias": ({"mlp_bias": True}, {SGLANG: "!", ORIGINAL: "!"}),
     "several-layers": ({"num_hidden_layers": 2}, {SGLANG: "!", ORIGINAL: "!"}),

