@@ -46,7 +46,6 @@ class Adaptation:
         self.losses: list[float] = []
         self._parts = Target(target, draft.config)
         self._answers: deque[tuple[Tensor, Tensor]] = deque()  # (token ids, loss mask), on the CPU
-        self._num_tokens = 0
         self._random = random.Random(0)  # not the generator that sampling uses
         self._is_checked = False
         self._trained, self._model = _trainable(draft, options["lora_rank"])
@@ -71,7 +70,7 @@ class Adaptation:
     @property
     def num_tokens(self) -> int:
         """Tokens of the answers that are held, prompts included."""
-        return self._num_tokens
+        return sum(len(ids) for ids, _ in self._answers)
 
     # What the loop asks, see `generation/observed.py`
 
@@ -88,9 +87,8 @@ class Adaptation:
         if not mask[2:].any():  # a draft never predicts the first two tokens
             return
         self._answers.append((ids, mask))
-        self._num_tokens += len(ids)
-        while self._num_tokens > self.options["max_tokens"] and len(self._answers) > 1:
-            self._num_tokens -= len(self._answers.popleft()[0])
+        while self.num_tokens > self.options["max_tokens"] and len(self._answers) > 1:
+            self._answers.popleft()
 
     def step(self, num_steps: int = 1) -> float | None:
         """

@@ -17,10 +17,10 @@ def open_eagle3(draft: Eagle3DraftModel, context: DraftContext) -> Eagle3Drafter
     return StaticDrafter(context.settings, context.max_length + batch.cache_shift, *given)
 
 
-def register() -> None:
-    """Let `generate` take them."""
+def register_eagle3(draft_class: type[Eagle3DraftModel], **more) -> None:
+    """Register EAGLE-3's draft, or a class of drafts that its drafter serves; `more` as in [`DrafterKind`]."""
     register_drafter(
-        Eagle3DraftModel,
+        draft_class,
         open_eagle3,
         fit=fit_to,
         sizes=lambda draft: draft.tree_config.fitted(draft.config.draft_vocab_size),
@@ -28,4 +28,10 @@ def register() -> None:
         vocabulary=lambda draft: draft.target_token_ids,
         device=lambda draft, target: draft.fc.weight.device,
         identity=lambda draft: draft.midlayer,
+        **more,
     )
+
+
+def register() -> None:
+    """Let `generate` take them."""
+    register_eagle3(Eagle3DraftModel)

@@ -177,8 +177,9 @@ class DraftCache:
             return
         self.reserve(sinks)
         # Where a sequence begins inside the window, its first entries are there and not in front of it as well.
-        places = self._sinks(self.valid).byte().argsort(dim=1, descending=True, stable=True)[:, :sinks]
-        is_sink = self._sinks(self.valid).gather(1, places) & (places < first)
+        held_first = self._sinks(self.valid)
+        places = held_first.byte().argsort(dim=1, descending=True, stable=True)[:, :sinks]
+        is_sink = held_first.gather(1, places) & (places < first)
         end = sinks + max(0, self.filled - first)  # in front of a prefix that another model ran, nothing is filled
         for held in (*self.keys, *self.values):
             rows = places[:, None, :, None].expand(-1, held.shape[1], -1, held.shape[3])
