@@ -8,6 +8,8 @@ import copy
 import functools
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -41,6 +43,15 @@ OPTIONAL_FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_out
 NOT_A_MODEL = "none for transformers' own classes: this is an EAGLE-3 draft, load it with hf_eagle3.Eagle3DraftModel"
 # Fields of every transformers configuration that no reader of a draft needs.
 UNUSED_FIELDS = ("_name_or_path", "id2label", "label2id")
+
+
+@contextmanager
+def reading(source: str, what: str) -> Iterator[None]:
+    """Whatever shows in the block that `source` is not `what`, such as "a draft configuration", is a ValueError."""
+    try:
+        yield
+    except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"{source} is not {what}: {' '.join(str(error).split())}") from error
 
 
 def num_decoder_layers(config: PreTrainedConfig) -> int:
@@ -256,10 +267,8 @@ class Eagle3Config(PreTrainedConfig):
         """
         source = config_dict.get("_name_or_path") or "the dictionary"
         overrides = {name: kwargs.pop(name) for name in own_fields() & kwargs.keys()}
-        try:
+        with reading(source, "a draft configuration"):
             return super().from_dict(read_config(config_dict, source, overrides), **kwargs)
-        except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(f"{source} is not a draft configuration: {' '.join(str(error).split())}") from error
 
     def changed(self, fields: dict) -> "Eagle3Config":
         """A validated copy with `fields` replaced."""

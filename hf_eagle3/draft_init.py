@@ -9,7 +9,7 @@ from dataclasses import fields
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from . import vocabulary
 from .configuration_eagle3 import Eagle3Config
@@ -35,6 +35,28 @@ def count_tokens(samples: Iterable[dict], vocab_size: int) -> torch.Tensor:
     return counts
 
 
+def new_config(config_class: type[PreTrainedConfig], target: PreTrainedModel, overrides: dict) -> PreTrainedConfig:
+    """
+    A configuration of a draft for `target`.
+
+    Raises:
+        ValueError: an override that is no field of `config_class`, or sizes that do not fit.
+    """
+    if unknown := overrides.keys() - {f.name for f in fields(config_class)}:
+        raise ValueError(f"`{config_class.__name__}` has no field {', '.join(map(repr, sorted(unknown)))}.")
+    try:
+        return config_class.from_target(target, **overrides)
+    except StrictDataclassError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
+@torch.no_grad()
+def start_as_identity(layer: nn.Linear) -> None:
+    """Pass on the last of the layer's inputs, as many as it has outputs, plus small random weights."""
+    nn.init.normal_(layer.weight, std=FC_SCALE / layer.in_features**0.5)
+    layer.weight[:, -layer.out_features :] += torch.eye(layer.out_features)
+
+
 def new_draft(
     target_model: PreTrainedModel,
     draft_vocab_size: int | None = None,
@@ -57,14 +79,9 @@ def new_draft(
         ValueError: a draft vocabulary without counts, or sizes that do not fit.
     """
     base = unwrap_peft(target_model)
-    if unknown := overrides.keys() - {f.name for f in fields(Eagle3Config)}:
-        raise ValueError(f"`Eagle3Config` has no field {', '.join(map(repr, sorted(unknown)))}.")
     if draft_vocab_size is not None:
         overrides["draft_vocab_size"] = draft_vocab_size
-    try:
-        config = Eagle3Config.from_target(base, **overrides)
-    except StrictDataclassError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+    config = new_config(Eagle3Config, base, overrides)
     if config.has_vocabulary_mapping and token_counts is None:
         raise ValueError(
             f"`draft_vocab_size` is {config.draft_vocab_size} of {config.vocab_size}; pass `token_counts` to choose "
@@ -89,6 +106,5 @@ def initialise_from_target(draft: Eagle3DraftModel, target: Target) -> None:
         return
     if draft.lm_head is not None:
         draft.lm_head.weight.copy_(target.head_rows(draft.target_token_ids))
-    nn.init.normal_(draft.fc.weight, std=FC_SCALE / config.fused_features_size**0.5)
     # The taps are concatenated shallow to deep: the last H columns of `fc` read the deepest one.
-    draft.fc.weight[:, -config.hidden_size :] += torch.eye(config.hidden_size)
+    start_as_identity(draft.fc)

@@ -9,7 +9,6 @@ Source: DFlash (arXiv 2602.06036), JetSpec (arXiv 2606.18394).
 import copy
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...configuration_eagle3 import (
@@ -18,6 +17,7 @@ from ...configuration_eagle3 import (
     needed_fields,
     num_decoder_layers,
     own_fields,
+    reading,
     spread_target_layer_ids,
 )
 from .dialects import DEEPSPEC_ARCHITECTURE, default_target_layer_ids, read_block_config
@@ -205,12 +205,8 @@ class BlockDraftConfig(PreTrainedConfig):
         """A configuration from a parsed `config.json` of any layout; fields passed as `kwargs` override it."""
         source = config_dict.get("_name_or_path") or "the dictionary"
         overrides = {name: kwargs.pop(name) for name in own_fields(cls) & kwargs.keys()}
-        try:
+        with reading(source, "a block drafter's configuration"):
             return super().from_dict(read_block_config(config_dict, source, overrides), **kwargs)
-        except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(
-                f"{source} is not a block drafter's configuration: {' '.join(str(error).split())}"
-            ) from error
 
     def changed(self, fields: dict) -> "BlockDraftConfig":
         """A validated copy with `fields` replaced."""

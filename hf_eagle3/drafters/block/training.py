@@ -5,11 +5,10 @@ know layers or losses (`objective.py`).
 """
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ...draft_init import FC_SCALE
+from ...draft_init import new_config, start_as_identity
 from ...target.parts import unwrap_peft
 from ...target.target import Target
 from ...training.arguments import Eagle3TrainingArguments
@@ -107,13 +106,8 @@ def new_block_draft(target_model: PreTrainedModel, from_target: bool = True, **o
         ValueError: sizes that do not fit, or a mask whose embedding row is zero: it would say nothing of its position.
     """
     base = unwrap_peft(target_model)
-    if unknown := overrides.keys() - BlockDraftConfig.__dataclass_fields__.keys():
-        raise ValueError(f"`BlockDraftConfig` has no field {', '.join(map(repr, sorted(unknown)))}.")
     chosen = overrides.get("mask_token_id")
-    try:
-        config = BlockDraftConfig.from_target(base, **overrides)
-    except StrictDataclassError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+    config = new_config(BlockDraftConfig, base, overrides)
     norms = Target(base, config).embedding_weight.detach().float().norm(dim=1)
     candidates = [config.pad_token_id, config.vocab_size - 1] if chosen is None else [chosen]
     usable = [i for i in candidates if i is not None and norms[i] > LEAST_MASK_NORM * norms.median()]
@@ -128,6 +122,5 @@ def new_block_draft(target_model: PreTrainedModel, from_target: bool = True, **o
             for module in draft.layers.modules():
                 if isinstance(module, nn.Linear):
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
-            nn.init.normal_(draft.fc.weight, std=FC_SCALE / config.fused_features_size**0.5)
-            draft.fc.weight[:, -config.hidden_size :] += torch.eye(config.hidden_size)
+        start_as_identity(draft.fc)
     return draft

@@ -6,9 +6,8 @@ Source: EAGLE (arXiv 2401.15077); file layout of SafeAILab/EAGLE (git 2174a79, `
 """
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 
-from ...configuration_eagle3 import Eagle3Config, own_fields
+from ...configuration_eagle3 import Eagle3Config, own_fields, reading
 from ...dialect_keys import SHARED_FIELDS
 from ...dialects import foreign_kind
 
@@ -68,10 +67,8 @@ class EagleDraftConfig(Eagle3Config):
         fields |= {"fc_bias": raw.get("bias", True)} | overrides
         if fields.get("vocab_size") is None:
             raise ValueError(f"`vocab_size` is missing from {source}.")
-        try:
+        with reading(source, "a draft configuration"):
             return super(Eagle3Config, cls).from_dict(fields, **kwargs)
-        except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(f"{source} is not a draft configuration: {' '.join(str(error).split())}") from error
 
     def to_dict(self) -> dict:
         """The original repository's layout, with vLLM's architecture."""

@@ -10,10 +10,9 @@ Source: Medusa (arXiv 2401.10774) and FasterDecoding/Medusa (git 11af0aa); Hydra
 import copy
 
 from huggingface_hub.dataclasses import strict
-from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from ...configuration_eagle3 import LARGEST, hub_identity, needed_fields, own_fields
+from ...configuration_eagle3 import LARGEST, hub_identity, needed_fields, own_fields, reading
 from ...dialects import foreign_kind
 
 
@@ -103,12 +102,8 @@ class MedusaDraftConfig(PreTrainedConfig):
         overrides = {name: kwargs.pop(name) for name in own_fields(cls) & kwargs.keys()}
         fields = {name: config_dict[name] for name in OTHER_FIELDS if config_dict.get(name) is not None}
         fields |= cls._read_fields(config_dict, source) | overrides
-        try:
+        with reading(source, f"a {cls.model_type} configuration"):
             return super().from_dict(fields, **kwargs)
-        except (StrictDataclassError, TypeError, AttributeError, KeyError) as error:
-            raise ValueError(
-                f"{source} is not a {cls.model_type} configuration: {' '.join(str(error).split())}"
-            ) from error
 
     @classmethod
     def _read_fields(cls, raw: dict, source: str) -> dict:

@@ -10,10 +10,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ...draft_init import new_config
 from ...target.parts import unwrap_peft
 from ...target.target import Target
 from ...training.arguments import Eagle3TrainingArguments
@@ -86,12 +86,7 @@ def new_heads(
         ValueError: an unknown field, or sizes that do not fit.
     """
     base = unwrap_peft(target_model)
-    if unknown := overrides.keys() - kind.config_class.__dataclass_fields__.keys():
-        raise ValueError(f"`{kind.config_class.__name__}` has no field {', '.join(map(repr, sorted(unknown)))}.")
-    try:
-        config = kind.config_class.from_target(base, **overrides)
-    except StrictDataclassError as error:
-        raise ValueError(" ".join(str(error).split())) from None
+    config = new_config(kind.config_class, base, overrides)
     draft = kind(config)
     if from_target:
         draft.start_from(Target(base, config).head_rows(None).float())
