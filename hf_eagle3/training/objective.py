@@ -9,6 +9,7 @@ Shape letters: B batch, L sequence, H hidden, V target vocabulary, D draft vocab
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -146,22 +147,7 @@ def compute_objective(
     num_steps = len(states)
     draft_heads = [draft_head] * num_steps if callable(draft_head) else draft_head
 
-    def terms_of(hidden_chunk: Tensor, label_chunk: Tensor | None, *chunks: Tensor) -> tuple[Tensor, ...]:
-        # One target distribution serves all steps: they predict the same token from different draft indices.
-        with torch.no_grad():
-            target = TargetDistribution.from_logits(target_head(hidden_chunk), target_token_ids)
-        out = []
-        for head, chunk in zip(draft_heads, chunks, strict=True):
-            logits = head(chunk).float()
-            step = StepTerms.measure(config.loss, target, logits)
-            if label_chunk is not None:
-                step.divergence = F.cross_entropy(logits, label_chunk, reduction="none")
-            extra = torch.zeros_like(step.divergence)
-            if config.top_k_loss_weight:
-                extra = top_k_cross_entropy(target, logits, config.top_k_loss_tokens)
-            out += [step.divergence, step.acceptance, step.correct, step.best, extra]
-        return tuple(out)
-
+    terms_of = partial(_chunk_terms, config, target_head, draft_heads, target_token_ids)
     collected: list[tuple[Tensor, ...]] = []
     indices = [positions.draft_indices(step) for step in range(num_steps)]
     # Without positions, one empty chunk keeps the loss a function of the draft: DDP waits for its gradients.
@@ -182,11 +168,11 @@ def compute_objective(
     terms = [StepTerms(*columns[5 * step : 5 * step + 4]) for step in range(num_steps)]
 
     losses = []
+    loss = config.loss if labels is None else "soft_cross_entropy"  # only how it is reduced
     for step, step_terms in enumerate(terms):
         mask = positions.has_draft_index(step)  # the other rows of the terms are index 0, computed but not counted
         if config.mask_outside_vocabulary:
             mask = mask & step_terms.covered
-        loss = config.loss if labels is None else "soft_cross_entropy"  # only how it is reduced
         value = config.token_loss_weight * step_loss(loss, step_terms, mask, denominators[step])
         if config.top_k_loss_weight:
             value = value + config.top_k_loss_weight * (columns[5 * step + 4] * mask).sum() / denominators[step]
@@ -198,6 +184,32 @@ def compute_objective(
     step_losses = torch.stack(losses)
     weights = config.step_decay ** torch.arange(num_steps, device=step_losses.device)
     return ObjectiveOutput((step_losses * weights).sum(), step_losses.detach(), terms, positions)
+
+
+def _chunk_terms(
+    config: ObjectiveConfig,
+    target_head: Callable[[Tensor], Tensor],
+    draft_heads: Sequence[Callable[[Tensor], Tensor]],
+    target_token_ids: Tensor | None,
+    hidden: Tensor,
+    labels: Tensor | None,
+    *states: Tensor,
+) -> tuple[Tensor, ...]:
+    """Per step those of [`StepTerms`] and HASS's top-K loss, (n,) each, from the heads' inputs (n, H)."""
+    # One target distribution serves all steps: they predict the same token from different draft indices.
+    with torch.no_grad():
+        target = TargetDistribution.from_logits(target_head(hidden), target_token_ids)
+    out = []
+    for head, state in zip(draft_heads, states, strict=True):
+        logits = head(state).float()
+        step = StepTerms.measure(config.loss, target, logits)
+        if labels is not None:
+            step.divergence = F.cross_entropy(logits, labels, reduction="none")
+        extra = torch.zeros_like(step.divergence)
+        if config.top_k_loss_weight:
+            extra = top_k_cross_entropy(target, logits, config.top_k_loss_tokens)
+        out += [step.divergence, step.acceptance, step.correct, step.best, extra]
+    return tuple(out)
 
 
 def feature_loss(states: Tensor, target_hidden: Tensor, mask: Tensor, denominator: Tensor) -> Tensor:
